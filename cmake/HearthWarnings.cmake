@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+# Flags that every target of ours is built with.
+add_library(hearth_flags INTERFACE)
+target_include_directories(hearth_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(hearth_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wcast-align=strict -Wundef
+  -Wno-missing-field-initializers -Werror>
+  # A fused multiply-add happens where the code says so, nowhere else: results may not depend on
+  # what the compiler contracts.
+  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-omit-frame-pointer>)
+if(HEARTH_SANITIZE)
+  target_compile_options(hearth_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${HEARTH_SANITIZE} -fno-sanitize-recover=all>)
+  target_link_options(hearth_flags INTERFACE -fsanitize=${HEARTH_SANITIZE})
+endif()
