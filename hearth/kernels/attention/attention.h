@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal grouped-query attention over the paged KV cache; prefill, chunks and decode are one op.
+#pragma once
+
+#include "hearth/base/result.h"
+#include "hearth/kernels/exec.h"
+#include "hearth/tensor/kv_layout.h"
+#include "hearth/tensor/shape.h"
+#include "hearth/tensor/step_batch.h"
+
+namespace hearth {
+
+// out[t, h] = softmax(scale * q[t, h] . K) V over the keys j <= p that the token at position p sees, kv
+// head h / (heads / kv_heads). With window > 0 only j > p - window.
+//   q    [tokens, heads * head_dim] f32 or bf16 (a column slice of qkv is fine), rotated
+//   out  [tokens, heads * head_dim] as q
+//   kv, layer, batch: K and V of every position below context_len are already written
+// Numerics: scores and softmax in f32. A row is a function of its query and of the keys that it sees
+// alone, bit for bit: chunked, batched and single runs agree.
+// Errors: InvalidArgument for shapes that disagree or a context longer than the block table; Unsupported
+// for a KV format without an implementation.
+struct AttentionArgs {
+  ConstTensorView q;
+  TensorView out;
+  int64_t heads = 0;
+  float scale = 0;
+  int64_t window = 0;
+  int64_t layer = 0;
+  KvView kv;
+  const StepBatch* batch = nullptr;
+};
+
+Status validate(const AttentionArgs& args);
+// Scratch of attention_cpu for steps of up to `max_tokens` tokens and contexts of up to `max_context`.
+int64_t attention_cpu_workspace_bytes(int64_t max_tokens, int64_t heads, int64_t head_dim, int64_t max_context,
+                                      int threads);
+Status attention_ref(const AttentionArgs& args, ExecContext& exec);
+Status attention_cpu(const AttentionArgs& args, ExecContext& exec);
+
+}  // namespace hearth

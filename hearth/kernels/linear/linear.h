@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linear layers: y = x W^T + bias, W in any format that an op exists for. A model looks its ops up once,
+// when it loads (LinearOp), and calls them at every step.
+#pragma once
+
+#include <string_view>
+
+#include "hearth/base/result.h"
+#include "hearth/kernels/exec.h"
+#include "hearth/tensor/weight_format.h"
+
+namespace hearth {
+
+// out = residual + x W^T + bias
+//   x        [m, k] f32 or bf16, the model's activation type
+//   weight   [n, k], weight.bias [n] optional
+//   residual [m, n] as out, optional; may be out itself
+//   out      [m, n] as x, or f32 (logits)
+// Numerics: products and sums in f32; a row of out is a function of the same row of x alone, bit for bit,
+// whatever m is and wherever the row stands.
+// Errors: InvalidArgument for shapes or types that disagree, ResourceExhausted for a workspace smaller
+// than workspace_bytes said.
+struct LinearArgs {
+  ConstTensorView x;
+  const LinearWeight* weight = nullptr;
+  ConstTensorView residual;
+  TensorView out;
+};
+
+// One implementation of the linear layer for one weight format on one backend.
+struct LinearOp {
+  std::string_view name;
+  // Scratch that run() needs for up to m rows with `threads` threads.
+  int64_t (*workspace_bytes)(int64_t m, int64_t n, int64_t k, int threads);
+  Status (*run)(const LinearArgs& args, ExecContext& exec);
+};
+
+Status validate(const LinearArgs& args);
+// Plain formats (f32, f16, bf16 weights).
+Status linear_ref(const LinearArgs& args, ExecContext& exec);
+int64_t linear_cpu_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_cpu(const LinearArgs& args, ExecContext& exec);
+
+}  // namespace hearth

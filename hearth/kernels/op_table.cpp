@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/kernels/op_table.h"
+
+namespace hearth {
+namespace {
+
+constexpr LinearOp kLinearCpu{"linear_cpu", linear_cpu_workspace_bytes, linear_cpu};
+constexpr LinearOp kLinearRef{"linear_ref", [](int64_t, int64_t, int64_t, int) -> int64_t { return 0; }, linear_ref};
+
+bool is_plain_case(const WeightFormat& format, DType activation) {
+  return format.is_plain() && (activation == DType::kF32 || activation == DType::kBf16);
+}
+
+bool is_plain_kv(KvFormatId format) { return format == KvFormatId::kF32 || format == KvFormatId::kBf16; }
+
+constexpr OpTable kCpuOps{
+    .backend = "cpu",
+    .embedding = embedding_cpu,
+    .rmsnorm = rmsnorm_cpu,
+    .rope_table = rope_table_cpu,
+    .rope_kv_write = rope_kv_write_cpu,
+    .attention = attention_cpu,
+    .attention_workspace_bytes = attention_cpu_workspace_bytes,
+    .silu_mul = silu_mul_cpu,
+    .sample = sample_cpu,
+    .sample_workspace_bytes = sample_cpu_workspace_bytes,
+    .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
+      return is_plain_case(format, activation) ? &kLinearCpu : nullptr;
+    },
+    .supports_kv = is_plain_kv,
+};
+
+constexpr OpTable kRefOps{
+    .backend = "ref",
+    .embedding = embedding_ref,
+    .rmsnorm = rmsnorm_ref,
+    .rope_table = rope_table_ref,
+    .rope_kv_write = rope_kv_write_ref,
+    .attention = attention_ref,
+    .attention_workspace_bytes = [](int64_t, int64_t, int64_t, int64_t, int) -> int64_t { return 0; },
+    .silu_mul = silu_mul_ref,
+    .sample = sample_ref,
+    .sample_workspace_bytes = [](int64_t, int) -> int64_t { return 0; },
+    .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
+      return is_plain_case(format, activation) ? &kLinearRef : nullptr;
+    },
+    .supports_kv = is_plain_kv,
+};
+
+}  // namespace
+
+const OpTable& cpu_ops() { return kCpuOps; }
+const OpTable& ref_ops() { return kRefOps; }
+
+}  // namespace hearth

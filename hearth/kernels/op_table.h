@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The op table: the only way from a model to a kernel. A backend has one; a model looks at it when it
+// loads, and an op that is missing fails the load, never a step.
+#pragma once
+
+#include <string_view>
+
+#include "hearth/base/result.h"
+#include "hearth/kernels/attention/attention.h"
+#include "hearth/kernels/embedding/embedding.h"
+#include "hearth/kernels/linear/linear.h"
+#include "hearth/kernels/rmsnorm/rmsnorm.h"
+#include "hearth/kernels/rope/rope.h"
+#include "hearth/kernels/sample/sample.h"
+#include "hearth/kernels/silu_mul/silu_mul.h"
+
+namespace hearth {
+
+struct OpTable {
+  std::string_view backend;
+  Status (*embedding)(const EmbeddingArgs&, ExecContext&) = nullptr;
+  Status (*rmsnorm)(const RmsNormArgs&, ExecContext&) = nullptr;
+  Status (*rope_table)(const RopeTableArgs&, ExecContext&) = nullptr;
+  Status (*rope_kv_write)(const RopeKvWriteArgs&, ExecContext&) = nullptr;
+  Status (*attention)(const AttentionArgs&, ExecContext&) = nullptr;
+  int64_t (*attention_workspace_bytes)(int64_t max_tokens, int64_t heads, int64_t head_dim, int64_t max_context,
+                                       int threads) = nullptr;
+  Status (*silu_mul)(const SiluMulArgs&, ExecContext&) = nullptr;
+  Status (*sample)(const SampleArgs&, ExecContext&) = nullptr;
+  int64_t (*sample_workspace_bytes)(int64_t vocab, int threads) = nullptr;
+  // The op for a weight format and activation type; nullptr where the backend has none.
+  const LinearOp* (*find_linear)(const WeightFormat& format, DType activation) = nullptr;
+  bool (*supports_kv)(KvFormatId format) = nullptr;
+};
+
+// Highway kernels, chosen at run time for the instruction set.
+const OpTable& cpu_ops();
+// The obvious loops that accumulate in double: what every other backend is tested against.
+const OpTable& ref_ops();
+
+}  // namespace hearth

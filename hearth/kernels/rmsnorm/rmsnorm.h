@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// RMSNorm (Zhang and Sennrich, 2019), with an optional residual sum in front of it.
+#pragma once
+
+#include "hearth/base/result.h"
+#include "hearth/kernels/exec.h"
+#include "hearth/tensor/shape.h"
+
+namespace hearth {
+
+// sum = x + residual (only where residual is given; written back to residual)
+// out = sum * rsqrt(mean(sum^2) + eps) * weight, the mean over the last dimension.
+//   x        [rows, hidden] f32 or bf16
+//   residual [rows, hidden] as x, in and out, optional
+//   weight   [hidden] f32 or bf16
+//   out      [rows, hidden] as x; may be x itself
+// Numerics: the sum of squares accumulates in f32 (f64 in _ref); with bf16, sum is rounded to bf16 before
+// it is used, so that the residual stream and the normalised value see the same number.
+// Errors: InvalidArgument for shapes or types that disagree.
+struct RmsNormArgs {
+  ConstTensorView x;
+  TensorView residual;
+  ConstTensorView weight;
+  TensorView out;
+  float eps = 1e-5f;
+};
+
+Status validate(const RmsNormArgs& args);
+Status rmsnorm_ref(const RmsNormArgs& args, ExecContext& exec);
+Status rmsnorm_cpu(const RmsNormArgs& args, ExecContext& exec);
+
+}  // namespace hearth

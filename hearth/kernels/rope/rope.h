@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rotary position embedding (Su et al., 2021) in the rotate-half layout of Hugging Face checkpoints: the
+// pairs are channels (i, i + head_dim / 2). The second op also stores K and V in the paged cache.
+#pragma once
+
+#include <span>
+
+#include "hearth/base/result.h"
+#include "hearth/kernels/exec.h"
+#include "hearth/tensor/kv_layout.h"
+#include "hearth/tensor/shape.h"
+#include "hearth/tensor/step_batch.h"
+
+namespace hearth {
+
+// cos_sin[t, i] = scale * cos(position[t] * inv_freq[i]), cos_sin[t, head_dim / 2 + i] the sine. Computed
+// once per step, read by every layer.
+//   positions [tokens] i32;  inv_freq [head_dim / 2] f32;  cos_sin [tokens, head_dim] f32
+// Numerics: the angle is the f32 product, as the models were trained with; its cosine is exact to f32.
+struct RopeTableArgs {
+  std::span<const int32_t> positions;
+  ConstTensorView inv_freq;
+  float scale = 1.0f;
+  TensorView cos_sin;
+};
+
+// For every token: normalises each head of Q and K (where q_norm and k_norm are given), rotates them, and
+// writes K and V of `layer` to the cache at the token's position.
+//   qkv     [tokens, (heads + 2 kv_heads) * head_dim] f32 or bf16; Q is rewritten in place, K and V are not
+//   cos_sin [tokens, head_dim] f32 from RopeTableArgs
+//   q_norm, k_norm [head_dim] f32 or bf16, optional (Qwen3): RMSNorm per head before the rotation
+//   kv      the pool; batch->block_table must hold a block for every position written
+// Numerics: f32 throughout, one rounding to the type stored.
+// Errors: InvalidArgument for shapes that disagree or a position outside the block table; Unsupported for
+// a KV format without an implementation.
+struct RopeKvWriteArgs {
+  TensorView qkv;
+  ConstTensorView cos_sin;
+  ConstTensorView q_norm;
+  ConstTensorView k_norm;
+  float norm_eps = 1e-6f;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t layer = 0;
+  KvView kv;
+  const StepBatch* batch = nullptr;
+};
+
+Status validate(const RopeTableArgs& args);
+Status validate(const RopeKvWriteArgs& args);
+Status rope_table_ref(const RopeTableArgs& args, ExecContext& exec);
+Status rope_table_cpu(const RopeTableArgs& args, ExecContext& exec);
+Status rope_kv_write_ref(const RopeKvWriteArgs& args, ExecContext& exec);
+Status rope_kv_write_cpu(const RopeKvWriteArgs& args, ExecContext& exec);
+
+}  // namespace hearth

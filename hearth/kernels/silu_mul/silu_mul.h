@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gate of a SwiGLU feed-forward: silu(gate) * up.
+#pragma once
+
+#include "hearth/base/result.h"
+#include "hearth/kernels/exec.h"
+#include "hearth/tensor/shape.h"
+
+namespace hearth {
+
+// out[t, i] = silu(gate_up[t, i]) * gate_up[t, ffn + i], silu(x) = x / (1 + exp(-x)).
+//   gate_up [tokens, 2 ffn] f32 or bf16;  out [tokens, ffn] as gate_up
+// Numerics: f32, one rounding at the end. Errors: InvalidArgument for shapes or types that disagree.
+struct SiluMulArgs {
+  ConstTensorView gate_up;
+  TensorView out;
+};
+
+Status validate(const SiluMulArgs& args);
+Status silu_mul_ref(const SiluMulArgs& args, ExecContext& exec);
+Status silu_mul_cpu(const SiluMulArgs& args, ExecContext& exec);
+
+}  // namespace hearth

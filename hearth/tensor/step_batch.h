@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// StepBatch: what one forward step works on, as every op and every backend sees it. Ragged: the T tokens
+// of the S sequences lie one sequence after the other; prefill, chunk and decode differ only in how many
+// tokens of a sequence are in the step.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace hearth {
+
+struct StepBatch {
+  std::span<const int32_t> tokens;       // [T] token ids
+  std::span<const int32_t> positions;    // [T] position of each token in its sequence
+  std::span<const int32_t> query_start;  // [S + 1] tokens of sequence s are [query_start[s], query_start[s + 1])
+  std::span<const int32_t> context_len;  // [S] tokens of the sequence in the KV cache after this step
+  std::span<const int64_t> block_table;  // [S, block_table_stride] byte offsets of the sequence's KV blocks
+  int64_t block_table_stride = 0;
+  std::span<const int32_t> logit_rows;   // [R] ascending token rows whose logits are wanted
+  std::span<const int32_t> adapter;      // [S] adapter of the sequence, -1 for none; empty: none anywhere
+
+  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t num_sequences() const { return static_cast<int64_t>(context_len.size()); }
+
+  // The query token `i` of sequence s sits at position context_len[s] - query_len(s) + i.
+  int64_t query_len(int64_t s) const { return query_start[s + 1] - query_start[s]; }
+  std::span<const int64_t> blocks(int64_t s) const {
+    return block_table.subspan(static_cast<size_t>(s * block_table_stride), static_cast<size_t>(block_table_stride));
+  }
+};
+
+}  // namespace hearth
