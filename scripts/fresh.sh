@@ -47,7 +47,12 @@ cache=$parent/hearth-fresh-cache
 mkdir -p "$cache/archives/partial"
 base=$(mktemp -d "$parent/hearth-fresh.XXXXXX")
 bare=$base/root
-trap 'rm -rf --one-file-system "$base"' EXIT
+leave() {  # only a root with nothing mounted in it is removed
+    umount --lazy "$bare/proc" "$bare/dev" "$bare/var/cache/apt/archives" 2>/dev/null || true
+    if grep -q " $bare/" /proc/self/mounts; then echo "fresh: $base is still in use and stays" >&2; return; fi
+    rm -rf --one-file-system "$base"
+}
+trap leave EXIT
 say() { echo "fresh: $*"; }
 
 say "debootstrap of $suite"
@@ -89,10 +94,11 @@ environment=$(for pair in "$@"; do printf "%s\n" "$pair"; done)
 
 mount -t proc proc "$bare/proc"
 mount --rbind /dev "$bare/dev"
+mount --make-rslave "$bare/dev"
 mount --bind "$cache/archives" "$bare/var/cache/apt/archives"
 inside() {  # runs a command line in the bare root, in the clone, with nothing of this environment
     echo "$environment" | sed "s/'/'\\\\''/g; s/^\([A-Za-z_]*\)=\(.*\)$/export \1='\2'/" >"$bare/etc/machine-environment"
-    env -i chroot "$bare" /bin/sh -c ". /etc/machine-environment; cd /root/hearth 2>/dev/null || cd /; $1" </dev/null
+    env -i "PATH=$PATH" chroot "$bare" /bin/sh -c ". /etc/machine-environment; cd /root/hearth 2>/dev/null || cd /; $1" </dev/null
 }
 
 say "apt-get install git make"
