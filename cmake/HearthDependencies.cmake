@@ -1,7 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # The libraries that hearth stands on (docs/decisions/0002-dependencies.md). Header-only where offered:
 # the distribution then ships fewer shared objects.
-find_package(Threads REQUIRED)
-find_package(fmt 9 REQUIRED)
-find_package(spdlog 1.10 REQUIRED)
-find_package(GTest REQUIRED)
+option(HEARTH_TESTS "Build tests and benchmarks" ON)
+
+# hearth_find(<package> <Debian package> [version...]): find_package, and where it is missing an error that
+# says what installs it.
+macro(hearth_find package debian)
+  find_package(${package} ${ARGN} QUIET)
+  if(NOT ${package}_FOUND)
+    message(FATAL_ERROR "${package} ${ARGN} was not found. scripts/install.sh installs it (Debian: ${debian}).")
+  endif()
+endmacro()
+
+hearth_find(Threads libc6-dev)
+hearth_find(fmt libfmt-dev 9)
+hearth_find(spdlog libspdlog-dev 1.10)
+if(HEARTH_TESTS)
+  hearth_find(GTest "libgtest-dev libgmock-dev")
+endif()

@@ -5,6 +5,7 @@
 #   A GoogleTest executable, one ctest entry. Tests run in the repository root.
 # hearth_bench(<name> SOURCES ... DEPS ... LIBS ...)
 #   A benchmark executable, not a test.
+# With HEARTH_TESTS=OFF (the distribution) tests and benchmarks do not exist.
 function(hearth_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES;DEPS;PUBLIC_LIBS;PRIVATE_LIBS" ${ARGN})
   if(HEARTH_CUDA)
@@ -25,6 +26,9 @@ function(hearth_library name)
 endfunction()
 
 function(hearth_test name)
+  if(NOT HEARTH_TESTS)
+    return()
+  endif()
   cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;DEPS;LIBS;ARGS" ${ARGN})
   if(NOT ARG_LABEL)
     message(FATAL_ERROR "hearth_test(${name}) needs a LABEL")
@@ -42,6 +46,9 @@ function(hearth_test name)
 endfunction()
 
 function(hearth_bench name)
+  if(NOT HEARTH_TESTS)
+    return()
+  endif()
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LIBS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE hearth_flags ${ARG_LIBS} ${CMAKE_DL_LIBS})
