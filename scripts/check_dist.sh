@@ -93,12 +93,14 @@ start_in "$empty" || { echo "check_dist: does not start in a root with nothing b
 echo "check_dist: starts in a root with nothing but glibc"
 
 if [ -n "${HEARTH_UBUNTU_MIRROR:-}" ] && command -v debootstrap >/dev/null; then
-    # Debian's debootstrap may not know the name `noble`; every Ubuntu goes by the same script. The
-    # release is checked against Ubuntu's keys if this machine has them.
+    # Debian's debootstrap may not know the name `noble`; every Ubuntu goes by the same script.
     ubuntu=$base/ubuntu
     keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg
     check=--keyring=$keyring
-    [ -f "$keyring" ] || check=--no-check-gpg
+    if [ ! -f "$keyring" ]; then
+        echo "check_dist: no $keyring (package ubuntu-keyring): signatures of the Ubuntu root are not checked"
+        check=--no-check-gpg
+    fi
     debootstrap --variant=minbase "$check" noble "$ubuntu" "$HEARTH_UBUNTU_MIRROR" \
         /usr/share/debootstrap/scripts/gutsy >"$base/debootstrap.log" 2>&1 || {
         tail -n 30 "$base/debootstrap.log" >&2

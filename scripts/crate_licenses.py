@@ -32,6 +32,8 @@ for crate in sorted(linked):
              if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"))]
     for text in texts:
         shutil.copyfile(text, folder / text.name)
+    for text in sorted(source.glob("*/COPYING*")):  # of C sources that a crate carries along
+        shutil.copyfile(text, folder / f"{text.name}.{text.parent.name}")
     if not texts:
         if not package["license"]:
             sys.exit(f"crate_licenses: {folder.name} has no licence text and names no licence")

@@ -40,8 +40,8 @@ mkdir -p "$out/licenses/packages" "$out/licenses/crates"
 packages="libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libboost1.81-dev"
 for library in "$out"/lib/*.so*; do
     [ -f "$library" ] || continue
-    file=$(find -L /usr/lib /lib -maxdepth 2 -name "$(basename "$library")" 2>/dev/null | head -n 1)
-    package=$(dpkg-query -S "$(readlink -f "$file")" 2>/dev/null | head -n 1 | cut -d : -f 1 || true)
+    # By name: a package may have recorded /lib for what now lies in /usr/lib.
+    package=$(dpkg-query -S "*/$(basename "$(readlink -f "$library")")" 2>/dev/null | head -n 1 | cut -d : -f 1 || true)
     if [ -n "$package" ]; then
         packages="$packages $package"
     else
@@ -55,11 +55,11 @@ for package in $packages; do
 done
 if [ -n "${HEARTH_CRATE_LICENSES:-}" ]; then
     cp -R "$HEARTH_CRATE_LICENSES/." "$out/licenses/crates/"
-elif [ -n "$cargo" ] && [ -f text-bridge/Cargo.toml ]; then
+elif [ -n "$cargo" ]; then
     "$cargo" metadata --format-version 1 --locked --offline --manifest-path text-bridge/Cargo.toml \
         --filter-platform x86_64-unknown-linux-gnu | python3 scripts/crate_licenses.py "$out/licenses/crates"
 else
-    echo "dist: no cargo here and HEARTH_CRATE_LICENSES is not set: the crates' licence texts are missing" >&2
+    echo "dist: no cargo and HEARTH_CRATE_LICENSES is not set: the crates' licence texts are missing" >&2
 fi
 
 # ---- pack --------------------------------------------------------------------------------------
