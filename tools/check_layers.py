@@ -196,7 +196,7 @@ def check_includes(root, path, text, layers, cmake, findings):
         other = target.split("/")[1]
         if other not in allowed:
             findings.fail(where, f"{library} includes {target}; layers.toml gives it {layers[library]['deps']}")
-        elif other not in named and not is_test:
+        elif library in cmake and other not in named and not is_test:
             findings.fail(where, f"{library} includes {target}, and its DEPS in CMake do not reach {other}")
 
 
@@ -236,6 +236,10 @@ def check_tree(root):
     layers = read_layers(root, findings)
     cmake = read_cmake(root, files, findings)
     check_cmake(layers, cmake, findings)
+    folders = {path.relative_to(root).parts[1] for path in files
+               if path.suffix in (".cpp", ".cu") and path.relative_to(root).parts[0] == "hearth"}
+    for folder in sorted(folders & set(layers) - set(cmake)):
+        findings.fail(f"hearth/{folder}", "has code, and no hearth_library() in a CMakeLists.txt builds it")
     for path in files:
         check_foreign(root, path, findings)
         if path.suffix in CODE:

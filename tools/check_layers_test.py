@@ -105,6 +105,12 @@ class Planted(Tree):
     def test_dependency_on_nothing(self):
         self.expect("hearth/text/CMakeLists.txt", "hearth_library(text SOURCES x.cpp DEPS bsae)\n", "bsae")
 
+    def test_library_that_cmake_does_not_build(self):
+        (self.root / "hearth/memory/CMakeLists.txt").write_text("# nothing\n", encoding="utf-8")
+        self.write("hearth/kernels/CMakeLists.txt", "hearth_library(kernels SOURCES k.cpp)\n")
+        self.write("hearth/kernels/k.cpp", SPDX)
+        self.expect("hearth/memory/m.cpp", SPDX, "hearth/memory: has code")
+
     def test_library_that_is_not_listed(self):
         self.expect("hearth/new/n.cpp", SPDX, "new in hearth/")
 
