@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <span>
 #include <string>
+#include <type_traits>
 
 #include "hearth/base/check.h"
 #include "hearth/tensor/dtype.h"
@@ -60,8 +61,9 @@ struct BasicTensorView {
   BasicTensorView(Void* d, DType t, Shape s) : data(d), dtype(t), shape(s), row_stride(s.back()) {}
   BasicTensorView(Void* d, DType t, Shape s, int64_t stride) : data(d), dtype(t), shape(s), row_stride(stride) {}
   // A mutable view serves where a const one is wanted.
-  BasicTensorView(const BasicTensorView<void>& other)
-    requires(!std::is_same_v<Void, void>)
+  template <class Other>
+    requires(std::is_const_v<Void> && !std::is_const_v<Other>)
+  BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT: implicit by design
       : data(other.data), dtype(other.dtype), shape(other.shape), row_stride(other.row_stride) {}
 
   int64_t cols() const { return shape.back(); }
