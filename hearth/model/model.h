@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Model: configuration, weights and ops of one model on one backend, and its forward step.
+//   I1. A Model is immutable after load; any number of step loops may use it, each with its own
+//       ForwardBuffers. Requests hold it by shared_ptr to their last byte.
+//   I2. A step allocates nothing: all memory is in ForwardBuffers, planned at creation.
+//   I3. A row of logits depends on its own sequence alone, bit for bit: batched, chunked and single runs
+//       agree.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "hearth/base/result.h"
+#include "hearth/base/thread_pool.h"
+#include "hearth/checkpoint/checkpoint.h"
+#include "hearth/comm/comm.h"
+#include "hearth/kernels/op_table.h"
+#include "hearth/model/config.h"
+#include "hearth/model/weights.h"
+#include "hearth/tensor/kv_layout.h"
+#include "hearth/tensor/step_batch.h"
+
+namespace hearth {
+
+struct ModelOptions {
+  DType activation = DType::kF32;  // kF32 or kBf16: the type of activations between ops
+  Shard shard;
+  LoadProgress progress;
+};
+
+class Model {
+ public:
+  // Loads config and weights and looks up every op. `pool` serves the loading only.
+  static Result<std::shared_ptr<const Model>> load(const Checkpoint& checkpoint, const OpTable& ops,
+                                                   const ModelOptions& options, ThreadPool& pool);
+
+  // A model of `config` with seeded random weights of plausible scale, for benchmarks and tests.
+  static Result<std::shared_ptr<const Model>> dummy(const ModelConfig& config, const OpTable& ops,
+                                                    const ModelOptions& options, DType weight_dtype, uint64_t seed,
+                                                    ThreadPool& pool);
+
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+  const OpTable& ops() const { return *ops_; }
+  DType activation() const { return activation_; }
+  const Shard& shard() const { return shard_; }
+  // Heads on this rank.
+  int64_t local_heads() const { return config_.heads / shard_.size; }
+  int64_t local_kv_heads() const { return config_.kv_heads / shard_.size; }
+
+  // The op of every linear, looked up at load.
+  struct LinearOps {
+    const LinearOp* qkv = nullptr;
+    const LinearOp* o = nullptr;
+    const LinearOp* gate_up = nullptr;
+    const LinearOp* down = nullptr;
+  };
+  const LinearOps& layer_ops(int64_t layer) const { return layer_ops_[static_cast<size_t>(layer)]; }
+  const LinearOp& lm_head_op() const { return *lm_head_op_; }
+
+ private:
+  Model() = default;
+  static Result<std::shared_ptr<const Model>> bind(const ModelConfig& config, WeightSource& source, const OpTable& ops,
+                                                   const ModelOptions& options, ThreadPool& pool);
+  // Looks up all ops for the bound weights; Unsupported names the weight and format without one.
+  Status bind_ops();
+
+  ModelConfig config_;
+  ModelWeights weights_;
+  const OpTable* ops_ = nullptr;
+  DType activation_ = DType::kF32;
+  Shard shard_;
+  std::vector<LinearOps> layer_ops_;
+  const LinearOp* lm_head_op_ = nullptr;
+};
+
+// The largest step that buffers are planned for.
+struct StepLimits {
+  int64_t max_tokens = 512;      // tokens of a step
+  int64_t max_logit_rows = 512;  // rows of logits of a step
+  int64_t max_context = 0;       // tokens of a sequence; 0: the model's max_positions
+};
+
+// Memory of one step loop. One owner; a step uses all of it.
+class ForwardBuffers {
+ public:
+  static Result<ForwardBuffers> create(const Model& model, const StepLimits& limits, ThreadPool& pool);
+
+  const StepLimits& limits() const { return limits_; }
+  ExecContext& exec() { return exec_; }
+  int64_t size_bytes() const { return memory_.size_bytes(); }
+
+ private:
+  friend Result<ConstTensorView> forward(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&);
+  ForwardBuffers() = default;
+
+  StepLimits limits_;
+  HostBuffer memory_;
+  ExecContext exec_;
+  void* hidden_ = nullptr;    // [max_tokens, hidden] the residual stream
+  void* normed_ = nullptr;    // [max_tokens, hidden]
+  void* qkv_ = nullptr;       // [max_tokens, (heads + 2 kv_heads) head_dim]
+  void* attention_ = nullptr; // [max_tokens, heads head_dim]
+  void* gate_up_ = nullptr;   // [max_tokens, 2 ffn]
+  void* ffn_ = nullptr;       // [max_tokens, ffn]
+  void* cos_sin_ = nullptr;   // [max_tokens, head_dim] f32
+  void* logits_ = nullptr;    // [max_logit_rows, vocab] f32
+};
+
+// One step: runs the batch's tokens through the model, writes their K and V, and returns the logits
+// [R, vocab] f32 of batch.logit_rows, in the buffers' memory until the next step.
+// Errors: InvalidArgument where the batch contradicts itself, the limits or the KV layout.
+Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, const KvView& kv, Comm& comm,
+                                ForwardBuffers& buffers);
+
+}  // namespace hearth

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runner: drives a model over a few sequences with a KV pool of its own, for commands that work on known
+// text: generate, chat, eval. The engine replaces it where requests come and go.
+//   I1. Slots are independent; a slot's context only grows until it is cut.
+//   I2. The pool holds max_context tokens for every slot from the start; slots' blocks interleave in it.
+// One owning thread.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "hearth/base/result.h"
+#include "hearth/model/model.h"
+
+namespace hearth {
+
+struct RunnerOptions {
+  int64_t max_sequences = 1;
+  int64_t max_context = 0;      // tokens per sequence; 0: the model's max_positions
+  int64_t chunk_tokens = 512;   // tokens of a step; longer feeds are split into several steps
+  int64_t max_logit_rows = 512; // rows of logits of a step
+  int64_t block_tokens = 16;    // tokens of a KV block
+  KvFormatId kv_format = KvFormatId::kF32;
+};
+
+// Tokens that go to one slot in a step.
+struct SlotTokens {
+  int64_t slot = 0;
+  std::span<const int32_t> tokens;
+  bool all_logits = false;  // logits of every token; else of the last one only
+};
+
+class Runner {
+ public:
+  // ResourceExhausted where weights fit but the KV pool does not: the message says how many bytes a
+  // context of how many tokens costs.
+  static Result<Runner> create(std::shared_ptr<const Model> model, const RunnerOptions& options, ThreadPool& pool);
+
+  const Model& model() const { return *model_; }
+  int64_t max_context() const { return options_.max_context; }
+  int64_t context(int64_t slot) const { return context_len_[static_cast<size_t>(slot)]; }
+
+  // Forgets the slot's tokens from `length` on. REQUIRES: 0 <= length <= context(slot).
+  void cut(int64_t slot, int64_t length);
+
+  // One step. Returns logits [rows, vocab] f32, rows in the order of `feeds`, valid until the next call.
+  // InvalidArgument for a context over max_context, or more tokens than chunk_tokens or rows than
+  // max_logit_rows; on an error no slot has changed.
+  Result<ConstTensorView> step(std::span<const SlotTokens> feeds);
+
+  // Feeds all tokens to a slot, in chunks, and returns the logits [1, vocab] of the last one.
+  // InvalidArgument for no tokens.
+  Result<ConstTensorView> feed(int64_t slot, std::span<const int32_t> tokens);
+
+  ExecContext& exec() { return buffers_.exec(); }
+
+ private:
+  Runner(std::shared_ptr<const Model> model, ForwardBuffers buffers) : model_(std::move(model)), buffers_(std::move(buffers)) {}
+
+  std::shared_ptr<const Model> model_;
+  RunnerOptions options_;
+  ForwardBuffers buffers_;
+  HostBuffer pool_memory_;
+  KvView kv_;
+  SingleRank comm_;
+  int64_t blocks_per_slot_ = 0;
+  std::vector<int32_t> context_len_;  // [slots]
+  // The arrays that a StepBatch points into.
+  std::vector<int32_t> tokens_, positions_, query_start_, step_context_, logit_rows_;
+  std::vector<int64_t> block_table_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weights of a model, bound from a checkpoint into one piece of our own memory.
+//   I1. Q, K and V of a layer are one linear [(heads + 2 kv_heads) head_dim, hidden], gate and up are one
+//       [2 ffn, hidden]: rows one part after the other.
+//   I2. Norm weights and biases are f32; linear weights keep the checkpoint's values (f32, f16, bf16) or
+//       are bf16 where the model computes in bf16.
+//   I3. Immutable after load: any number of threads may read.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "hearth/base/result.h"
+#include "hearth/base/thread_pool.h"
+#include "hearth/memory/host_buffer.h"
+#include "hearth/model/config.h"
+#include "hearth/model/weight_source.h"
+#include "hearth/tensor/weight_format.h"
+
+namespace hearth {
+
+// The part of a weight that a rank holds: heads and ffn channels are split evenly over `size` ranks; the
+// embedding, the norms and lm_head are on every rank. `expert` is the place of this weight among the
+// experts of a mixture layer.
+struct Shard {
+  int rank = 0;
+  int size = 1;
+  std::optional<int64_t> expert;
+};
+
+// y = down(silu(gate x) * (up x)).
+struct DenseFfn {
+  LinearWeight gate_up;
+  LinearWeight down;
+};
+
+// A layer's feed-forward part. Mixtures of experts join here.
+using Ffn = std::variant<DenseFfn>;
+
+struct LayerWeights {
+  ConstTensorView input_norm;           // [hidden]
+  LinearWeight qkv;
+  ConstTensorView q_norm, k_norm;       // [head_dim], optional
+  LinearWeight o;
+  ConstTensorView post_attention_norm;  // [hidden]
+  Ffn ffn;
+};
+
+struct ModelWeights {
+  ConstTensorView embedding;   // [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  ConstTensorView final_norm;  // [hidden]
+  LinearWeight lm_head;        // [vocab, hidden]; the embedding's memory where tied
+  ConstTensorView inv_freq;    // [head_dim / 2] f32
+  HostBuffer memory;
+
+  // Bytes that a decode step reads: every linear and norm once; of an untied embedding nothing to speak of.
+  int64_t bytes_per_token() const;
+};
+
+// Called as bytes arrive, from the loading thread.
+using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
+
+// Reads the shard of every weight that the architecture needs, on all threads of the pool.
+// `activation` kBf16 turns f32 and f16 linear weights into bf16; kF32 keeps them.
+// Errors: NotFound for a missing tensor, InvalidArgument for a wrong shape or a shard that does not
+// divide the heads, Unsupported for a dtype, ResourceExhausted for too little memory.
+Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation,
+                                  const Shard& shard, ThreadPool& pool, const LoadProgress& progress);
+
+}  // namespace hearth
