@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/model/model.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <barrier>
+#include <cstring>
+#include <thread>
+
+#include "hearth/model/architecture.h"
+#include "hearth/model/golden_for_test.h"
+
+namespace hearth {
+namespace {
+
+// Two ranks in two threads. Sums in rank order, so both get the same bits.
+class ThreadComm final : public Comm {
+ public:
+  struct Shared {
+    explicit Shared(int size) : barrier(size), data(static_cast<size_t>(size)) {}
+    std::barrier<> barrier;
+    std::vector<TensorView> data;
+  };
+  ThreadComm(Shared& shared, int rank) : shared_(shared), rank_(rank) {}
+  int rank() const override { return rank_; }
+  int size() const override { return static_cast<int>(shared_.data.size()); }
+  Status all_reduce_sum(TensorView data) override {
+    shared_.data[static_cast<size_t>(rank_)] = data;
+    shared_.barrier.arrive_and_wait();
+    std::vector<float> sum(static_cast<size_t>(data.shape.count()));
+    for (const TensorView& part : shared_.data)
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<const float*>(part.data)[i];
+    shared_.barrier.arrive_and_wait();
+    std::memcpy(data.data, sum.data(), sum.size() * sizeof(float));
+    return {};
+  }
+  Status all_gather(ConstTensorView, TensorView) override { return internal_error("not called"); }
+  Status broadcast(TensorView, int) override { return internal_error("not called"); }
+
+ private:
+  Shared& shared_;
+  const int rank_;
+};
+
+// Splitting a model over two ranks gives the logits of one rank, up to the order of the sums.
+TEST(Model, TwoShardsAddUpToTheWhole) {
+  for (const char* fixture : {"llama_bias", "qwen3"}) {
+    SCOPED_TRACE(fixture);
+    const std::filesystem::path dir = std::filesystem::path("tests/fixtures") / fixture;
+    const auto golden = testing::read_golden(dir).back();
+    ThreadComm::Shared shared(2);
+    std::vector<testing::Rows> results(2);
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < 2; ++rank) {
+      ranks.emplace_back([&, rank] {
+        ThreadPool pool(1);
+        const auto model = testing::load_model(dir, pool, {.shard = {.rank = rank, .size = 2}});
+        const int64_t tokens = static_cast<int64_t>(golden.ids.size());
+        auto buffers = ForwardBuffers::create(*model, {.max_tokens = tokens, .max_logit_rows = tokens, .max_context = tokens}, pool);
+        const auto& c = model->config();
+        KvView kv;
+        kv.layout = *KvLayout::make(KvFormatId::kF32, c.layers, model->local_kv_heads(), c.head_dim, tokens);
+        auto memory = HostBuffer::allocate(kv.layout.block_bytes());
+        kv.base = memory->data();
+        std::vector<int32_t> rows(golden.ids.size());
+        for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
+        const int32_t starts[] = {0, static_cast<int32_t>(tokens)}, context[] = {static_cast<int32_t>(tokens)};
+        const int64_t blocks[] = {0};
+        const StepBatch batch{.tokens = golden.ids, .positions = rows, .query_start = starts, .context_len = context,
+                              .block_table = blocks, .block_table_stride = 1, .logit_rows = rows};
+        ThreadComm comm(shared, rank);
+        const auto logits = forward(*model, batch, kv, comm, *buffers);
+        HEARTH_CHECK(logits.has_value(), "{}", logits.error().message);
+        results[static_cast<size_t>(rank)] = testing::copy_rows(*logits);
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+    EXPECT_EQ(results[0], results[1]);
+    for (const auto& [position, wanted] : golden.logits)
+      for (size_t v = 0; v < wanted.size(); ++v) EXPECT_NEAR(results[0][static_cast<size_t>(position)][v], wanted[v], 1e-4);
+  }
+}
+
+ModelConfig tiny_config() {
+  ModelConfig c;
+  c.architecture = find_architecture("LlamaForCausalLM");
+  c.vocab_size = 50;
+  c.hidden_size = 32;
+  c.intermediate_size = 48;
+  c.layers = 2;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 8;
+  c.max_positions = 64;
+  c.windows = {0, 0};
+  return c;
+}
+
+TEST(Model, DummyWeightsDependOnTheSeedAlone) {
+  ThreadPool one(1), three(3);
+  const auto bytes = [](const Model& m) { return std::vector<std::byte>(m.weights().memory.bytes().begin(), m.weights().memory.bytes().end()); };
+  const auto a = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 1, one);
+  const auto b = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 1, three);
+  const auto c = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 2, one);
+  ASSERT_TRUE(a && b && c);
+  const auto& la = (*a)->weights().layers[1].qkv.codes;
+  const auto& lb = (*b)->weights().layers[1].qkv.codes;
+  const auto& lc = (*c)->weights().layers[1].qkv.codes;
+  EXPECT_EQ(std::memcmp(la.data, lb.data, static_cast<size_t>(la.size_bytes())), 0);
+  EXPECT_NE(std::memcmp(la.data, lc.data, static_cast<size_t>(la.size_bytes())), 0);
+  EXPECT_EQ(bytes(**a).size(), bytes(**b).size());
+}
+
+TEST(Model, LoadNamesWhatTheCheckpointLacks) {
+  ThreadPool pool(1);
+  auto checkpoint = Checkpoint::open("tests/fixtures/qwen3");
+  ASSERT_TRUE(checkpoint);
+  const auto wrong_shard = Model::load(*checkpoint, cpu_ops(), {.shard = {.rank = 0, .size = 64}}, pool);
+  ASSERT_FALSE(wrong_shard);
+  EXPECT_NE(wrong_shard.error().message.find("64 ranks do not divide"), std::string::npos) << wrong_shard.error().message;
+  const auto wrong_type = Model::load(*checkpoint, cpu_ops(), {.activation = DType::kF16}, pool);
+  EXPECT_EQ(wrong_type.error().code, ErrorCode::kInvalidArgument);
+
+  OpTable without = cpu_ops();
+  without.find_linear = [](const WeightFormat&, DType) -> const LinearOp* { return nullptr; };
+  const auto no_op = Model::load(*checkpoint, without, {}, pool);
+  ASSERT_FALSE(no_op);
+  EXPECT_EQ(no_op.error().code, ErrorCode::kUnsupported);
+  EXPECT_NE(no_op.error().message.find("layer 0 qkv_proj: the cpu backend has no linear op for bf16 weights and f32 activations"),
+            std::string::npos) << no_op.error().message;
+}
+
+TEST(Runner, RefusesWhatDoesNotFitAndStaysUsable) {
+  ThreadPool pool(1);
+  auto model = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kF32, 1, pool);
+  ASSERT_TRUE(model);
+  auto runner = Runner::create(*model, {.max_context = 10, .chunk_tokens = 4}, pool);
+  ASSERT_TRUE(runner);
+  const std::vector<int32_t> ids(11, 3);
+  const auto too_long = runner->feed(0, ids);
+  ASSERT_FALSE(too_long);
+  EXPECT_EQ(too_long.error().message, "context of 11 tokens exceeds the maximum of 10");
+  EXPECT_EQ(runner->context(0), 0);
+  const std::vector<int32_t> outside{3, 50};
+  EXPECT_EQ(runner->feed(0, outside).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(runner->context(0), 0);
+  ASSERT_TRUE(runner->feed(0, std::span(ids).first(10)));
+  EXPECT_EQ(runner->context(0), 10);
+}
+
+TEST(Runner, CutForgets) {
+  ThreadPool pool(1);
+  auto model = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kF32, 1, pool);
+  auto runner = Runner::create(*model, {.block_tokens = 4}, pool);
+  const std::vector<int32_t> a{1, 2, 3, 4, 5, 6}, b{1, 2, 3, 9, 9, 9};
+  const testing::Rows wanted = testing::copy_rows(*runner->feed(0, a));
+  runner->cut(0, 0);
+  ASSERT_TRUE(runner->feed(0, b));
+  runner->cut(0, 3);
+  EXPECT_EQ(testing::copy_rows(*runner->feed(0, std::span<const int32_t>(a).subspan(3))), wanted);
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where weights come from: a checkpoint, or a seeded random generator that gives any architecture
+// weights of plausible scale, so that it can be measured without its files.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "hearth/base/result.h"
+#include "hearth/checkpoint/checkpoint.h"
+#include "hearth/model/config.h"
+
+namespace hearth {
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // The tensor of that name, or null. `wanted` is the shape that the caller will insist on.
+  virtual const TensorEntry* find(const std::string& name, const Shape& wanted) = 0;
+  // Bytes [begin, begin + dst.size()) of a tensor that find() returned. Thread-safe.
+  virtual Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const = 0;
+  // For messages.
+  virtual std::string name() const = 0;
+};
+
+class CheckpointSource final : public WeightSource {
+ public:
+  // REQUIRES: `checkpoint` outlives this.
+  explicit CheckpointSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  const TensorEntry* find(const std::string& name, const Shape&) override { return checkpoint_.find(name); }
+  Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const override {
+    return checkpoint_.read_part(entry, begin, dst);
+  }
+  std::string name() const override { return checkpoint_.dir().string(); }
+
+ private:
+  const Checkpoint& checkpoint_;
+};
+
+// Linear weights uniform with a standard deviation of 0.02, as transformers are initialised; norm weights 1.
+// An element depends on (seed, tensor name, index) alone.
+class DummySource final : public WeightSource {
+ public:
+  // dtype is f32, f16 or bf16: the type of linear weights.
+  DummySource(const ModelConfig& config, DType dtype, uint64_t seed)
+      : tied_(config.tie_word_embeddings), dtype_(dtype), seed_(seed) {}
+  const TensorEntry* find(const std::string& name, const Shape& wanted) override;
+  // REQUIRES: begin and dst are whole elements.
+  Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const override;
+  std::string name() const override { return "dummy weights"; }
+
+ private:
+  const bool tied_;
+  const DType dtype_;
+  const uint64_t seed_;
+  std::map<std::string, TensorEntry> entries_;
+};
+
+}  // namespace hearth

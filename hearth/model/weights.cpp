@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+// Binding is done twice over the same code: a first pass adds up the bytes, the second reads into them.
+#include "hearth/model/weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "hearth/base/log.h"
+#include "hearth/checkpoint/convert.h"
+#include "hearth/model/rope_frequencies.h"
+
+namespace hearth {
+namespace {
+
+// One checkpoint tensor's contribution to a bound weight: rows [row_begin, row_begin + rows) and columns
+// [col_begin, col_begin + cols) of it, one part below the other.
+struct Part {
+  const TensorEntry* entry = nullptr;
+  int64_t row_begin = 0, rows = 0;
+  int64_t col_begin = 0, cols = 0;
+};
+
+bool is_float(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBf16; }
+
+// The type that holds all parts exactly.
+DType widest(std::span<const Part> parts) {
+  const DType first = parts.front().entry->dtype;
+  for (const Part& part : parts)
+    if (part.entry->dtype != first) return DType::kF32;
+  return first;
+}
+
+class Binder {
+ public:
+  Binder(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard, ThreadPool& pool,
+         const LoadProgress& progress)
+      : source_(source), config_(config), activation_(activation), shard_(shard), pool_(pool), progress_(progress) {}
+
+  // The first pass: where everything goes, and how much it is.
+  Status plan(ModelWeights& weights) {
+    base_ = nullptr;
+    return bind_all(weights);
+  }
+  int64_t planned_bytes() const { return used_; }
+  // The second pass. REQUIRES: `memory` holds planned_bytes().
+  Status read(ModelWeights& weights, std::byte* memory) {
+    total_ = source_bytes_;
+    base_ = memory;
+    used_ = source_bytes_ = 0;
+    return bind_all(weights);
+  }
+
+ private:
+  Status bind_all(ModelWeights& w) {
+    const ModelConfig& c = config_;
+    HEARTH_TRY(check_shard());
+    const Shape vocab_shape{c.vocab_size, c.hidden_size};
+    const bool has_embedding = source_.find("model.embed_tokens.weight", vocab_shape) != nullptr;
+    const TensorEntry* lm_head = source_.find("lm_head.weight", vocab_shape);
+    // A tied file may hold either of the two.
+    const char* embedding_name = !has_embedding && c.tie_word_embeddings && lm_head ? "lm_head.weight" : "model.embed_tokens.weight";
+    HEARTH_TRY_ASSIGN(const Part embedding, whole(embedding_name, c.vocab_size, c.hidden_size));
+    HEARTH_TRY_ASSIGN(w.embedding, matrix({&embedding, 1}));
+
+    w.layers.resize(static_cast<size_t>(c.layers));
+    for (int64_t i = 0; i < c.layers; ++i)
+      HEARTH_TRY(bind_layer(fmt::format("model.layers.{}.", i), w.layers[static_cast<size_t>(i)]));
+
+    HEARTH_TRY_ASSIGN(w.final_norm, vector("model.norm.weight", c.hidden_size));
+    HEARTH_TRY(bind_lm_head(lm_head, w));
+    w.inv_freq = inverse_frequencies();
+    return {};
+  }
+
+  Status bind_lm_head(const TensorEntry* entry, ModelWeights& w) {
+    const ModelConfig& c = config_;
+    w.lm_head = {.format = WeightFormat::plain(w.embedding.dtype), .n = c.vocab_size, .k = c.hidden_size, .codes = w.embedding};
+    if (c.tie_word_embeddings) {
+      const TensorEntry* embedding = source_.find("model.embed_tokens.weight", w.embedding.shape);
+      if (!entry || !embedding) return {};
+      // Some files carry both. If they differ, the head was trained apart, whatever config.json says.
+      HEARTH_TRY_ASSIGN(const bool same, same_bytes(*entry, *embedding));
+      if (same) return {};
+      if (base_) spdlog::warn("tie_word_embeddings is true, but lm_head.weight differs from the embedding: using lm_head.weight");
+    }
+    HEARTH_TRY_ASSIGN(const Part part, whole("lm_head.weight", c.vocab_size, c.hidden_size));
+    HEARTH_TRY_ASSIGN(w.lm_head, linear({&part, 1}, {}));
+    return {};
+  }
+
+  Status bind_layer(const std::string& prefix, LayerWeights& layer) {
+    const ModelConfig& c = config_;
+    const int64_t q_rows = c.heads * c.head_dim / shard_.size, kv_rows = c.kv_heads * c.head_dim / shard_.size;
+    const int64_t ffn = c.intermediate_size / shard_.size;
+    HEARTH_TRY_ASSIGN(layer.input_norm, vector(prefix + "input_layernorm.weight", c.hidden_size));
+    HEARTH_TRY_ASSIGN(layer.post_attention_norm, vector(prefix + "post_attention_layernorm.weight", c.hidden_size));
+    if (c.qk_norm) {
+      HEARTH_TRY_ASSIGN(layer.q_norm, vector(prefix + "self_attn.q_norm.weight", c.head_dim));
+      HEARTH_TRY_ASSIGN(layer.k_norm, vector(prefix + "self_attn.k_norm.weight", c.head_dim));
+    }
+    const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+    const Slice qkv[] = {{attention + "q_proj", q_rows}, {attention + "k_proj", kv_rows}, {attention + "v_proj", kv_rows}};
+    HEARTH_TRY_ASSIGN(layer.qkv, column_parallel(qkv, c.qkv_bias));
+    HEARTH_TRY_ASSIGN(layer.o, row_parallel(attention + "o_proj", q_rows, c.o_bias));
+    const Slice gate_up[] = {{mlp + "gate_proj", ffn}, {mlp + "up_proj", ffn}};
+    DenseFfn dense;
+    HEARTH_TRY_ASSIGN(dense.gate_up, column_parallel(gate_up, c.mlp_bias));
+    HEARTH_TRY_ASSIGN(dense.down, row_parallel(mlp + "down_proj", ffn, c.mlp_bias));
+    layer.ffn = std::move(dense);
+    return {};
+  }
+
+  struct Slice {
+    std::string name;  // without ".weight"
+    int64_t rows;      // on this rank
+  };
+
+  // Output rows are split over the ranks.
+  Result<LinearWeight> column_parallel(std::span<const Slice> slices, bool with_bias) {
+    std::vector<Part> weights, biases;
+    for (const Slice& slice : slices) {
+      const int64_t begin = slice.rows * shard_.rank, all = slice.rows * shard_.size;
+      HEARTH_TRY_ASSIGN(const TensorEntry* entry, find(slice.name + ".weight", Shape{all, config_.hidden_size}));
+      weights.push_back({entry, begin, slice.rows, 0, config_.hidden_size});
+      if (!with_bias) continue;
+      HEARTH_TRY_ASSIGN(const TensorEntry* bias, find(slice.name + ".bias", Shape{all}));
+      biases.push_back({bias, 0, 1, begin, slice.rows});
+    }
+    return linear(weights, biases);
+  }
+
+  // Input columns are split over the ranks; the bias is rank 0's alone, since the ranks' results add up.
+  Result<LinearWeight> row_parallel(const std::string& name, int64_t cols, bool with_bias) {
+    HEARTH_TRY_ASSIGN(const TensorEntry* entry, find(name + ".weight", Shape{config_.hidden_size, cols * shard_.size}));
+    const Part weight{entry, 0, config_.hidden_size, cols * shard_.rank, cols};
+    std::vector<Part> biases;
+    if (with_bias) {
+      HEARTH_TRY_ASSIGN(const TensorEntry* bias, find(name + ".bias", Shape{config_.hidden_size}));
+      if (shard_.rank == 0) biases.push_back({bias, 0, 1, 0, config_.hidden_size});
+    }
+    return linear({&weight, 1}, biases);
+  }
+
+  Result<LinearWeight> linear(std::span<const Part> weights, std::span<const Part> biases) {
+    LinearWeight out;
+    HEARTH_TRY_ASSIGN(out.codes, matrix(weights));
+    out.format = WeightFormat::plain(out.codes.dtype);
+    out.n = out.codes.shape[0];
+    out.k = out.codes.shape[1];
+    if (!biases.empty()) {
+      int64_t count = 0;
+      for (const Part& part : biases) count += part.cols;
+      HEARTH_TRY_ASSIGN(out.bias, place(biases, DType::kF32, Shape{count}));
+    }
+    return out;
+  }
+
+  // Parts below each other, in the type that linear weights have.
+  Result<ConstTensorView> matrix(std::span<const Part> parts) {
+    int64_t rows = 0;
+    for (const Part& part : parts) rows += part.rows;
+    return place(parts, activation_ == DType::kBf16 ? DType::kBf16 : widest(parts), Shape{rows, parts.front().cols});
+  }
+
+  Result<ConstTensorView> vector(const std::string& name, int64_t size) {
+    HEARTH_TRY_ASSIGN(const TensorEntry* entry, find(name, Shape{size}));
+    const Part part{entry, 0, 1, 0, size};
+    return place({&part, 1}, DType::kF32, Shape{size});
+  }
+
+  Result<Part> whole(const std::string& name, int64_t rows, int64_t cols) {
+    HEARTH_TRY_ASSIGN(const TensorEntry* entry, find(name, Shape{rows, cols}));
+    return Part{entry, 0, rows, 0, cols};
+  }
+
+  Result<const TensorEntry*> find(const std::string& name, const Shape& shape) {
+    const TensorEntry* entry = source_.find(name, shape);
+    if (!entry)
+      return not_found("tensor '{}' {} is missing from {}", name, to_string(shape), source_.name());
+    if (entry->shape != shape)
+      return invalid_argument("tensor '{}' is {}; config.json wants {}", name, to_string(entry->shape), to_string(shape));
+    if (!is_float(entry->dtype))
+      return unsupported("tensor '{}' is {}; hearth reads f32, f16 and bf16", name, dtype_name(entry->dtype));
+    return entry;
+  }
+
+  // Takes memory for the parts, and in the second pass fills it.
+  Result<ConstTensorView> place(std::span<const Part> parts, DType dtype, const Shape& shape) {
+    const int64_t at = take(dtype_bytes(dtype, shape.count()));
+    for (const Part& part : parts) source_bytes_ += dtype_bytes(part.entry->dtype, part.rows * part.cols);
+    if (!base_) return ConstTensorView(nullptr, dtype, shape);
+    int64_t offset = at;
+    for (const Part& part : parts) {
+      const int64_t bytes = dtype_bytes(dtype, part.rows * part.cols);
+      HEARTH_TRY(read_part(part, dtype, {base_ + offset, static_cast<size_t>(bytes)}));
+      offset += bytes;
+    }
+    return ConstTensorView(base_ + at, dtype, shape);
+  }
+
+  int64_t take(int64_t bytes) {
+    const int64_t at = used_;
+    used_ += (bytes + 63) / 64 * 64;
+    return at;
+  }
+
+  ConstTensorView inverse_frequencies() {
+    const std::vector<float> values = rope_inv_freq(config_);
+    const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(float));
+    const int64_t at = take(bytes);
+    const Shape shape{static_cast<int64_t>(values.size())};
+    if (!base_) return {nullptr, DType::kF32, shape};
+    std::memcpy(base_ + at, values.data(), static_cast<size_t>(bytes));
+    return {base_ + at, DType::kF32, shape};
+  }
+
+  // Reads one part, its rows spread over the pool's threads.
+  Status read_part(const Part& part, DType dtype, std::span<std::byte> dst) {
+    const TensorEntry& entry = *part.entry;
+    const bool whole_rows = part.cols == entry.shape.back();
+    const int64_t row_bytes = dtype_bytes(entry.dtype, part.cols), dst_row_bytes = dtype_bytes(dtype, part.cols);
+    // A call reads whole rows of about a megabyte, or one row of a column slice.
+    const int64_t rows_at_once = whole_rows ? std::max<int64_t>(1, (int64_t{1} << 20) / std::max<int64_t>(1, row_bytes)) : 1;
+    std::vector<Status> failures(static_cast<size_t>(pool_.size()));
+    pool_.parallel_for(part.rows, rows_at_once, [&](int64_t begin, int64_t end, int thread) {
+      std::vector<std::byte> staging;
+      for (int64_t row = begin; row < end; row += rows_at_once) {
+        const int64_t rows = std::min(rows_at_once, end - row);
+        const int64_t from = dtype_bytes(entry.dtype, (part.row_begin + row) * entry.shape.back() + part.col_begin);
+        const auto to = dst.subspan(static_cast<size_t>(row * dst_row_bytes), static_cast<size_t>(rows * dst_row_bytes));
+        Status status;
+        if (entry.dtype == dtype) {
+          status = source_.read_part(entry, from, to);
+        } else {
+          staging.resize(static_cast<size_t>(rows * row_bytes));
+          status = source_.read_part(entry, from, staging);
+          if (status) status = convert_floats(entry.dtype, staging, dtype, to);
+        }
+        if (!status) {
+          failures[static_cast<size_t>(thread)] = std::move(status);
+          return;
+        }
+      }
+    });
+    for (Status& failure : failures) HEARTH_TRY(std::move(failure));
+    done_ += dtype_bytes(entry.dtype, part.rows * part.cols);
+    if (progress_) progress_(done_, total_);
+    return {};
+  }
+
+  Result<bool> same_bytes(const TensorEntry& a, const TensorEntry& b) {
+    if (same_head_) return *same_head_;
+    if (a.dtype != b.dtype || a.shape != b.shape) return *(same_head_ = false);
+    constexpr int64_t kChunk = int64_t{4} << 20;
+    std::vector<std::byte> a_bytes, b_bytes;
+    for (int64_t at = 0; at < a.size_bytes; at += kChunk) {
+      a_bytes.resize(static_cast<size_t>(std::min(kChunk, a.size_bytes - at)));
+      b_bytes.resize(a_bytes.size());
+      HEARTH_TRY(source_.read_part(a, at, a_bytes));
+      HEARTH_TRY(source_.read_part(b, at, b_bytes));
+      if (a_bytes != b_bytes) return *(same_head_ = false);
+    }
+    return *(same_head_ = true);
+  }
+
+  Status check_shard() const {
+    const ModelConfig& c = config_;
+    if (shard_.size < 1 || shard_.rank < 0 || shard_.rank >= shard_.size)
+      return invalid_argument("shard {} of {}: wanted a rank below the size", shard_.rank, shard_.size);
+    if (shard_.expert) return unsupported("expert {}: no supported architecture has experts", *shard_.expert);
+    if (c.kv_heads % shard_.size != 0 || c.intermediate_size % shard_.size != 0)
+      return invalid_argument("{} ranks do not divide {} key-value heads and {} ffn channels", shard_.size, c.kv_heads,
+                              c.intermediate_size);
+    return {};
+  }
+
+  WeightSource& source_;
+  const ModelConfig& config_;
+  const DType activation_;
+  const Shard shard_;
+  ThreadPool& pool_;
+  const LoadProgress& progress_;
+  std::byte* base_ = nullptr;  // null in the first pass
+  int64_t used_ = 0;           // bytes of our memory taken
+  int64_t source_bytes_ = 0;   // bytes of the checkpoint wanted
+  int64_t done_ = 0, total_ = 0;
+  std::optional<bool> same_head_;
+};
+
+}  // namespace
+
+int64_t ModelWeights::bytes_per_token() const {
+  const auto linear_bytes = [](const LinearWeight& w) {
+    return w.format.stored_bytes(w.n, w.k) + (w.bias ? w.bias.size_bytes() : 0);
+  };
+  int64_t bytes = final_norm.size_bytes() + linear_bytes(lm_head);
+  for (const LayerWeights& layer : layers) {
+    const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
+    for (const LinearWeight* w : {&layer.qkv, &layer.o, &ffn.gate_up, &ffn.down}) bytes += linear_bytes(*w);
+    for (const ConstTensorView* norm : {&layer.input_norm, &layer.post_attention_norm, &layer.q_norm, &layer.k_norm})
+      if (*norm) bytes += norm->size_bytes();
+  }
+  return bytes;
+}
+
+Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation,
+                                  const Shard& shard, ThreadPool& pool, const LoadProgress& progress) {
+  ModelWeights weights;
+  Binder binder(source, config, activation, shard, pool, progress);
+  HEARTH_TRY(binder.plan(weights));
+  HEARTH_TRY_ASSIGN(weights.memory, HostBuffer::allocate(binder.planned_bytes()).with_context("weights"));
+  HEARTH_TRY(binder.read(weights, weights.memory.data()));
+  return weights;
+}
+
+}  // namespace hearth
