@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: Apache-2.0
+// The linear layer on the CPU for f32, bf16 and f16 weights, read as stored. Vector lanes run along k;
+// docs/kernels/linear-cpu.md tells why and what it reaches.
+//   I1. For one output: lane j of one accumulator adds its products of a block of k in order with fused
+//       multiply-adds, a fixed tree adds the lanes, blocks are added in order, then bias, then residual.
+//       Both paths and every tile do exactly this, so a row of out depends on its row of x alone.
+//   I2. No read beyond the last element of a row of x or W.
+// Runs on the threads of exec.pool; each has its own part of the workspace.
+#include "hearth/kernels/linear/linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "hearth/kernels/linear/linear_cpu_plan.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "hearth/kernels/linear/linear_cpu.cpp"
+#include "hearth/kernels/cpu/targets.h"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace hearth {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+namespace lp = linear_plan;
+
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+constexpr int64_t kLanes = hn::MaxLanes(D());
+// Elements of k of one step: two vectors.
+constexpr int64_t kStep = 2 * kLanes;
+static_assert(lp::kPadK % kStep == 0 && lp::kTileRows == 4);
+
+// How kStep consecutive elements become two vectors of f32. bf16 gives the even and the odd elements: a
+// shift and a mask per 32 bits instead of two widening shuffles. x is packed in the same order.
+struct AsF32 {
+  using T = float;
+  static HWY_INLINE void load(const T* from, V& first, V& second) {
+    first = hn::LoadU(D(), from);
+    second = hn::LoadU(D(), from + kLanes);
+  }
+};
+struct AsBf16 {
+  using T = bf16;
+  static HWY_INLINE void load(const T* from, V& even, V& odd) {
+#if HWY_TARGET == HWY_SCALAR
+    even = hn::Set(D(), from[0].to_float());
+    odd = hn::Set(D(), from[1].to_float());
+#else
+    const hn::RebindToUnsigned<D> du;
+    const auto words = hn::BitCast(du, hn::LoadU(hn::Repartition<uint16_t, D>(), reinterpret_cast<const uint16_t*>(from)));
+    even = hn::BitCast(D(), hn::ShiftLeft<16>(words));
+    odd = hn::BitCast(D(), hn::And(words, hn::Set(du, 0xFFFF0000u)));
+#endif
+  }
+};
+struct AsBf16InOrder {
+  using T = bf16;
+  static HWY_INLINE void load(const T* from, V& first, V& second) {
+    const hn::Rebind<hwy::bfloat16_t, D> dh;
+    const auto* halves = reinterpret_cast<const hwy::bfloat16_t*>(from);
+    first = hn::PromoteTo(D(), hn::LoadU(dh, halves));
+    second = hn::PromoteTo(D(), hn::LoadU(dh, halves + kLanes));
+  }
+};
+struct AsF16 {
+  using T = f16;
+  static HWY_INLINE void load(const T* from, V& first, V& second) {
+    const hn::Rebind<hwy::float16_t, D> dh;
+    const auto* halves = reinterpret_cast<const hwy::float16_t*>(from);
+    first = hn::PromoteTo(D(), hn::LoadU(dh, halves));
+    second = hn::PromoteTo(D(), hn::LoadU(dh, halves + kLanes));
+  }
+};
+
+// As AsX::load of `count` < kStep elements followed by zeros.
+template <class As>
+HWY_INLINE void load_tail(const typename As::T* from, int64_t count, V& first, V& second) {
+  typename As::T padded[kStep] = {};
+  std::memcpy(padded, from, count * sizeof(padded[0]));
+  As::load(padded, first, second);
+}
+
+// ---- Packing x ----------------------------------------------------------------------------------------
+// Tokens [begin, begin + count) become [block of k][vector][token][lane], f32, in the weight's order.
+
+template <class Weight, class X>
+void pack_tile(const lp::Job& job, int64_t begin, int64_t count, float* packed) {
+  [[maybe_unused]] constexpr bool kSplit = std::is_same_v<Weight, AsBf16> && !std::is_same_v<X, AsBf16>;
+  if (job.k == 0) return;
+  const auto* x = static_cast<const typename X::T*>(job.x);
+  for (int64_t token = 0; token < count; ++token) {
+    const auto* row = x + (begin + token) * job.x_stride;
+    float* to = packed + token * kLanes;
+    for (int64_t k = 0; k < job.k; k += kStep, to += 2 * count * kLanes) {
+      V first, second;
+      if (k + kStep <= job.k) {
+        X::load(row + k, first, second);
+      } else {
+        load_tail<X>(row + k, job.k - k, first, second);
+      }
+#if HWY_TARGET != HWY_SCALAR
+      if constexpr (kSplit) {
+        const V even = hn::ConcatEven(D(), second, first);
+        second = hn::ConcatOdd(D(), second, first);
+        first = even;
+      }
+#endif
+      hn::Store(first, D(), to);
+      hn::Store(second, D(), to + count * kLanes);
+    }
+  }
+}
+
+template <class Weight>
+void pack_tile(const lp::Job& job, int64_t begin, int64_t count, float* packed) {
+  using Bf16X = std::conditional_t<std::is_same_v<Weight, AsBf16>, AsBf16, AsBf16InOrder>;
+  if (job.x_type == DType::kBf16) return pack_tile<Weight, Bf16X>(job, begin, count, packed);
+  return pack_tile<Weight, AsF32>(job, begin, count, packed);
+}
+
+// ---- Sums ---------------------------------------------------------------------------------------------
+
+#if HWY_TARGET != HWY_SCALAR
+// The sum of the 128-bit blocks of v.
+template <class DV, class VV>
+HWY_INLINE auto fold_to_block(DV, VV v) {
+  if constexpr (hn::MaxLanes(DV()) <= 4) {
+    return v;
+  } else {
+    const hn::Half<DV> half;
+    return fold_to_block(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+
+#endif
+
+// sums[r] (+)= the lanes of acc[r], r < 4, by one tree.
+HWY_INLINE void add_lanes(V a, V b, V c, V e, bool first_block, float* sums) {
+#if HWY_TARGET == HWY_SCALAR
+  const V lanes[4] = {a, b, c, e};
+  for (int r = 0; r < 4; ++r) sums[r] = first_block ? hn::GetLane(lanes[r]) : sums[r] + hn::GetLane(lanes[r]);
+#else
+  const hn::Repartition<double, D> dd;
+  const auto ab = hn::BitCast(dd, hn::Add(hn::InterleaveLower(D(), a, b), hn::InterleaveUpper(D(), a, b)));
+  const auto ce = hn::BitCast(dd, hn::Add(hn::InterleaveLower(D(), c, e), hn::InterleaveUpper(D(), c, e)));
+  const V abce = hn::Add(hn::BitCast(D(), hn::InterleaveLower(dd, ab, ce)),
+                         hn::BitCast(D(), hn::InterleaveUpper(dd, ab, ce)));
+  const hn::CappedTag<float, 4> d4;
+  auto sum = fold_to_block(D(), abce);
+  if (!first_block) sum = hn::Add(hn::LoadU(d4, sums), sum);
+  hn::StoreU(sum, d4, sums);
+#endif
+}
+
+// Adds the products of one block of k of 4 rows and kTokens tokens to sums [kTokens][stride].
+// Direct: the rows as stored.
+template <class Weight, int kTokens>
+HWY_INLINE void tile_direct(const typename Weight::T* const (&rows)[4], const float* x, int64_t length, bool first_block,
+                            float* sums, int64_t stride) {
+  V acc[4][kTokens];
+  for (auto& row : acc)
+    for (V& v : row) v = hn::Zero(D());
+  int64_t k = 0;
+  for (; k + kStep <= length; k += kStep, x += 2 * kTokens * kLanes) {
+    HWY_UNROLL(4)
+    for (int r = 0; r < 4; ++r) {
+      V first, second;
+      Weight::load(rows[r] + k, first, second);
+      HWY_UNROLL(6)
+      for (int t = 0; t < kTokens; ++t) acc[r][t] = hn::MulAdd(first, hn::Load(D(), x + t * kLanes), acc[r][t]);
+      HWY_UNROLL(6)
+      for (int t = 0; t < kTokens; ++t)
+        acc[r][t] = hn::MulAdd(second, hn::Load(D(), x + (kTokens + t) * kLanes), acc[r][t]);
+    }
+  }
+  if (k < length) {
+    for (int r = 0; r < 4; ++r) {
+      V first, second;
+      load_tail<Weight>(rows[r] + k, length - k, first, second);
+      for (int t = 0; t < kTokens; ++t) {
+        acc[r][t] = hn::MulAdd(first, hn::Load(D(), x + t * kLanes), acc[r][t]);
+        acc[r][t] = hn::MulAdd(second, hn::Load(D(), x + (kTokens + t) * kLanes), acc[r][t]);
+      }
+    }
+  }
+  HWY_UNROLL(6)
+  for (int t = 0; t < kTokens; ++t)
+    add_lanes(acc[0][t], acc[1][t], acc[2][t], acc[3][t], first_block, sums + t * stride);
+}
+
+// Panel: 4 widened rows, [vector][row][lane].
+template <int kTokens>
+HWY_INLINE void tile_panel(const float* panel, const float* x, int64_t vectors, bool first_block, float* sums,
+                           int64_t stride) {
+  V acc[4][kTokens];
+  for (auto& row : acc)
+    for (V& v : row) v = hn::Zero(D());
+  for (int64_t i = 0; i < vectors; ++i, x += kTokens * kLanes, panel += 4 * kLanes) {
+    HWY_UNROLL(4)
+    for (int r = 0; r < 4; ++r) {
+      const V w = hn::Load(D(), panel + r * kLanes);
+      HWY_UNROLL(6)
+      for (int t = 0; t < kTokens; ++t) acc[r][t] = hn::MulAdd(w, hn::Load(D(), x + t * kLanes), acc[r][t]);
+    }
+  }
+  HWY_UNROLL(6)
+  for (int t = 0; t < kTokens; ++t)
+    add_lanes(acc[0][t], acc[1][t], acc[2][t], acc[3][t], first_block, sums + t * stride);
+}
+
+// ---- Epilogue -----------------------------------------------------------------------------------------
+
+template <class T>
+void add_to(float* HWY_RESTRICT sums, const void* from, int64_t offset, int64_t count) {
+  const T* HWY_RESTRICT values = static_cast<const T*>(from) + offset;
+  for (int64_t i = 0; i < count; ++i) sums[i] += to_float(values[i]);
+}
+
+void add_to(float* sums, DType dtype, const void* from, int64_t offset, int64_t count) {
+  if (dtype == DType::kF32) return add_to<float>(sums, from, offset, count);
+  if (dtype == DType::kBf16) return add_to<bf16>(sums, from, offset, count);
+  add_to<f16>(sums, from, offset, count);
+}
+
+// out[token][row ...] = sums + bias + residual for one token.
+void finish(const lp::Job& job, float* HWY_RESTRICT sums, int64_t token, int64_t row, int64_t count) {
+  if (job.bias != nullptr) add_to(sums, job.bias_type, job.bias, row, count);
+  if (job.residual != nullptr) add_to(sums, job.out_type, job.residual, token * job.residual_stride + row, count);
+  const int64_t offset = token * job.out_stride + row;
+  if (job.out_type == DType::kF32) {
+    std::memcpy(static_cast<float*>(job.out) + offset, sums, count * sizeof(float));
+  } else {
+    bf16* HWY_RESTRICT out = static_cast<bf16*>(job.out) + offset;
+    for (int64_t i = 0; i < count; ++i) out[i] = bf16::from_float(sums[i]);
+  }
+}
+
+// Tokens per register tile: 4 x 6 accumulators, 6 of x and 1 of W in 32 registers, 4 x 3 in 16.
+constexpr int64_t kTileTokens = HWY_TARGET <= HWY_AVX3 ? 6 : 3;
+
+// ---- Direct path: at most kDirectTokens tokens ----------------------------------------------------------
+
+template <class Weight>
+HWY_INLINE void tile_direct(int64_t tokens, const typename Weight::T* const (&rows)[4], const float* x, int64_t length,
+                            bool first_block, float* sums) {
+  constexpr int64_t kStride = lp::kDirectRows;
+  if (tokens == 1) return tile_direct<Weight, 1>(rows, x, length, first_block, sums, kStride);
+  if (tokens == 2) return tile_direct<Weight, 2>(rows, x, length, first_block, sums, kStride);
+  if (tokens == 3) return tile_direct<Weight, 3>(rows, x, length, first_block, sums, kStride);
+  if constexpr (kTileTokens == 6) {
+    if (tokens == 4) return tile_direct<Weight, 4>(rows, x, length, first_block, sums, kStride);
+    if (tokens == 5) return tile_direct<Weight, 5>(rows, x, length, first_block, sums, kStride);
+    return tile_direct<Weight, 6>(rows, x, length, first_block, sums, kStride);
+  }
+}
+
+template <class Weight>
+void direct(const lp::Job& job, lp::Range rows, std::byte* scratch) {
+  auto* x = lp::as_floats(scratch);
+  float* sums = x + job.m * job.padded_k;
+  const auto* weight = static_cast<const typename Weight::T*>(job.weight);
+  for (int64_t token = 0; token < job.m; token += kTileTokens)
+    pack_tile<Weight>(job, token, std::min(kTileTokens, job.m - token), x + token * job.padded_k);
+  for (int64_t begin = rows.begin; begin < rows.end; begin += lp::kDirectRows) {
+    const int64_t count = std::min(lp::kDirectRows, rows.end - begin);
+    for (int64_t group = 0; group < count; group += 4) {
+      for (int64_t k = 0, block = 0; block < job.blocks.count; ++block, k += job.blocks.size) {
+        const typename Weight::T* pointers[4];
+        // Rows past the end repeat the last one; their sums are not stored.
+        for (int64_t r = 0; r < 4; ++r)
+          pointers[r] = weight + (begin + std::min(group + r, count - 1)) * job.weight_stride + k;
+        for (int64_t token = 0; token < job.m; token += kTileTokens) {
+          const int64_t in_tile = std::min(kTileTokens, job.m - token);
+          tile_direct<Weight>(in_tile, pointers, x + token * job.padded_k + k * in_tile,
+                              std::min(job.blocks.size, job.k - k), block == 0, sums + token * lp::kDirectRows + group);
+        }
+      }
+    }
+    for (int64_t token = 0; token < job.m; ++token) {
+      float* of_token = sums + token * lp::kDirectRows;
+      if (job.k == 0) std::memset(of_token, 0, count * sizeof(float));
+      finish(job, of_token, token, begin, count);
+    }
+  }
+}
+
+void direct_rows(const lp::Job& job, lp::Range rows, std::byte* scratch) {
+  if (job.weight_type == DType::kF32) return direct<AsF32>(job, rows, scratch);
+  if (job.weight_type == DType::kBf16) return direct<AsBf16>(job, rows, scratch);
+  direct<AsF16>(job, rows, scratch);
+}
+
+// ---- Panel path -----------------------------------------------------------------------------------------
+
+template <class Weight>
+void fill_panel(const lp::Job& job, int64_t row, int64_t rows, int64_t k, int64_t length, float* panel) {
+  const auto* weight = static_cast<const typename Weight::T*>(job.weight);
+  const int64_t group_size = 4 * lp::round_up(length, kStep);
+  for (int64_t r = 0; r < lp::round_up(rows, 4); ++r) {
+    const auto* from = weight + (row + std::min(r, rows - 1)) * job.weight_stride + k;
+    float* to = panel + r / 4 * group_size + r % 4 * kLanes;
+    V first, second;
+    int64_t i = 0;
+    for (; i + kStep <= length; i += kStep, to += 8 * kLanes) {
+      Weight::load(from + i, first, second);
+      hn::Store(first, D(), to);
+      hn::Store(second, D(), to + 4 * kLanes);
+    }
+    if (i < length) {
+      load_tail<Weight>(from + i, length - i, first, second);
+      hn::Store(first, D(), to);
+      hn::Store(second, D(), to + 4 * kLanes);
+    }
+  }
+}
+
+void fill_panel(const lp::Job& job, int64_t row, int64_t rows, int64_t k, int64_t length, float* panel) {
+  if (job.weight_type == DType::kF32) return fill_panel<AsF32>(job, row, rows, k, length, panel);
+  if (job.weight_type == DType::kBf16) return fill_panel<AsBf16>(job, row, rows, k, length, panel);
+  fill_panel<AsF16>(job, row, rows, k, length, panel);
+}
+
+// All rows of the panel with one tile of tokens.
+template <int kTokens>
+void multiply_panel(const float* panel, int64_t rows, const float* x, int64_t vectors, bool first_block, float* sums) {
+  for (int64_t group = 0; group < rows; group += 4)
+    tile_panel<kTokens>(panel + group * vectors * kLanes, x, vectors, first_block, sums + group, lp::kPanelRows);
+}
+
+void multiply_panel(int64_t tokens, const float* panel, int64_t rows, const float* x, int64_t vectors, bool first_block,
+                    float* sums) {
+  if (tokens == 1) return multiply_panel<1>(panel, rows, x, vectors, first_block, sums);
+  if (tokens == 2) return multiply_panel<2>(panel, rows, x, vectors, first_block, sums);
+  if (tokens == 3) return multiply_panel<3>(panel, rows, x, vectors, first_block, sums);
+  if constexpr (kTileTokens == 6) {
+    if (tokens == 4) return multiply_panel<4>(panel, rows, x, vectors, first_block, sums);
+    if (tokens == 5) return multiply_panel<5>(panel, rows, x, vectors, first_block, sums);
+    return multiply_panel<6>(panel, rows, x, vectors, first_block, sums);
+  }
+}
+
+// Packs the tokens of `range`, whose borders are multiples of the tile.
+void pack_tokens(const lp::Job& job, lp::Range range, float* packed) {
+  for (int64_t token = range.begin; token < range.end; token += kTileTokens) {
+    const int64_t count = std::min(kTileTokens, range.end - token);
+    float* to = packed + token * job.padded_k;
+    if (job.weight_type == DType::kBf16) {
+      pack_tile<AsBf16>(job, token, count, to);
+    } else {
+      pack_tile<AsF32>(job, token, count, to);
+    }
+  }
+}
+
+void panel_rows(const lp::Job& job, lp::Range rows, lp::Range tokens, const float* packed, std::byte* scratch) {
+  auto* panel = lp::as_floats(scratch);
+  float* sums = panel + lp::kPanelRows * lp::kBlockK;
+  for (int64_t row = rows.begin; row < rows.end; row += lp::kPanelRows) {
+    const int64_t count = std::min(lp::kPanelRows, rows.end - row);
+    for (int64_t k = 0, block = 0; block < job.blocks.count; ++block, k += job.blocks.size) {
+      const int64_t length = std::min(job.blocks.size, job.k - k);
+      const int64_t vectors = lp::round_up(length, kStep) / kLanes;
+      fill_panel(job, row, count, k, length, panel);
+      for (int64_t token = tokens.begin; token < tokens.end; token += kTileTokens) {
+        const int64_t in_tile = std::min(kTileTokens, tokens.end - token);
+        multiply_panel(in_tile, panel, count, packed + token * job.padded_k + k * in_tile, vectors, block == 0,
+                       sums + (token - tokens.begin) * lp::kPanelRows);
+      }
+    }
+    for (int64_t token = tokens.begin; token < tokens.end; ++token) {
+      float* of_token = sums + (token - tokens.begin) * lp::kPanelRows;
+      if (job.k == 0) std::memset(of_token, 0, count * sizeof(float));
+      finish(job, of_token, token, row, count);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace hearth
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace hearth {
+namespace {
+
+namespace lp = linear_plan;
+
+HWY_EXPORT(direct_rows);
+HWY_EXPORT(pack_tokens);
+HWY_EXPORT(panel_rows);
+
+// A thread is worth waking for this many products: a loop of the pool costs about a microsecond.
+constexpr int64_t kProductsPerThread = 32768;
+
+lp::Job make_job(const LinearArgs& args) {
+  const LinearWeight& weight = *args.weight;
+  return {.m = args.x.shape[0],
+          .n = weight.n,
+          .k = weight.k,
+          .x_type = args.x.dtype,
+          .weight_type = weight.codes.dtype,
+          .out_type = args.out.dtype,
+          .bias_type = weight.bias.dtype,
+          .x = args.x.data,
+          .weight = weight.codes.data,
+          .bias = weight.bias.data,
+          .residual = args.residual.data,
+          .out = args.out.data,
+          .x_stride = args.x.row_stride,
+          .weight_stride = weight.codes.row_stride,
+          .residual_stride = args.residual.row_stride,
+          .out_stride = args.out.row_stride,
+          .blocks = lp::KBlocks(weight.k),
+          .padded_k = lp::round_up(weight.k, lp::kPadK)};
+}
+
+void run_direct(const lp::Job& job, int64_t threads, ExecContext& exec) {
+  const int64_t bytes = lp::direct_bytes(job.m, job.k);
+  const auto body = [&](int thread) {
+    const lp::Range rows = lp::part(job.n, lp::kTileRows, threads, std::min<int64_t>(thread, threads));
+    if (thread < threads && rows.begin < rows.end) HWY_DYNAMIC_DISPATCH(direct_rows)(job, rows, exec.workspace.data() + thread * bytes);
+  };
+  if (threads == 1) return body(0);
+  exec.pool->run(body);
+}
+
+// The job with tokens [begin, begin + count) only.
+lp::Job slice_tokens(const lp::Job& job, int64_t begin, int64_t count) {
+  lp::Job slice = job;
+  slice.m = count;
+  slice.x = static_cast<const std::byte*>(job.x) + dtype_bytes(job.x_type, begin * job.x_stride);
+  slice.out = static_cast<std::byte*>(job.out) + dtype_bytes(job.out_type, begin * job.out_stride);
+  if (job.residual != nullptr)
+    slice.residual = static_cast<const std::byte*>(job.residual) + dtype_bytes(job.out_type, begin * job.residual_stride);
+  return slice;
+}
+
+void run_panels(const lp::Job& job, int64_t threads, ExecContext& exec) {
+  auto* packed = lp::as_floats(exec.workspace.data());
+  std::byte* scratch = exec.workspace.data() + lp::packed_bytes(std::min(job.m, lp::kBlockTokens), job.k);
+  for (int64_t begin = 0; begin < job.m; begin += lp::kBlockTokens) {
+    const lp::Job slice = slice_tokens(job, begin, std::min(lp::kBlockTokens, job.m - begin));
+    exec.pool->parallel_for(slice.m, lp::kDirectTokens,
+                            [&](int64_t first, int64_t last, int) { HWY_DYNAMIC_DISPATCH(pack_tokens)(slice, {first, last}, packed); });
+    const lp::Grid grid = lp::split(slice.m, slice.n, threads);
+    exec.pool->run([&](int thread) {
+      if (thread >= grid.rows * grid.tokens) return;
+      const lp::Range rows = lp::part(slice.n, lp::kTileRows, grid.rows, thread % grid.rows);
+      const lp::Range tokens = lp::part(slice.m, lp::kDirectTokens, grid.tokens, thread / grid.rows);
+      if (rows.begin < rows.end && tokens.begin < tokens.end)
+        HWY_DYNAMIC_DISPATCH(panel_rows)(slice, rows, tokens, packed, scratch + thread * lp::panel_bytes(slice.m));
+    });
+  }
+}
+
+}  // namespace
+
+int64_t linear_cpu_workspace_bytes(int64_t m, int64_t, int64_t k, int threads) {
+  const int64_t direct = threads * lp::direct_bytes(std::min(m, lp::kDirectTokens), k);
+  if (m <= lp::kDirectTokens) return direct;
+  const int64_t panels = lp::packed_bytes(std::min(m, lp::kBlockTokens), k) + threads * lp::panel_bytes(m);
+  return std::max(direct, panels);
+}
+
+Status linear_cpu(const LinearArgs& args, ExecContext& exec) {
+  HEARTH_TRY(validate(args));
+  HEARTH_CHECK(exec.pool != nullptr, "linear_cpu without a thread pool");
+  const lp::Job job = make_job(args);
+  if (job.m == 0 || job.n == 0) return {};
+  const int64_t wanted = linear_cpu_workspace_bytes(job.m, job.n, job.k, exec.pool->size());
+  if (static_cast<int64_t>(exec.workspace.size()) < wanted)
+    return resource_exhausted("linear_cpu: workspace of {} bytes, wanted {}", exec.workspace.size(), wanted);
+  const int64_t threads = std::clamp<int64_t>(job.m * job.n * job.k / kProductsPerThread, 1, exec.pool->size());
+  if (job.m <= lp::kDirectTokens) {
+    run_direct(job, threads, exec);
+  } else {
+    run_panels(job, threads, exec);
+  }
+  return {};
+}
+
+}  // namespace hearth
+#endif  // HWY_ONCE
