@@ -63,7 +63,7 @@ INSTANTIATE_TEST_SUITE_P(All, Fixture,
                          ::testing::Values("llama2", "llama3", "llama31", "llama32", "llama_bias", "llama_linear_rope",
                                            "llama_sharded", "llama_yarn", "mistral", "mistral_swa", "qwen2", "qwen25", "qwen2_swa",
                                            "qwen2_yarn", "qwen3", "qwen3_swa"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& instance) { return std::string(instance.param); });
 
 }  // namespace
 }  // namespace hearth
