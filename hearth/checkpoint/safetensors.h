@@ -49,6 +49,7 @@ Result<int64_t> safetensors_header_bytes(std::span<const std::byte, 8> prefix, i
 
 // Parses the JSON header of a file whose tensor data is `data_bytes` long. Corrupt where a rule of the
 // format is broken, Unsupported for a dtype, a rank or a field that hearth does not know.
+// REQUIRES: 0 <= data_bytes, and 8 + header_json.size() + data_bytes, the file's size, fits into int64_t.
 Result<SafetensorsHeader> parse_safetensors_header(std::span<const char> header_json, int64_t data_bytes);
 
 // "BF16", "F8_E4M3", ... and back. Nothing for kU4, which the format does not have.
