@@ -22,17 +22,17 @@ struct SourceLoc {
 }  // namespace hearth
 
 // HEARTH_CHECK(condition, "format", args...)
-#define HEARTH_CHECK(condition, ...)                                                            \
-  do {                                                                                          \
-    if (!(condition)) [[unlikely]]                                                              \
+#define HEARTH_CHECK(condition, ...)                                                                  \
+  do {                                                                                                \
+    if (!(condition)) [[unlikely]]                                                                    \
       ::hearth::check_failed(#condition, ::fmt::format(__VA_ARGS__), ::hearth::SourceLoc::current()); \
   } while (false)
 
 // The same where NDEBUG is not set; the condition is compiled but not evaluated otherwise.
 #ifdef NDEBUG
-#define HEARTH_DCHECK(condition, ...)                       \
-  do {                                                      \
-    if (false) HEARTH_CHECK(condition, __VA_ARGS__);        \
+#define HEARTH_DCHECK(condition, ...)                \
+  do {                                               \
+    if (false) HEARTH_CHECK(condition, __VA_ARGS__); \
   } while (false)
 #else
 #define HEARTH_DCHECK(condition, ...) HEARTH_CHECK(condition, __VA_ARGS__)

@@ -54,8 +54,8 @@ class [[nodiscard]] Result {
  public:
   using value_type = T;
 
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}        // NOLINT: implicit by design
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}    // NOLINT: implicit by design
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT: implicit by design
+  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT: implicit by design
 
   explicit operator bool() const { return state_.index() == 0; }
   bool has_value() const { return state_.index() == 0; }
@@ -80,9 +80,7 @@ class [[nodiscard]] Result {
   }
 
  private:
-  void check() const {
-    HEARTH_CHECK(has_value(), "value() of a failed Result: {}", std::get<1>(state_).message);
-  }
+  void check() const { HEARTH_CHECK(has_value(), "value() of a failed Result: {}", std::get<1>(state_).message); }
   std::variant<T, Error> state_;
 };
 
@@ -127,11 +125,10 @@ Error make_error(ErrorCode code, FormatAt<std::type_identity_t<Args>...> text, A
   return {code, fmt::format(text.format, std::forward<Args>(args)...), text.where};
 }
 
-#define HEARTH_DEFINE_ERROR_(function, enumerator)                                          \
-  template <class... Args>                                                                  \
-  Error function(FormatAt<std::type_identity_t<Args>...> text, Args&&... args) {            \
-    return {ErrorCode::enumerator, fmt::format(text.format, std::forward<Args>(args)...),   \
-            text.where};                                                                    \
+#define HEARTH_DEFINE_ERROR_(function, enumerator)                                                     \
+  template <class... Args>                                                                             \
+  Error function(FormatAt<std::type_identity_t<Args>...> text, Args&&... args) {                       \
+    return {ErrorCode::enumerator, fmt::format(text.format, std::forward<Args>(args)...), text.where}; \
   }
 HEARTH_DEFINE_ERROR_(invalid_argument, kInvalidArgument)
 HEARTH_DEFINE_ERROR_(not_found, kNotFound)
@@ -151,16 +148,17 @@ HEARTH_DEFINE_ERROR_(internal_error, kInternal)
 #define HEARTH_CONCAT_(a, b) HEARTH_CONCAT_INNER_(a, b)
 
 // Returns the error of `expr` (a Result of any type) from the enclosing function; else drops the value.
-#define HEARTH_TRY(expr)                                                            \
-  do {                                                                              \
-    if (auto hearth_try_ = (expr); !hearth_try_) [[unlikely]]                       \
-      return std::move(hearth_try_).error();                                        \
+#define HEARTH_TRY(expr)                                      \
+  do {                                                        \
+    if (auto hearth_try_ = (expr); !hearth_try_) [[unlikely]] \
+      return std::move(hearth_try_).error();                  \
   } while (false)
 
 // HEARTH_TRY_ASSIGN(auto x, f()): declares x from the value of f(), or returns f()'s error.
 #define HEARTH_TRY_ASSIGN(declaration, ...) \
   HEARTH_TRY_ASSIGN_(HEARTH_CONCAT_(hearth_result_, __LINE__), declaration, __VA_ARGS__)
-#define HEARTH_TRY_ASSIGN_(result, declaration, ...)             \
-  auto result = (__VA_ARGS__);                                   \
-  if (!result) [[unlikely]] return std::move(result).error();    \
+#define HEARTH_TRY_ASSIGN_(result, declaration, ...) \
+  auto result = (__VA_ARGS__);                       \
+  if (!result) [[unlikely]]                          \
+    return std::move(result).error();                \
   declaration = std::move(result).value()

@@ -11,9 +11,9 @@
 namespace hearth {
 
 struct ExecContext {
-  ThreadPool* pool = nullptr;          // CPU backend
-  void* stream = nullptr;              // CUDA backend: a cudaStream_t
-  std::span<std::byte> workspace;      // 64-byte aligned; free for use within one op, worthless after it
+  ThreadPool* pool = nullptr;      // CPU backend
+  void* stream = nullptr;          // CUDA backend: a cudaStream_t
+  std::span<std::byte> workspace;  // 64-byte aligned; free for use within one op, worthless after it
 };
 
 }  // namespace hearth

@@ -14,18 +14,18 @@ enum class Switch : uint8_t { kNever, kAlways, kByField };
 
 // Where the sliding attention window of a layer comes from.
 enum class WindowRule : uint8_t {
-  kNone,         // no window; a `sliding_window` is an error
-  kAllLayers,    // `sliding_window` for every layer, null for none, a default where it is absent
-  kPerLayer,     // in force with `use_sliding_window`: `layer_types`, or layers from `max_window_layers` on
+  kNone,       // no window; a `sliding_window` is an error
+  kAllLayers,  // `sliding_window` for every layer, null for none, a default where it is absent
+  kPerLayer,   // in force with `use_sliding_window`: `layer_types`, or layers from `max_window_layers` on
 };
 
 struct Architecture {
-  std::string_view class_name;    // in config.json's `architectures`
-  std::string_view model_type;    // config.json's `model_type`
-  Switch qkv_bias = Switch::kNever;   // kByField: `attention_bias`
-  Switch o_bias = Switch::kNever;     // kByField: `attention_bias`
-  Switch mlp_bias = Switch::kNever;   // kByField: `mlp_bias`
-  bool qk_norm = false;               // RMSNorm over each head of Q and K before RoPE
+  std::string_view class_name;       // in config.json's `architectures`
+  std::string_view model_type;       // config.json's `model_type`
+  Switch qkv_bias = Switch::kNever;  // kByField: `attention_bias`
+  Switch o_bias = Switch::kNever;    // kByField: `attention_bias`
+  Switch mlp_bias = Switch::kNever;  // kByField: `mlp_bias`
+  bool qk_norm = false;              // RMSNorm over each head of Q and K before RoPE
   WindowRule window_rule = WindowRule::kNone;
   int64_t default_window = 0;         // where `sliding_window` is absent
   int64_t default_kv_heads = 0;       // where `num_key_value_heads` is absent; 0: as many as heads

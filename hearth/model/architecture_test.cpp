@@ -20,8 +20,9 @@ TEST_P(Fixture, MatchesTransformersInFloat32) {
   for (const OpTable* ops : {&cpu_ops(), &ref_ops()}) {
     SCOPED_TRACE(ops->backend);
     ThreadPool pool(2);
-    Runner runner = testing::make_runner(testing::load_model(dir(), pool, {}, *ops), pool,
-                                         {.max_context = 72, .chunk_tokens = 48, .max_logit_rows = 48, .block_tokens = 5});
+    Runner runner =
+        testing::make_runner(testing::load_model(dir(), pool, {}, *ops), pool,
+                             {.max_context = 72, .chunk_tokens = 48, .max_logit_rows = 48, .block_tokens = 5});
     testing::expect_golden(runner, golden, kTolerance, 48);
     testing::expect_golden(runner, golden, kTolerance, 7);
   }
@@ -33,7 +34,11 @@ TEST_P(Fixture, ChunkedBatchedAndAloneAgreeBitForBit) {
     SCOPED_TRACE(dtype_name(activation));
     ThreadPool pool(3), single(1);
     const auto model = testing::load_model(dir(), pool, {.activation = activation});
-    const RunnerOptions options{.max_sequences = 3, .max_context = 64, .chunk_tokens = 160, .max_logit_rows = 160, .block_tokens = 4,
+    const RunnerOptions options{.max_sequences = 3,
+                                .max_context = 64,
+                                .chunk_tokens = 160,
+                                .max_logit_rows = 160,
+                                .block_tokens = 4,
                                 .kv_format = activation == DType::kF32 ? KvFormatId::kF32 : KvFormatId::kBf16};
     const std::vector<int32_t> ids = testing::read_golden(dir()).back().ids;
     Runner alone = testing::make_runner(model, single, options);
@@ -61,8 +66,8 @@ TEST_P(Fixture, ChunkedBatchedAndAloneAgreeBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(All, Fixture,
                          ::testing::Values("llama2", "llama3", "llama31", "llama32", "llama_bias", "llama_linear_rope",
-                                           "llama_sharded", "llama_yarn", "mistral", "mistral_swa", "qwen2", "qwen25", "qwen2_swa",
-                                           "qwen2_yarn", "qwen3", "qwen3_swa"),
+                                           "llama_sharded", "llama_yarn", "mistral", "mistral_swa", "qwen2", "qwen25",
+                                           "qwen2_swa", "qwen2_yarn", "qwen3", "qwen3_swa"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 }  // namespace

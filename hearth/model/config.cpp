@@ -21,12 +21,24 @@ struct RefusedField {
 
 const std::vector<RefusedField>& refused_fields() {
   static const std::vector<RefusedField> fields = {
-      {"quantization_config", nullptr},    {"per_layer_config", nullptr},      {"attention_chunk_size", nullptr},
-      {"partial_rotary_factor", 1.0},      {"attn_logit_softcapping", nullptr}, {"final_logit_softcapping", nullptr},
-      {"query_pre_attn_scalar", nullptr},  {"residual_multiplier", 1.0},       {"embedding_multiplier", 1.0},
-      {"attention_multiplier", nullptr},   {"logits_scaling", 1.0},            {"num_experts", 0},
-      {"num_local_experts", 0},            {"rope_interleaved", false},        {"use_qk_norm", false},
-      {"lm_head_bias", false},             {"add_cross_attention", false},     {"is_encoder_decoder", false},
+      {"quantization_config", nullptr},
+      {"per_layer_config", nullptr},
+      {"attention_chunk_size", nullptr},
+      {"partial_rotary_factor", 1.0},
+      {"attn_logit_softcapping", nullptr},
+      {"final_logit_softcapping", nullptr},
+      {"query_pre_attn_scalar", nullptr},
+      {"residual_multiplier", 1.0},
+      {"embedding_multiplier", 1.0},
+      {"attention_multiplier", nullptr},
+      {"logits_scaling", 1.0},
+      {"num_experts", 0},
+      {"num_local_experts", 0},
+      {"rope_interleaved", false},
+      {"use_qk_norm", false},
+      {"lm_head_bias", false},
+      {"add_cross_attention", false},
+      {"is_encoder_decoder", false},
   };
   return fields;
 }
@@ -51,7 +63,8 @@ class Fields {
     }
     if (!value->is_number_integer() || (value->is_number_unsigned() && value->get<uint64_t>() > uint64_t{1} << 62) ||
         value->get<int64_t>() < low || value->get<int64_t>() > high)
-      return invalid_argument("config.json: '{}{}' is {}; wanted an integer in {}..{}", prefix_, name, shown(*value), low, high);
+      return invalid_argument("config.json: '{}{}' is {}; wanted an integer in {}..{}", prefix_, name, shown(*value),
+                              low, high);
     return value->get<int64_t>();
   }
 
@@ -62,14 +75,16 @@ class Fields {
       return invalid_argument("config.json: '{}{}' is missing; wanted a number in {}..{}", prefix_, name, low, high);
     }
     if (!value->is_number() || !(value->get<double>() >= low && value->get<double>() <= high))
-      return invalid_argument("config.json: '{}{}' is {}; wanted a number in {}..{}", prefix_, name, shown(*value), low, high);
+      return invalid_argument("config.json: '{}{}' is {}; wanted a number in {}..{}", prefix_, name, shown(*value), low,
+                              high);
     return value->get<double>();
   }
 
   Result<bool> boolean(const char* name, bool otherwise) const {
     const json* value = get(name);
     if (!value) return otherwise;
-    if (!value->is_boolean()) return invalid_argument("config.json: '{}{}' is {}; wanted true or false", prefix_, name, shown(*value));
+    if (!value->is_boolean())
+      return invalid_argument("config.json: '{}{}' is {}; wanted true or false", prefix_, name, shown(*value));
     return value->get<bool>();
   }
 
@@ -118,16 +133,19 @@ Status read_rope(const Fields& fields, ModelConfig& out) {
   if (!dict || (dict->is_object() && dict->empty())) dict = fields.get(name = "rope_parameters");
   static const json kEmpty = json::object();
   if (!dict) dict = &kEmpty;
-  if (!dict->is_object()) return invalid_argument("config.json: '{}' is {}; wanted an object", name, Fields::shown(*dict));
+  if (!dict->is_object())
+    return invalid_argument("config.json: '{}' is {}; wanted an object", name, Fields::shown(*dict));
   for (const auto& [key, value] : dict->items())
     if (value.is_object())
-      return unsupported("config.json: '{}' has parameters per layer type ('{}'); hearth supports one set for all layers", name, key);
+      return unsupported(
+          "config.json: '{}' has parameters per layer type ('{}'); hearth supports one set for all layers", name, key);
 
   const Fields scaling_fields(*dict, std::string(name) + ".");
   HEARTH_TRY_ASSIGN(const double outer_theta, fields.number("rope_theta", 1, kHuge, 10000.0));
   HEARTH_TRY_ASSIGN(out.rope_theta, scaling_fields.number("rope_theta", 1, kHuge, outer_theta));
   HEARTH_TRY_ASSIGN(const double partial, scaling_fields.number("partial_rotary_factor", 0, 1, 1.0));
-  if (partial != 1) return unsupported("config.json: '{}.partial_rotary_factor' is {}; hearth supports 1", name, partial);
+  if (partial != 1)
+    return unsupported("config.json: '{}.partial_rotary_factor' is {}; hearth supports 1", name, partial);
 
   const json* type = scaling_fields.get("rope_type");
   if (!type) type = scaling_fields.get("type");
@@ -141,7 +159,8 @@ Status read_rope(const Fields& fields, ModelConfig& out) {
                     fields.integer("original_max_position_embeddings", 1, kMaxPositions, inner_original));
   std::optional<double> default_factor;
   if (type_name == "yarn" && dict->contains("factor"))
-    default_factor = static_cast<double>(out.max_positions) / static_cast<double>(scaling.original_max_position_embeddings);
+    default_factor =
+        static_cast<double>(out.max_positions) / static_cast<double>(scaling.original_max_position_embeddings);
   if (type_name == "linear") {
     scaling.type = RopeScaling::Type::kLinear;
   } else if (type_name == "llama3") {
@@ -154,7 +173,8 @@ Status read_rope(const Fields& fields, ModelConfig& out) {
   } else if (type_name == "yarn") {
     scaling.type = RopeScaling::Type::kYarn;
   } else {
-    return unsupported("config.json: rope type '{}' is not supported; hearth supports default, linear, llama3 and yarn", type_name);
+    return unsupported("config.json: rope type '{}' is not supported; hearth supports default, linear, llama3 and yarn",
+                       type_name);
   }
   HEARTH_TRY_ASSIGN(scaling.factor, scaling_fields.number("factor", 1e-6, kHuge, default_factor));
   if (scaling.type == RopeScaling::Type::kYarn) HEARTH_TRY(read_yarn(scaling_fields, scaling));
@@ -163,11 +183,13 @@ Status read_rope(const Fields& fields, ModelConfig& out) {
 
 Result<std::vector<bool>> read_layer_types(const json& types, int64_t layers) {
   if (!types.is_array() || static_cast<int64_t>(types.size()) != layers)
-    return invalid_argument("config.json: 'layer_types' is {}; wanted a list of {} strings", Fields::shown(types), layers);
+    return invalid_argument("config.json: 'layer_types' is {}; wanted a list of {} strings", Fields::shown(types),
+                            layers);
   std::vector<bool> sliding;
   for (const json& type : types) {
     if (type != "full_attention" && type != "sliding_attention")
-      return unsupported("config.json: 'layer_types' has {}; hearth supports full_attention and sliding_attention", Fields::shown(type));
+      return unsupported("config.json: 'layer_types' has {}; hearth supports full_attention and sliding_attention",
+                         Fields::shown(type));
     sliding.push_back(type == "sliding_attention");
   }
   return sliding;
@@ -183,12 +205,15 @@ Status read_windows(const Architecture& architecture, const Fields& fields, Mode
 
   if (architecture.window_rule == WindowRule::kNone) {
     if (const json* window = fields.get("sliding_window"))
-      return unsupported("config.json: 'sliding_window' is {}, but {} has none", Fields::shown(*window), architecture.class_name);
+      return unsupported("config.json: 'sliding_window' is {}, but {} has none", Fields::shown(*window),
+                         architecture.class_name);
     if (std::ranges::count(sliding, true) > 0)
-      return unsupported("config.json: 'layer_types' has sliding_attention, but {} has no window", architecture.class_name);
+      return unsupported("config.json: 'layer_types' has sliding_attention, but {} has no window",
+                         architecture.class_name);
     return {};
   }
-  HEARTH_TRY_ASSIGN(int64_t window, fields.integer("sliding_window", 1, kMaxPositions, fields.is_null("sliding_window") ? 0 : architecture.default_window));
+  HEARTH_TRY_ASSIGN(int64_t window, fields.integer("sliding_window", 1, kMaxPositions,
+                                                   fields.is_null("sliding_window") ? 0 : architecture.default_window));
   if (architecture.window_rule == WindowRule::kPerLayer) {
     HEARTH_TRY_ASSIGN(const bool in_use, fields.boolean("use_sliding_window", false));
     if (!in_use) window = 0;
@@ -198,8 +223,10 @@ Status read_windows(const Architecture& architecture, const Fields& fields, Mode
   } else {
     const auto stated = std::ranges::count(sliding, true);
     if (layer_types && stated != (window > 0 ? out.layers : 0))
-      return unsupported("config.json: 'layer_types' has {} sliding layers of {} and 'sliding_window' is {}; {} has one window for all layers or none",
-                         stated, out.layers, window, architecture.class_name);
+      return unsupported(
+          "config.json: 'layer_types' has {} sliding layers of {} and 'sliding_window' is {}; {} has one window for "
+          "all layers or none",
+          stated, out.layers, window, architecture.class_name);
     sliding.assign(sliding.size(), window > 0);
   }
   for (size_t i = 0; i < sliding.size(); ++i) {
@@ -217,7 +244,8 @@ Result<std::vector<int32_t>> read_token_ids(const Fields& fields, const char* na
   const json list = value->is_array() ? *value : json::array({*value});
   for (const json& id : list) {
     // -1 and ids beyond the vocabulary stand in real files for "none".
-    if (!id.is_number_integer()) return invalid_argument("config.json: '{}' is {}; wanted an id or a list of ids", name, Fields::shown(*value));
+    if (!id.is_number_integer())
+      return invalid_argument("config.json: '{}' is {}; wanted an id or a list of ids", name, Fields::shown(*value));
     const int64_t token = id.get<int64_t>();
     if (token >= 0 && token < vocab) ids.push_back(static_cast<int32_t>(token));
   }
@@ -226,7 +254,8 @@ Result<std::vector<int32_t>> read_token_ids(const Fields& fields, const char* na
 
 Result<const Architecture*> read_architecture(const json& config) {
   std::string supported;
-  for (const Architecture& a : architectures()) supported += fmt::format("{}{}", supported.empty() ? "" : ", ", a.class_name);
+  for (const Architecture& a : architectures())
+    supported += fmt::format("{}{}", supported.empty() ? "" : ", ", a.class_name);
   const auto it = config.find("architectures");
   if (it == config.end() || !it->is_array() || it->empty() || !it->front().is_string())
     return invalid_argument("config.json: 'architectures' is {}; wanted a list that names one of {}",
@@ -248,7 +277,8 @@ Result<ModelConfig> parse_model_config(const json& config) {
   for (const RefusedField& refused : refused_fields()) {
     const json* value = fields.get(std::string(refused.name).c_str());
     if (value && *value != refused.harmless)
-      return unsupported("config.json: '{}' is {}, which changes the result and is not supported", refused.name, Fields::shown(*value));
+      return unsupported("config.json: '{}' is {}, which changes the result and is not supported", refused.name,
+                         Fields::shown(*value));
   }
   if (const json* act = fields.get("hidden_act"); act && *act != "silu" && *act != "swish")
     return unsupported("config.json: 'hidden_act' is {}; hearth supports silu", Fields::shown(*act));
@@ -258,23 +288,28 @@ Result<ModelConfig> parse_model_config(const json& config) {
   HEARTH_TRY_ASSIGN(out.intermediate_size, fields.integer("intermediate_size", 1, kMaxDim, std::nullopt));
   HEARTH_TRY_ASSIGN(out.layers, fields.integer("num_hidden_layers", 1, 100000, std::nullopt));
   HEARTH_TRY_ASSIGN(out.heads, fields.integer("num_attention_heads", 1, 65536, std::nullopt));
-  const int64_t default_kv_heads =
-      architecture.default_kv_heads > 0 && !fields.is_null("num_key_value_heads") ? architecture.default_kv_heads : out.heads;
+  const int64_t default_kv_heads = architecture.default_kv_heads > 0 && !fields.is_null("num_key_value_heads")
+                                       ? architecture.default_kv_heads
+                                       : out.heads;
   HEARTH_TRY_ASSIGN(out.kv_heads, fields.integer("num_key_value_heads", 1, 65536, default_kv_heads));
   if (out.heads % out.kv_heads != 0)
-    return invalid_argument("config.json: {} attention heads are not a multiple of {} key-value heads", out.heads, out.kv_heads);
+    return invalid_argument("config.json: {} attention heads are not a multiple of {} key-value heads", out.heads,
+                            out.kv_heads);
 
-  int64_t head_dim = architecture.default_head_dim > 0 && !fields.is_null("head_dim") ? architecture.default_head_dim : 0;
+  int64_t head_dim =
+      architecture.default_head_dim > 0 && !fields.is_null("head_dim") ? architecture.default_head_dim : 0;
   if (head_dim == 0 && !fields.get("head_dim")) {
     if (out.hidden_size % out.heads != 0)
-      return invalid_argument("config.json: 'hidden_size' {} is not a multiple of 'num_attention_heads' {}, and 'head_dim' is missing",
-                              out.hidden_size, out.heads);
+      return invalid_argument(
+          "config.json: 'hidden_size' {} is not a multiple of 'num_attention_heads' {}, and 'head_dim' is missing",
+          out.hidden_size, out.heads);
     head_dim = out.hidden_size / out.heads;
   }
   HEARTH_TRY_ASSIGN(out.head_dim, fields.integer("head_dim", 1, 65536, head_dim));
   if (out.head_dim % 2 != 0)
     return unsupported("config.json: head dimension {} is odd; rotary embedding needs pairs", out.head_dim);
-  HEARTH_TRY_ASSIGN(out.max_positions, fields.integer("max_position_embeddings", 1, kMaxPositions, architecture.default_max_positions));
+  HEARTH_TRY_ASSIGN(out.max_positions,
+                    fields.integer("max_position_embeddings", 1, kMaxPositions, architecture.default_max_positions));
   HEARTH_TRY_ASSIGN(out.rms_norm_eps, fields.number("rms_norm_eps", 0, 1, 1e-6));
   HEARTH_TRY_ASSIGN(out.tie_word_embeddings, fields.boolean("tie_word_embeddings", false));
   HEARTH_TRY_ASSIGN(out.qkv_bias, read_switch(architecture.qkv_bias, fields, "attention_bias"));

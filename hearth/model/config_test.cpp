@@ -14,8 +14,8 @@ namespace {
 using nlohmann::json;
 
 json minimal(const char* architecture) {
-  return {{"architectures", {architecture}}, {"vocab_size", 100}, {"hidden_size", 64}, {"intermediate_size", 128},
-          {"num_hidden_layers", 4}, {"num_attention_heads", 32}};
+  return {{"architectures", {architecture}}, {"vocab_size", 100},      {"hidden_size", 64},
+          {"intermediate_size", 128},        {"num_hidden_layers", 4}, {"num_attention_heads", 32}};
 }
 
 ModelConfig parse(const json& config) {
@@ -74,9 +74,11 @@ TEST(ModelConfig, WindowsPerLayer) {
   config["layer_types"] = {"sliding_attention", "full_attention", "full_attention", "full_attention"};
   EXPECT_EQ(parse(config).windows, (std::vector<int64_t>{16, 0, 0, 0}));
   config["use_sliding_window"] = false;
-  EXPECT_EQ(message_of(config, ErrorCode::kInvalidArgument), "config.json: layer 0 is sliding_attention, but no window is in use");
+  EXPECT_EQ(message_of(config, ErrorCode::kInvalidArgument),
+            "config.json: layer 0 is sliding_attention, but no window is in use");
   config["layer_types"] = {"full_attention"};
-  EXPECT_EQ(message_of(config, ErrorCode::kInvalidArgument), "config.json: 'layer_types' is [\"full_attention\"]; wanted a list of 4 strings");
+  EXPECT_EQ(message_of(config, ErrorCode::kInvalidArgument),
+            "config.json: 'layer_types' is [\"full_attention\"]; wanted a list of 4 strings");
 }
 
 TEST(ModelConfig, OlderRopeSpellingWins) {
@@ -104,7 +106,10 @@ TEST(ModelConfig, Llama3ScalingKeepsHighAndDividesLowFrequencies) {
   json config = minimal("LlamaForCausalLM");
   config["head_dim"] = 64;
   const std::vector<float> plain = rope_inv_freq(parse(config));
-  config["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+  config["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", 8.0},
+                            {"low_freq_factor", 1.0},
+                            {"high_freq_factor", 4.0},
                             {"original_max_position_embeddings", 512}};
   const std::vector<float> scaled = rope_inv_freq(parse(config));
   EXPECT_EQ(scaled.front(), plain.front());
@@ -125,9 +130,11 @@ TEST(ModelConfig, RefusesWhatItDoesNotHave) {
     out[name] = std::move(value);
     return out;
   };
-  EXPECT_EQ(message_of(with("hidden_act", "gelu"), ErrorCode::kUnsupported), "config.json: 'hidden_act' is \"gelu\"; hearth supports silu");
+  EXPECT_EQ(message_of(with("hidden_act", "gelu"), ErrorCode::kUnsupported),
+            "config.json: 'hidden_act' is \"gelu\"; hearth supports silu");
   EXPECT_EQ(message_of(with("quantization_config", {{"quant_method", "gptq"}}), ErrorCode::kUnsupported),
-            "config.json: 'quantization_config' is {\"quant_method\":\"gptq\"}, which changes the result and is not supported");
+            "config.json: 'quantization_config' is {\"quant_method\":\"gptq\"}, which changes the result and is not "
+            "supported");
   EXPECT_EQ(message_of(with("sliding_window", 128), ErrorCode::kUnsupported),
             "config.json: 'sliding_window' is 128, but LlamaForCausalLM has none");
   EXPECT_EQ(message_of(with("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}), ErrorCode::kUnsupported),
@@ -146,14 +153,17 @@ TEST(ModelConfig, NamesTheFieldThatIsWrong) {
     return out;
   };
   for (const json& bad : {json(-1), json(0), json("64"), json(6.5), json(uint64_t{1} << 63), json(true)})
-    EXPECT_TRUE(message_of(with("hidden_size", bad), ErrorCode::kInvalidArgument).starts_with("config.json: 'hidden_size' is " + bad.dump())) << bad;
+    EXPECT_TRUE(message_of(with("hidden_size", bad), ErrorCode::kInvalidArgument)
+                    .starts_with("config.json: 'hidden_size' is " + bad.dump()))
+        << bad;
   EXPECT_EQ(message_of(with("num_key_value_heads", 5), ErrorCode::kInvalidArgument),
             "config.json: 32 attention heads are not a multiple of 5 key-value heads");
   EXPECT_EQ(message_of(with("num_attention_heads", 30), ErrorCode::kInvalidArgument),
             "config.json: 'hidden_size' 64 is not a multiple of 'num_attention_heads' 30, and 'head_dim' is missing");
   json missing = minimal("LlamaForCausalLM");
   missing.erase("vocab_size");
-  EXPECT_EQ(message_of(missing, ErrorCode::kInvalidArgument), "config.json: 'vocab_size' is missing; wanted an integer in 1..16777216");
+  EXPECT_EQ(message_of(missing, ErrorCode::kInvalidArgument),
+            "config.json: 'vocab_size' is missing; wanted an integer in 1..16777216");
   EXPECT_EQ(parse_model_config(json(3)).error().message, "config.json is 3; wanted an object");
 }
 

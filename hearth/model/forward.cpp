@@ -45,11 +45,13 @@ int64_t workspace_bytes(const Model& model, const StepLimits& limits, int thread
   }
   need(model.lm_head_op(), model.weights().lm_head, limits.max_logit_rows);
   // Sampling runs between steps on the same scratch.
-  if (ops.sample_workspace_bytes) bytes = std::max(bytes, ops.sample_workspace_bytes(model.config().vocab_size, threads));
+  if (ops.sample_workspace_bytes)
+    bytes = std::max(bytes, ops.sample_workspace_bytes(model.config().vocab_size, threads));
   return bytes;
 }
 
-Status check_batch(const StepBatch& batch, const KvView& kv, const Model& model, const StepLimits& limits, const Comm& comm) {
+Status check_batch(const StepBatch& batch, const KvView& kv, const Model& model, const StepLimits& limits,
+                   const Comm& comm) {
   const int64_t tokens = batch.num_tokens(), sequences = batch.num_sequences();
   if (comm.size() != model.shard().size || comm.rank() != model.shard().rank)
     return invalid_argument("step: rank {} of {}, but the model is shard {} of {}", comm.rank(), comm.size(),
@@ -57,36 +59,44 @@ Status check_batch(const StepBatch& batch, const KvView& kv, const Model& model,
   if (tokens < 1 || tokens > limits.max_tokens)
     return invalid_argument("step of {} tokens; wanted 1 to {}", tokens, limits.max_tokens);
   if (static_cast<int64_t>(batch.logit_rows.size()) > limits.max_logit_rows)
-    return invalid_argument("step wants {} rows of logits; planned for {}", batch.logit_rows.size(), limits.max_logit_rows);
-  if (static_cast<int64_t>(batch.positions.size()) != tokens || static_cast<int64_t>(batch.query_start.size()) != sequences + 1 ||
-      batch.query_start.front() != 0 || batch.query_start.back() != tokens)
-    return invalid_argument("step: {} positions and {} query starts for {} tokens of {} sequences", batch.positions.size(),
-                            batch.query_start.size(), tokens, sequences);
+    return invalid_argument("step wants {} rows of logits; planned for {}", batch.logit_rows.size(),
+                            limits.max_logit_rows);
+  if (static_cast<int64_t>(batch.positions.size()) != tokens ||
+      static_cast<int64_t>(batch.query_start.size()) != sequences + 1 || batch.query_start.front() != 0 ||
+      batch.query_start.back() != tokens)
+    return invalid_argument("step: {} positions and {} query starts for {} tokens of {} sequences",
+                            batch.positions.size(), batch.query_start.size(), tokens, sequences);
   if (static_cast<int64_t>(batch.block_table.size()) < sequences * batch.block_table_stride)
     return invalid_argument("step: a block table of {} entries for {} sequences of stride {}", batch.block_table.size(),
                             sequences, batch.block_table_stride);
   for (int64_t s = 0; s < sequences; ++s) {
     const int64_t context = batch.context_len[static_cast<size_t>(s)], query = batch.query_len(s);
-    if (query < 0 || context < query || context > limits.max_context || context > batch.block_table_stride * kv.layout.block_tokens)
-      return invalid_argument("step: sequence {} has {} new tokens in a context of {}; planned for {}, blocks for {}", s, query,
-                              context, limits.max_context, batch.block_table_stride * kv.layout.block_tokens);
+    if (query < 0 || context < query || context > limits.max_context ||
+        context > batch.block_table_stride * kv.layout.block_tokens)
+      return invalid_argument("step: sequence {} has {} new tokens in a context of {}; planned for {}, blocks for {}",
+                              s, query, context, limits.max_context, batch.block_table_stride * kv.layout.block_tokens);
     for (int64_t i = 0; i < query; ++i) {
       const int64_t position = batch.positions[static_cast<size_t>(batch.query_start[s] + i)];
       if (position != context - query + i)
-        return invalid_argument("step: token {} of sequence {} has position {}; wanted {}", i, s, position, context - query + i);
+        return invalid_argument("step: token {} of sequence {} has position {}; wanted {}", i, s, position,
+                                context - query + i);
     }
   }
   for (size_t i = 0; i < batch.logit_rows.size(); ++i)
     if (batch.logit_rows[i] < (i ? batch.logit_rows[i - 1] + 1 : 0) || batch.logit_rows[i] >= tokens)
-      return invalid_argument("step: logit row {} is {}; wanted ascending rows below {}", i, batch.logit_rows[i], tokens);
+      return invalid_argument("step: logit row {} is {}; wanted ascending rows below {}", i, batch.logit_rows[i],
+                              tokens);
   if (std::ranges::any_of(batch.adapter, [](int32_t id) { return id >= 0; }))
     return unsupported("step: adapters are not supported");
   const KvLayout& layout = kv.layout;
-  if (layout.layers != model.config().layers || layout.kv_heads != model.local_kv_heads() || layout.head_dim != model.config().head_dim)
+  if (layout.layers != model.config().layers || layout.kv_heads != model.local_kv_heads() ||
+      layout.head_dim != model.config().head_dim)
     return invalid_argument("step: the KV pool has {} layers, {} heads of {}; the model {}, {} of {}", layout.layers,
-                            layout.kv_heads, layout.head_dim, model.config().layers, model.local_kv_heads(), model.config().head_dim);
+                            layout.kv_heads, layout.head_dim, model.config().layers, model.local_kv_heads(),
+                            model.config().head_dim);
   if (!model.ops().supports_kv(layout.format))
-    return unsupported("the {} backend has no attention for KV format {}", model.ops().backend, kv_format_name(layout.format));
+    return unsupported("the {} backend has no attention for KV format {}", model.ops().backend,
+                       kv_format_name(layout.format));
   return {};
 }
 
@@ -106,7 +116,9 @@ Result<ForwardBuffers> ForwardBuffers::create(const Model& model, const StepLimi
   const int64_t ffn = c.intermediate_size / model.shard().size;
   std::byte* workspace = nullptr;
   const auto lay_out = [&](Layout layout) {
-    const auto take = [&](int64_t rows, int64_t cols, DType dtype) { return layout.take(dtype_bytes(dtype, rows * cols)); };
+    const auto take = [&](int64_t rows, int64_t cols, DType dtype) {
+      return layout.take(dtype_bytes(dtype, rows * cols));
+    };
     const DType act = model.activation();
     out.hidden_ = take(tokens, c.hidden_size, act);
     out.normed_ = take(gathered, c.hidden_size, act);
@@ -150,7 +162,8 @@ Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, cons
   HEARTH_TRY(ops.rope_table({.positions = batch.positions,
                              .inv_freq = weights.inv_freq,
                              .scale = static_cast<float>(c.rope_scaling.attention_factor),
-                             .cos_sin = cos_sin}, exec));
+                             .cos_sin = cos_sin},
+                            exec));
   // Row-parallel layers add up over the ranks; the residual goes in once.
   const ConstTensorView residual = comm.rank() == 0 ? ConstTensorView(hidden) : ConstTensorView();
   const float attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
@@ -160,12 +173,27 @@ Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, cons
     const Model::LinearOps& linear = model.layer_ops(i);
     HEARTH_TRY(ops.rmsnorm({.x = hidden, .weight = layer.input_norm, .out = normed, .eps = eps}, exec));
     HEARTH_TRY(linear.qkv->run({.x = normed, .weight = &layer.qkv, .out = qkv}, exec));
-    HEARTH_TRY(ops.rope_kv_write({.qkv = qkv, .cos_sin = cos_sin, .q_norm = layer.q_norm, .k_norm = layer.k_norm,
-                                  .norm_eps = eps, .heads = heads, .kv_heads = kv_heads, .head_dim = c.head_dim,
-                                  .layer = i, .kv = kv, .batch = &batch}, exec));
-    HEARTH_TRY(ops.attention({.q = qkv.slice_cols(0, heads * c.head_dim), .out = attention, .heads = heads,
-                              .scale = attention_scale, .window = c.windows[static_cast<size_t>(i)], .layer = i, .kv = kv,
-                              .batch = &batch}, exec));
+    HEARTH_TRY(ops.rope_kv_write({.qkv = qkv,
+                                  .cos_sin = cos_sin,
+                                  .q_norm = layer.q_norm,
+                                  .k_norm = layer.k_norm,
+                                  .norm_eps = eps,
+                                  .heads = heads,
+                                  .kv_heads = kv_heads,
+                                  .head_dim = c.head_dim,
+                                  .layer = i,
+                                  .kv = kv,
+                                  .batch = &batch},
+                                 exec));
+    HEARTH_TRY(ops.attention({.q = qkv.slice_cols(0, heads * c.head_dim),
+                              .out = attention,
+                              .heads = heads,
+                              .scale = attention_scale,
+                              .window = c.windows[static_cast<size_t>(i)],
+                              .layer = i,
+                              .kv = kv,
+                              .batch = &batch},
+                             exec));
     HEARTH_TRY(linear.o->run({.x = attention, .weight = &layer.o, .residual = residual, .out = hidden}, exec));
     HEARTH_TRY(comm.all_reduce_sum(hidden));
 

@@ -23,10 +23,10 @@ namespace hearth::testing {
 // fixtures all logits of several positions.
 struct GoldenPrompt {
   std::vector<int32_t> ids;
-  std::vector<double> token_logprobs;           // [ids]; the first is unused
+  std::vector<double> token_logprobs;  // [ids]; the first is unused
   std::vector<int32_t> greedy_ids;
   std::map<int64_t, std::vector<float>> logits;  // by position
-  std::vector<int32_t> top_ids;                 // of the last position
+  std::vector<int32_t> top_ids;                  // of the last position
   std::vector<float> top_logits;
 };
 
@@ -37,12 +37,14 @@ inline std::vector<GoldenPrompt> read_golden(const std::filesystem::path& dir) {
   for (const auto& entry : (*file)["prompts"]) {
     GoldenPrompt prompt;
     prompt.ids = entry["ids"].get<std::vector<int32_t>>();
-    for (const auto& value : entry["token_logprobs"]) prompt.token_logprobs.push_back(value.is_null() ? 0 : value.get<double>());
+    for (const auto& value : entry["token_logprobs"])
+      prompt.token_logprobs.push_back(value.is_null() ? 0 : value.get<double>());
     prompt.greedy_ids = entry.value("greedy_ids", entry.value("greedy48_ids", std::vector<int32_t>()));
     if (entry.contains("logits_last"))
       prompt.logits[static_cast<int64_t>(prompt.ids.size()) - 1] = entry["logits_last"].get<std::vector<float>>();
     if (entry.contains("logits_rows"))
-      for (const auto& [row, values] : entry["logits_rows"].items()) prompt.logits[std::stoll(row)] = values.get<std::vector<float>>();
+      for (const auto& [row, values] : entry["logits_rows"].items())
+        prompt.logits[std::stoll(row)] = values.get<std::vector<float>>();
     prompt.top_ids = entry.value("last_top20_ids", std::vector<int32_t>());
     prompt.top_logits = entry.value("last_top20_logits", std::vector<float>());
     prompts.push_back(std::move(prompt));
@@ -51,8 +53,8 @@ inline std::vector<GoldenPrompt> read_golden(const std::filesystem::path& dir) {
   return prompts;
 }
 
-inline std::shared_ptr<const Model> load_model(const std::filesystem::path& dir, ThreadPool& pool, const ModelOptions& options = {},
-                                               const OpTable& ops = cpu_ops()) {
+inline std::shared_ptr<const Model> load_model(const std::filesystem::path& dir, ThreadPool& pool,
+                                               const ModelOptions& options = {}, const OpTable& ops = cpu_ops()) {
   auto checkpoint = Checkpoint::open(dir);
   HEARTH_CHECK(checkpoint.has_value(), "{}", checkpoint.error().message);
   auto model = Model::load(*checkpoint, ops, options, pool);
@@ -71,7 +73,8 @@ using Rows = std::vector<std::vector<float>>;
 
 inline Rows copy_rows(const ConstTensorView& logits) {
   Rows rows;
-  for (int64_t r = 0; r < logits.shape[0]; ++r) rows.emplace_back(logits.row<float>(r), logits.row<float>(r) + logits.cols());
+  for (int64_t r = 0; r < logits.shape[0]; ++r)
+    rows.emplace_back(logits.row<float>(r), logits.row<float>(r) + logits.cols());
   return rows;
 }
 
@@ -103,11 +106,13 @@ inline void expect_golden(Runner& runner, const std::vector<GoldenPrompt>& promp
     const Rows rows = all_logits(runner, 0, golden.ids, chunk);
     ASSERT_EQ(rows.size(), golden.ids.size());
     for (size_t i = 1; i < golden.ids.size(); ++i)
-      EXPECT_NEAR(log_softmax(rows[i - 1], golden.ids[i]), golden.token_logprobs[i], tolerance) << "log probability " << i;
+      EXPECT_NEAR(log_softmax(rows[i - 1], golden.ids[i]), golden.token_logprobs[i], tolerance)
+          << "log probability " << i;
     for (const auto& [position, wanted] : golden.logits) {
       ASSERT_EQ(rows[static_cast<size_t>(position)].size(), wanted.size());
       for (size_t v = 0; v < wanted.size(); ++v)
-        EXPECT_NEAR(rows[static_cast<size_t>(position)][v], wanted[v], tolerance) << "logit " << v << " at " << position;
+        EXPECT_NEAR(rows[static_cast<size_t>(position)][v], wanted[v], tolerance)
+            << "logit " << v << " at " << position;
     }
     for (size_t i = 0; i < golden.top_ids.size(); ++i)
       EXPECT_NEAR(rows.back()[static_cast<size_t>(golden.top_ids[i])], golden.top_logits[i], tolerance) << "top " << i;

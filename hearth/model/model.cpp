@@ -6,7 +6,8 @@
 namespace hearth {
 namespace {
 
-Result<const LinearOp*> find_op(const OpTable& ops, const LinearWeight& weight, DType activation, std::string_view name) {
+Result<const LinearOp*> find_op(const OpTable& ops, const LinearWeight& weight, DType activation,
+                                std::string_view name) {
   HEARTH_TRY(weight.format.validate(weight.n, weight.k).with_context(name));
   const LinearOp* op = ops.find_linear(weight.format, activation);
   if (!op)
@@ -45,7 +46,8 @@ Result<std::shared_ptr<const Model>> Model::bind(const ModelConfig& config, Weig
   model->ops_ = &ops;
   model->activation_ = options.activation;
   model->shard_ = options.shard;
-  HEARTH_TRY_ASSIGN(model->weights_, load_weights(source, config, options.activation, options.shard, pool, options.progress));
+  HEARTH_TRY_ASSIGN(model->weights_,
+                    load_weights(source, config, options.activation, options.shard, pool, options.progress));
   HEARTH_TRY(model->bind_ops());
   return std::shared_ptr<const Model>(std::move(model));
 }

@@ -97,14 +97,14 @@ class ForwardBuffers {
   StepLimits limits_;
   HostBuffer memory_;
   ExecContext exec_;
-  void* hidden_ = nullptr;    // [max_tokens, hidden] the residual stream
-  void* normed_ = nullptr;    // [max_tokens, hidden]
-  void* qkv_ = nullptr;       // [max_tokens, (heads + 2 kv_heads) head_dim]
-  void* attention_ = nullptr; // [max_tokens, heads head_dim]
-  void* gate_up_ = nullptr;   // [max_tokens, 2 ffn]
-  void* ffn_ = nullptr;       // [max_tokens, ffn]
-  void* cos_sin_ = nullptr;   // [max_tokens, head_dim] f32
-  void* logits_ = nullptr;    // [max_logit_rows, vocab] f32
+  void* hidden_ = nullptr;     // [max_tokens, hidden] the residual stream
+  void* normed_ = nullptr;     // [max_tokens, hidden]
+  void* qkv_ = nullptr;        // [max_tokens, (heads + 2 kv_heads) head_dim]
+  void* attention_ = nullptr;  // [max_tokens, heads head_dim]
+  void* gate_up_ = nullptr;    // [max_tokens, 2 ffn]
+  void* ffn_ = nullptr;        // [max_tokens, ffn]
+  void* cos_sin_ = nullptr;    // [max_tokens, head_dim] f32
+  void* logits_ = nullptr;     // [max_logit_rows, vocab] f32
 };
 
 // One step: runs the batch's tokens through the model, writes their K and V, and returns the logits

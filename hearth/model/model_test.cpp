@@ -57,7 +57,8 @@ TEST(Model, TwoShardsAddUpToTheWhole) {
         ThreadPool pool(1);
         const auto model = testing::load_model(dir, pool, {.shard = {.rank = rank, .size = 2}});
         const int64_t tokens = static_cast<int64_t>(golden.ids.size());
-        auto buffers = ForwardBuffers::create(*model, {.max_tokens = tokens, .max_logit_rows = tokens, .max_context = tokens}, pool);
+        auto buffers = ForwardBuffers::create(
+            *model, {.max_tokens = tokens, .max_logit_rows = tokens, .max_context = tokens}, pool);
         const auto& c = model->config();
         KvView kv;
         kv.layout = *KvLayout::make(KvFormatId::kF32, c.layers, model->local_kv_heads(), c.head_dim, tokens);
@@ -67,8 +68,13 @@ TEST(Model, TwoShardsAddUpToTheWhole) {
         for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
         const int32_t starts[] = {0, static_cast<int32_t>(tokens)}, context[] = {static_cast<int32_t>(tokens)};
         const int64_t blocks[] = {0};
-        const StepBatch batch{.tokens = golden.ids, .positions = rows, .query_start = starts, .context_len = context,
-                              .block_table = blocks, .block_table_stride = 1, .logit_rows = rows};
+        const StepBatch batch{.tokens = golden.ids,
+                              .positions = rows,
+                              .query_start = starts,
+                              .context_len = context,
+                              .block_table = blocks,
+                              .block_table_stride = 1,
+                              .logit_rows = rows};
         ThreadComm comm(shared, rank);
         const auto logits = forward(*model, batch, kv, comm, *buffers);
         HEARTH_CHECK(logits.has_value(), "{}", logits.error().message);
@@ -78,7 +84,8 @@ TEST(Model, TwoShardsAddUpToTheWhole) {
     for (std::thread& rank : ranks) rank.join();
     EXPECT_EQ(results[0], results[1]);
     for (const auto& [position, wanted] : golden.logits)
-      for (size_t v = 0; v < wanted.size(); ++v) EXPECT_NEAR(results[0][static_cast<size_t>(position)][v], wanted[v], 1e-4);
+      for (size_t v = 0; v < wanted.size(); ++v)
+        EXPECT_NEAR(results[0][static_cast<size_t>(position)][v], wanted[v], 1e-4);
   }
 }
 
@@ -99,7 +106,9 @@ ModelConfig tiny_config() {
 
 TEST(Model, DummyWeightsDependOnTheSeedAlone) {
   ThreadPool one(1), three(3);
-  const auto bytes = [](const Model& m) { return std::vector<std::byte>(m.weights().memory.bytes().begin(), m.weights().memory.bytes().end()); };
+  const auto bytes = [](const Model& m) {
+    return std::vector<std::byte>(m.weights().memory.bytes().begin(), m.weights().memory.bytes().end());
+  };
   const auto a = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 1, one);
   const auto b = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 1, three);
   const auto c = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 2, one);
@@ -118,7 +127,8 @@ TEST(Model, LoadNamesWhatTheCheckpointLacks) {
   ASSERT_TRUE(checkpoint);
   const auto wrong_shard = Model::load(*checkpoint, cpu_ops(), {.shard = {.rank = 0, .size = 64}}, pool);
   ASSERT_FALSE(wrong_shard);
-  EXPECT_NE(wrong_shard.error().message.find("64 ranks do not divide"), std::string::npos) << wrong_shard.error().message;
+  EXPECT_NE(wrong_shard.error().message.find("64 ranks do not divide"), std::string::npos)
+      << wrong_shard.error().message;
   const auto wrong_type = Model::load(*checkpoint, cpu_ops(), {.activation = DType::kF16}, pool);
   EXPECT_EQ(wrong_type.error().code, ErrorCode::kInvalidArgument);
 
@@ -127,8 +137,10 @@ TEST(Model, LoadNamesWhatTheCheckpointLacks) {
   const auto no_op = Model::load(*checkpoint, without, {}, pool);
   ASSERT_FALSE(no_op);
   EXPECT_EQ(no_op.error().code, ErrorCode::kUnsupported);
-  EXPECT_NE(no_op.error().message.find("layer 0 qkv_proj: the cpu backend has no linear op for bf16 weights and f32 activations"),
-            std::string::npos) << no_op.error().message;
+  EXPECT_NE(no_op.error().message.find(
+                "layer 0 qkv_proj: the cpu backend has no linear op for bf16 weights and f32 activations"),
+            std::string::npos)
+      << no_op.error().message;
 }
 
 TEST(Runner, RefusesWhatDoesNotFitAndStaysUsable) {

@@ -10,23 +10,27 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
   RunnerOptions wanted = options;
   if (wanted.max_context == 0) wanted.max_context = c.max_positions;
   if (wanted.max_sequences < 1 || wanted.max_context < 1)
-    return invalid_argument("runner for {} sequences of {} tokens; wanted at least 1", wanted.max_sequences, wanted.max_context);
-  HEARTH_TRY_ASSIGN(ForwardBuffers buffers,
-                    ForwardBuffers::create(*model, {.max_tokens = wanted.chunk_tokens, .max_logit_rows = wanted.max_logit_rows,
-                                                    .max_context = wanted.max_context}, pool));
+    return invalid_argument("runner for {} sequences of {} tokens; wanted at least 1", wanted.max_sequences,
+                            wanted.max_context);
+  HEARTH_TRY_ASSIGN(ForwardBuffers buffers, ForwardBuffers::create(*model,
+                                                                   {.max_tokens = wanted.chunk_tokens,
+                                                                    .max_logit_rows = wanted.max_logit_rows,
+                                                                    .max_context = wanted.max_context},
+                                                                   pool));
   Runner runner(std::move(model), std::move(buffers));
   runner.options_ = wanted;
-  HEARTH_TRY_ASSIGN(runner.kv_.layout, KvLayout::make(wanted.kv_format, c.layers, runner.model_->local_kv_heads(), c.head_dim,
-                                                      wanted.block_tokens));
+  HEARTH_TRY_ASSIGN(runner.kv_.layout, KvLayout::make(wanted.kv_format, c.layers, runner.model_->local_kv_heads(),
+                                                      c.head_dim, wanted.block_tokens));
   runner.blocks_per_slot_ = (wanted.max_context + wanted.block_tokens - 1) / wanted.block_tokens;
   const KvLayout& layout = runner.kv_.layout;
   int64_t pool_bytes = 0;
   if (__builtin_mul_overflow(runner.blocks_per_slot_ * layout.block_bytes(), wanted.max_sequences, &pool_bytes))
-    return resource_exhausted("KV pool for {} sequences of {} tokens: more bytes than can be counted", wanted.max_sequences, wanted.max_context);
+    return resource_exhausted("KV pool for {} sequences of {} tokens: more bytes than can be counted",
+                              wanted.max_sequences, wanted.max_context);
   HEARTH_TRY_ASSIGN(runner.pool_memory_,
-                    HostBuffer::allocate(pool_bytes).with_context(fmt::format(
-                        "KV pool for {} sequences of {} tokens at {} bytes a token", wanted.max_sequences, wanted.max_context,
-                        layout.bytes_per_token())));
+                    HostBuffer::allocate(pool_bytes)
+                        .with_context(fmt::format("KV pool for {} sequences of {} tokens at {} bytes a token",
+                                                  wanted.max_sequences, wanted.max_context, layout.bytes_per_token())));
   runner.kv_.base = runner.pool_memory_.data();
   runner.context_len_.assign(static_cast<size_t>(wanted.max_sequences), 0);
   return runner;
@@ -46,7 +50,8 @@ Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
   block_table_.clear();
   query_start_.assign(1, 0);
   for (const SlotTokens& feed : feeds) {
-    HEARTH_CHECK(feed.slot >= 0 && feed.slot < options_.max_sequences, "slot {} of {}", feed.slot, options_.max_sequences);
+    HEARTH_CHECK(feed.slot >= 0 && feed.slot < options_.max_sequences, "slot {} of {}", feed.slot,
+                 options_.max_sequences);
     const int64_t begin = context(feed.slot), count = static_cast<int64_t>(feed.tokens.size());
     if (begin + count > options_.max_context)
       return invalid_argument("context of {} tokens exceeds the maximum of {}", begin + count, options_.max_context);
@@ -60,8 +65,13 @@ Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
     for (int64_t b = 0; b < blocks_per_slot_; ++b)
       block_table_.push_back((b * options_.max_sequences + feed.slot) * kv_.layout.block_bytes());
   }
-  const StepBatch batch{.tokens = tokens_, .positions = positions_, .query_start = query_start_, .context_len = step_context_,
-                        .block_table = block_table_, .block_table_stride = blocks_per_slot_, .logit_rows = logit_rows_};
+  const StepBatch batch{.tokens = tokens_,
+                        .positions = positions_,
+                        .query_start = query_start_,
+                        .context_len = step_context_,
+                        .block_table = block_table_,
+                        .block_table_stride = blocks_per_slot_,
+                        .logit_rows = logit_rows_};
   HEARTH_TRY_ASSIGN(const ConstTensorView logits, forward(*model_, batch, kv_, comm_, buffers_));
   for (size_t i = 0; i < feeds.size(); ++i) context_len_[static_cast<size_t>(feeds[i].slot)] = step_context_[i];
   return logits;
@@ -71,7 +81,8 @@ Result<ConstTensorView> Runner::feed(int64_t slot, std::span<const int32_t> toke
   if (tokens.empty()) return invalid_argument("no tokens to feed");
   const int64_t count = static_cast<int64_t>(tokens.size());
   if (context(slot) + count > options_.max_context)
-    return invalid_argument("context of {} tokens exceeds the maximum of {}", context(slot) + count, options_.max_context);
+    return invalid_argument("context of {} tokens exceeds the maximum of {}", context(slot) + count,
+                            options_.max_context);
   for (int64_t at = 0;; at += options_.chunk_tokens) {
     const int64_t chunk = std::min(options_.chunk_tokens, count - at);
     const SlotTokens feed{slot, tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(chunk))};

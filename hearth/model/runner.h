@@ -17,10 +17,10 @@ namespace hearth {
 
 struct RunnerOptions {
   int64_t max_sequences = 1;
-  int64_t max_context = 0;      // tokens per sequence; 0: the model's max_positions
-  int64_t chunk_tokens = 512;   // tokens of a step; longer feeds are split into several steps
-  int64_t max_logit_rows = 512; // rows of logits of a step
-  int64_t block_tokens = 16;    // tokens of a KV block
+  int64_t max_context = 0;       // tokens per sequence; 0: the model's max_positions
+  int64_t chunk_tokens = 512;    // tokens of a step; longer feeds are split into several steps
+  int64_t max_logit_rows = 512;  // rows of logits of a step
+  int64_t block_tokens = 16;     // tokens of a KV block
   KvFormatId kv_format = KvFormatId::kF32;
 };
 
@@ -56,7 +56,8 @@ class Runner {
   ExecContext& exec() { return buffers_.exec(); }
 
  private:
-  Runner(std::shared_ptr<const Model> model, ForwardBuffers buffers) : model_(std::move(model)), buffers_(std::move(buffers)) {}
+  Runner(std::shared_ptr<const Model> model, ForwardBuffers buffers)
+      : model_(std::move(model)), buffers_(std::move(buffers)) {}
 
   std::shared_ptr<const Model> model_;
   RunnerOptions options_;

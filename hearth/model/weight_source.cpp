@@ -31,7 +31,8 @@ void fill(uint64_t seed, uint64_t stream, bool is_norm, int64_t first, std::span
       if (element / 4 != block_index) {
         block_index = element / 4;
         block = philox4x32({static_cast<uint32_t>(block_index), static_cast<uint32_t>(block_index >> 32),
-                            static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)}, key);
+                            static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)},
+                           key);
       }
       const float unit = static_cast<float>(block[static_cast<size_t>(element % 4)] >> 8) * 0x1p-23f - 1.0f;
       value = from_float<T>(unit * width);

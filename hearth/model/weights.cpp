@@ -58,7 +58,8 @@ class Binder {
     const bool has_embedding = source_.find("model.embed_tokens.weight", vocab_shape) != nullptr;
     const TensorEntry* lm_head = source_.find("lm_head.weight", vocab_shape);
     // A tied file may hold either of the two.
-    const char* embedding_name = !has_embedding && c.tie_word_embeddings && lm_head ? "lm_head.weight" : "model.embed_tokens.weight";
+    const char* embedding_name =
+        !has_embedding && c.tie_word_embeddings && lm_head ? "lm_head.weight" : "model.embed_tokens.weight";
     HEARTH_TRY_ASSIGN(const Part embedding, whole(embedding_name, c.vocab_size, c.hidden_size));
     HEARTH_TRY_ASSIGN(w.embedding, matrix({&embedding, 1}));
 
@@ -74,14 +75,17 @@ class Binder {
 
   Status bind_lm_head(const TensorEntry* entry, ModelWeights& w) {
     const ModelConfig& c = config_;
-    w.lm_head = {.format = WeightFormat::plain(w.embedding.dtype), .n = c.vocab_size, .k = c.hidden_size, .codes = w.embedding};
+    w.lm_head = {
+        .format = WeightFormat::plain(w.embedding.dtype), .n = c.vocab_size, .k = c.hidden_size, .codes = w.embedding};
     if (c.tie_word_embeddings) {
       const TensorEntry* embedding = source_.find("model.embed_tokens.weight", w.embedding.shape);
       if (!entry || !embedding) return {};
       // Some files carry both. If they differ, the head was trained apart, whatever config.json says.
       HEARTH_TRY_ASSIGN(const bool same, same_bytes(*entry, *embedding));
       if (same) return {};
-      if (base_) spdlog::warn("tie_word_embeddings is true, but lm_head.weight differs from the embedding: using lm_head.weight");
+      if (base_)
+        spdlog::warn(
+            "tie_word_embeddings is true, but lm_head.weight differs from the embedding: using lm_head.weight");
     }
     HEARTH_TRY_ASSIGN(const Part part, whole("lm_head.weight", c.vocab_size, c.hidden_size));
     HEARTH_TRY_ASSIGN(w.lm_head, linear({&part, 1}, {}));
@@ -99,7 +103,8 @@ class Binder {
       HEARTH_TRY_ASSIGN(layer.k_norm, vector(prefix + "self_attn.k_norm.weight", c.head_dim));
     }
     const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
-    const Slice qkv[] = {{attention + "q_proj", q_rows}, {attention + "k_proj", kv_rows}, {attention + "v_proj", kv_rows}};
+    const Slice qkv[] = {
+        {attention + "q_proj", q_rows}, {attention + "k_proj", kv_rows}, {attention + "v_proj", kv_rows}};
     HEARTH_TRY_ASSIGN(layer.qkv, column_parallel(qkv, c.qkv_bias));
     HEARTH_TRY_ASSIGN(layer.o, row_parallel(attention + "o_proj", q_rows, c.o_bias));
     const Slice gate_up[] = {{mlp + "gate_proj", ffn}, {mlp + "up_proj", ffn}};
@@ -175,10 +180,10 @@ class Binder {
 
   Result<const TensorEntry*> find(const std::string& name, const Shape& shape) {
     const TensorEntry* entry = source_.find(name, shape);
-    if (!entry)
-      return not_found("tensor '{}' {} is missing from {}", name, to_string(shape), source_.name());
+    if (!entry) return not_found("tensor '{}' {} is missing from {}", name, to_string(shape), source_.name());
     if (entry->shape != shape)
-      return invalid_argument("tensor '{}' is {}; config.json wants {}", name, to_string(entry->shape), to_string(shape));
+      return invalid_argument("tensor '{}' is {}; config.json wants {}", name, to_string(entry->shape),
+                              to_string(shape));
     if (!is_float(entry->dtype))
       return unsupported("tensor '{}' is {}; hearth reads f32, f16 and bf16", name, dtype_name(entry->dtype));
     return entry;
@@ -220,14 +225,16 @@ class Binder {
     const bool whole_rows = part.cols == entry.shape.back();
     const int64_t row_bytes = dtype_bytes(entry.dtype, part.cols), dst_row_bytes = dtype_bytes(dtype, part.cols);
     // A call reads whole rows of about a megabyte, or one row of a column slice.
-    const int64_t rows_at_once = whole_rows ? std::max<int64_t>(1, (int64_t{1} << 20) / std::max<int64_t>(1, row_bytes)) : 1;
+    const int64_t rows_at_once =
+        whole_rows ? std::max<int64_t>(1, (int64_t{1} << 20) / std::max<int64_t>(1, row_bytes)) : 1;
     std::vector<Status> failures(static_cast<size_t>(pool_.size()));
     pool_.parallel_for(part.rows, rows_at_once, [&](int64_t begin, int64_t end, int thread) {
       std::vector<std::byte> staging;
       for (int64_t row = begin; row < end; row += rows_at_once) {
         const int64_t rows = std::min(rows_at_once, end - row);
         const int64_t from = dtype_bytes(entry.dtype, (part.row_begin + row) * entry.shape.back() + part.col_begin);
-        const auto to = dst.subspan(static_cast<size_t>(row * dst_row_bytes), static_cast<size_t>(rows * dst_row_bytes));
+        const auto to =
+            dst.subspan(static_cast<size_t>(row * dst_row_bytes), static_cast<size_t>(rows * dst_row_bytes));
         Status status;
         if (entry.dtype == dtype) {
           status = source_.read_part(entry, from, to);
@@ -303,8 +310,8 @@ int64_t ModelWeights::bytes_per_token() const {
   return bytes;
 }
 
-Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation,
-                                  const Shard& shard, ThreadPool& pool, const LoadProgress& progress) {
+Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard,
+                                  ThreadPool& pool, const LoadProgress& progress) {
   ModelWeights weights;
   Binder binder(source, config, activation, shard, pool, progress);
   HEARTH_TRY(binder.plan(weights));

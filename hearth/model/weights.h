@@ -40,16 +40,16 @@ struct DenseFfn {
 using Ffn = std::variant<DenseFfn>;
 
 struct LayerWeights {
-  ConstTensorView input_norm;           // [hidden]
+  ConstTensorView input_norm;  // [hidden]
   LinearWeight qkv;
-  ConstTensorView q_norm, k_norm;       // [head_dim], optional
+  ConstTensorView q_norm, k_norm;  // [head_dim], optional
   LinearWeight o;
   ConstTensorView post_attention_norm;  // [hidden]
   Ffn ffn;
 };
 
 struct ModelWeights {
-  ConstTensorView embedding;   // [vocab, hidden]
+  ConstTensorView embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   ConstTensorView final_norm;  // [hidden]
   LinearWeight lm_head;        // [vocab, hidden]; the embedding's memory where tied
@@ -67,7 +67,7 @@ using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)
 // `activation` kBf16 turns f32 and f16 linear weights into bf16; kF32 keeps them.
 // Errors: NotFound for a missing tensor, InvalidArgument for a wrong shape or a shard that does not
 // divide the heads, Unsupported for a dtype, ResourceExhausted for too little memory.
-Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation,
-                                  const Shard& shard, ThreadPool& pool, const LoadProgress& progress);
+Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard,
+                                  ThreadPool& pool, const LoadProgress& progress);
 
 }  // namespace hearth

@@ -12,10 +12,10 @@ struct DTypeInfo {
 };
 
 constexpr DTypeInfo kInfos[] = {
-    {DType::kF64, "f64", 64},   {DType::kF32, "f32", 32},   {DType::kF16, "f16", 16}, {DType::kBf16, "bf16", 16},
-    {DType::kE4m3, "e4m3", 8},  {DType::kE5m2, "e5m2", 8},  {DType::kI64, "i64", 64}, {DType::kI32, "i32", 32},
-    {DType::kI16, "i16", 16},   {DType::kI8, "i8", 8},      {DType::kU64, "u64", 64}, {DType::kU32, "u32", 32},
-    {DType::kU16, "u16", 16},   {DType::kU8, "u8", 8},      {DType::kBool, "bool", 8}, {DType::kU4, "u4", 4},
+    {DType::kF64, "f64", 64},  {DType::kF32, "f32", 32},  {DType::kF16, "f16", 16},  {DType::kBf16, "bf16", 16},
+    {DType::kE4m3, "e4m3", 8}, {DType::kE5m2, "e5m2", 8}, {DType::kI64, "i64", 64},  {DType::kI32, "i32", 32},
+    {DType::kI16, "i16", 16},  {DType::kI8, "i8", 8},     {DType::kU64, "u64", 64},  {DType::kU32, "u32", 32},
+    {DType::kU16, "u16", 16},  {DType::kU8, "u8", 8},     {DType::kBool, "bool", 8}, {DType::kU4, "u4", 4},
 };
 
 constexpr bool in_enum_order() {

@@ -11,8 +11,21 @@
 namespace hearth {
 
 enum class DType : uint8_t {
-  kF64, kF32, kF16, kBf16, kE4m3, kE5m2,
-  kI64, kI32, kI16, kI8, kU64, kU32, kU16, kU8, kBool,
+  kF64,
+  kF32,
+  kF16,
+  kBf16,
+  kE4m3,
+  kE5m2,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU64,
+  kU32,
+  kU16,
+  kU8,
+  kBool,
   kU4,  // two per byte, the even element in the low nibble
 };
 
@@ -134,27 +147,46 @@ struct e5m2 {
 };
 
 // The DType of a scalar type.
-template <class T> inline constexpr DType kDTypeOf = DType::kBool;
-template <> inline constexpr DType kDTypeOf<double> = DType::kF64;
-template <> inline constexpr DType kDTypeOf<float> = DType::kF32;
-template <> inline constexpr DType kDTypeOf<f16> = DType::kF16;
-template <> inline constexpr DType kDTypeOf<bf16> = DType::kBf16;
-template <> inline constexpr DType kDTypeOf<e4m3> = DType::kE4m3;
-template <> inline constexpr DType kDTypeOf<e5m2> = DType::kE5m2;
-template <> inline constexpr DType kDTypeOf<int64_t> = DType::kI64;
-template <> inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
-template <> inline constexpr DType kDTypeOf<int16_t> = DType::kI16;
-template <> inline constexpr DType kDTypeOf<int8_t> = DType::kI8;
-template <> inline constexpr DType kDTypeOf<uint32_t> = DType::kU32;
-template <> inline constexpr DType kDTypeOf<uint8_t> = DType::kU8;
+template <class T>
+inline constexpr DType kDTypeOf = DType::kBool;
+template <>
+inline constexpr DType kDTypeOf<double> = DType::kF64;
+template <>
+inline constexpr DType kDTypeOf<float> = DType::kF32;
+template <>
+inline constexpr DType kDTypeOf<f16> = DType::kF16;
+template <>
+inline constexpr DType kDTypeOf<bf16> = DType::kBf16;
+template <>
+inline constexpr DType kDTypeOf<e4m3> = DType::kE4m3;
+template <>
+inline constexpr DType kDTypeOf<e5m2> = DType::kE5m2;
+template <>
+inline constexpr DType kDTypeOf<int64_t> = DType::kI64;
+template <>
+inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
+template <>
+inline constexpr DType kDTypeOf<int16_t> = DType::kI16;
+template <>
+inline constexpr DType kDTypeOf<int8_t> = DType::kI8;
+template <>
+inline constexpr DType kDTypeOf<uint32_t> = DType::kU32;
+template <>
+inline constexpr DType kDTypeOf<uint8_t> = DType::kU8;
 
 // float <-> any float scalar type, for code that is generic over them.
 template <class T>
-constexpr T from_float(float value) { return T::from_float(value); }
+constexpr T from_float(float value) {
+  return T::from_float(value);
+}
 template <>
-constexpr float from_float<float>(float value) { return value; }
+constexpr float from_float<float>(float value) {
+  return value;
+}
 constexpr float to_float(float value) { return value; }
 template <class T>
-constexpr float to_float(T value) { return value.to_float(); }
+constexpr float to_float(T value) {
+  return value.to_float();
+}
 
 }  // namespace hearth

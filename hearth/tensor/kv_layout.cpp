@@ -36,8 +36,9 @@ std::optional<KvFormatId> kv_format_from_name(std::string_view name) {
 Result<KvLayout> KvLayout::make(KvFormatId format, int64_t layers, int64_t kv_heads, int64_t head_dim,
                                 int64_t block_tokens) {
   if (layers < 1 || kv_heads < 1 || head_dim < 1 || block_tokens < 1)
-    return invalid_argument("KV layout of {} layers, {} kv heads, head dim {}, blocks of {} tokens: all must be at least 1",
-                            layers, kv_heads, head_dim, block_tokens);
+    return invalid_argument(
+        "KV layout of {} layers, {} kv heads, head dim {}, blocks of {} tokens: all must be at least 1", layers,
+        kv_heads, head_dim, block_tokens);
   const KvFormatInfo& info = kInfos[static_cast<int>(format)];
   if (head_dim * info.element_bits % 8 != 0)
     return invalid_argument("KV format {}: head dim {} does not fill whole bytes", info.name, head_dim);

@@ -38,7 +38,8 @@ TEST(KvLayout, CostOfATokenIsWhatTheFormatSays) {
 }
 
 TEST(KvLayout, RefusesWhatItCannotStore) {
-  EXPECT_EQ(KvLayout::make(KvFormatId::kInt4, 1, 1, 63, 16).error().message, "KV format int4: head dim 63 does not fill whole bytes");
+  EXPECT_EQ(KvLayout::make(KvFormatId::kInt4, 1, 1, 63, 16).error().message,
+            "KV format int4: head dim 63 does not fill whole bytes");
   EXPECT_FALSE(KvLayout::make(KvFormatId::kInt4Saw, 1, 1, 96, 16));
   EXPECT_FALSE(KvLayout::make(KvFormatId::kF32, 0, 1, 64, 16));
 }

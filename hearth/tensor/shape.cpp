@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hearth/tensor/shape.h"
 
-
 namespace hearth {
 
 std::string to_string(const Shape& shape) {

@@ -62,8 +62,8 @@ struct BasicTensorView {
   BasicTensorView(Void* d, DType t, Shape s, int64_t stride) : data(d), dtype(t), shape(s), row_stride(stride) {}
   // A mutable view serves where a const one is wanted.
   template <class Other>
-    requires(std::is_const_v<Void> && !std::is_const_v<Other>)
-  BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT: implicit by design
+  requires(std::is_const_v<Void> && !std::is_const_v<Other>)
+      BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT: implicit by design
       : data(other.data), dtype(other.dtype), shape(other.shape), row_stride(other.row_stride) {}
 
   int64_t cols() const { return shape.back(); }

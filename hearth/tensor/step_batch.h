@@ -16,8 +16,8 @@ struct StepBatch {
   std::span<const int32_t> context_len;  // [S] tokens of the sequence in the KV cache after this step
   std::span<const int64_t> block_table;  // [S, block_table_stride] byte offsets of the sequence's KV blocks
   int64_t block_table_stride = 0;
-  std::span<const int32_t> logit_rows;   // [R] ascending token rows whose logits are wanted
-  std::span<const int32_t> adapter;      // [S] adapter of the sequence, -1 for none; empty: none anywhere
+  std::span<const int32_t> logit_rows;  // [R] ascending token rows whose logits are wanted
+  std::span<const int32_t> adapter;     // [S] adapter of the sequence, -1 for none; empty: none anywhere
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_sequences() const { return static_cast<int64_t>(context_len.size()); }

@@ -101,14 +101,16 @@ double WeightFormat::bits_per_weight(int64_t n, int64_t k) const {
 
 Status WeightFormat::validate(int64_t n, int64_t k) const {
   if (n <= 0 || k <= 0) return invalid_argument("weight [{}, {}]: both dimensions must be positive", n, k);
-  const bool grouped = scale_layout == ScaleLayout::kGroup || scale_layout == ScaleLayout::kBlock ||
-                       code == WeightCode::kBitvectors;
-  if (grouped && group_k <= 0) return invalid_argument("weight format {}: group of {}, wanted at least 1", code_name(code), group_k);
+  const bool grouped =
+      scale_layout == ScaleLayout::kGroup || scale_layout == ScaleLayout::kBlock || code == WeightCode::kBitvectors;
+  if (grouped && group_k <= 0)
+    return invalid_argument("weight format {}: group of {}, wanted at least 1", code_name(code), group_k);
   if (scale_layout == ScaleLayout::kBlock && block_n <= 0)
     return invalid_argument("weight format {}: block of {} rows, wanted at least 1", code_name(code), block_n);
   if (scale_layout != ScaleLayout::kNone && scale_dtype != DType::kF32 && scale_dtype != DType::kF16 &&
       scale_dtype != DType::kBf16 && scale_dtype != DType::kE4m3)
-    return invalid_argument("weight format {}: scales of type {}, wanted f32, f16, bf16 or e4m3", code_name(code), dtype_name(scale_dtype));
+    return invalid_argument("weight format {}: scales of type {}, wanted f32, f16, bf16 or e4m3", code_name(code),
+                            dtype_name(scale_dtype));
   if (has_zero_point && code != WeightCode::kU4)
     return invalid_argument("weight format {}: only u4 has zero points", code_name(code));
   const bool is_4bit = code == WeightCode::kU4 || code == WeightCode::kI4SignMagnitude || code == WeightCode::kC4;
