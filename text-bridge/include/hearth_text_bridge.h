@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// C ABI of the Rust crate in text-bridge/: Hugging Face tokenizers and minijinja. hearth/text is its only user.
+//
+// Status     Every function that can fail returns HTB_OK or another htb_status and then sets *error to a message
+//            (UTF-8). Outputs are written only on HTB_OK. A Rust panic becomes HTB_INTERNAL; nothing unwinds
+//            through this interface.
+// Ownership  An htb_buffer or htb_ids that a function fills belongs to the caller, who gives it back with
+//            htb_buffer_free or htb_ids_free exactly once; an untouched (zeroed) one may be freed too. Inputs
+//            are read during the call only.
+// Threads    A handle may be used by many threads at once, except in its *_free and in htb_tokenizer_add_tokens,
+//            which need it alone. There is no global state that a caller can see.
+// Units      Sizes are bytes, ids are vocabulary rows, times are seconds or milliseconds as the names say.
+// Text       Inputs called text or json must be UTF-8 (HTB_INVALID_ARGUMENT otherwise); none is NUL-terminated.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised whenever a signature or the meaning of a field changes.
+#define HTB_ABI_VERSION 1
+uint32_t htb_abi_version(void);
+
+typedef enum htb_status {
+  HTB_OK = 0,
+  HTB_INVALID_ARGUMENT = 1,
+  HTB_CORRUPT = 2,
+  HTB_RESOURCE_EXHAUSTED = 3,
+  HTB_DEADLINE_EXCEEDED = 4,
+  HTB_INTERNAL = 5,
+} htb_status;
+
+typedef struct htb_buffer {
+  uint8_t* data;
+  uint64_t size;
+  uint64_t capacity;
+} htb_buffer;
+void htb_buffer_free(htb_buffer buffer);
+
+typedef struct htb_ids {
+  uint32_t* data;
+  uint64_t size;
+  uint64_t capacity;
+} htb_ids;
+void htb_ids_free(htb_ids ids);
+
+// ---- Tokenizer ------------------------------------------------------------------------------------------------
+
+typedef struct htb_tokenizer htb_tokenizer;
+
+// Parses the text of a tokenizer.json. Its truncation and padding are ignored. HTB_CORRUPT: not one.
+htb_status htb_tokenizer_new(const uint8_t* json, uint64_t json_size, htb_tokenizer** out, htb_buffer* error);
+void htb_tokenizer_free(htb_tokenizer* tokenizer);
+
+// Adds tokens, or changes the properties of those that are there: a JSON array of objects with `content` and
+// optionally `special`, `normalized`, `lstrip`, `rstrip`, `single_word`. Before the handle is shared.
+htb_status htb_tokenizer_add_tokens(htb_tokenizer* tokenizer, const uint8_t* json, uint64_t json_size,
+                                    htb_buffer* error);
+
+// Ids of `text`. add_special_tokens: as the post-processor says. parse_special = 0: text that spells a special
+// token is plain text.
+htb_status htb_tokenizer_encode(const htb_tokenizer* tokenizer, const uint8_t* text, uint64_t text_size,
+                                int32_t add_special_tokens, int32_t parse_special, htb_ids* out,
+                                htb_buffer* error);
+
+// Text of `ids`; an id without a token adds nothing.
+htb_status htb_tokenizer_decode(const htb_tokenizer* tokenizer, const uint32_t* ids, uint64_t count,
+                                int32_t skip_special, htb_buffer* out, htb_buffer* error);
+
+// *out = the id, or -1 if there is no such token.
+htb_status htb_tokenizer_token_to_id(const htb_tokenizer* tokenizer, const uint8_t* token, uint64_t token_size,
+                                     int64_t* out, htb_buffer* error);
+
+// How the decoder of the tokenizer puts tokens together; says how to stream (hearth/text/detokenizer.cpp).
+typedef enum htb_decoder_kind {
+  HTB_DECODER_OTHER = 0,       // depends on neighbours: only htb_tokenizer_decode knows
+  HTB_DECODER_BYTES = 1,       // the bytes of the tokens, one after the other
+  HTB_DECODER_FALLBACK = 2,    // as BYTES, but a run of HTB_PIECE_BYTE tokens is UTF-8 as a whole or one U+FFFD each
+  HTB_DECODER_METASPACE = 3,   // as BYTES, but the first token loses every U+2581 (strip_count = 1) or not (0)
+  HTB_DECODER_SPACED = 4,      // the tokens with one space between
+} htb_decoder_kind;
+
+enum {
+  HTB_PIECE_PRESENT = 1,  // the id has a token
+  HTB_PIECE_SPECIAL = 2,  // skipped by skip_special
+  HTB_PIECE_BYTE = 4,     // a byte fallback token; its bytes are that byte
+};
+
+// The whole vocabulary: token i's spelling is text[text_offsets[i] .. text_offsets[i+1]), the bytes that it adds to
+// a decoded text are bytes[byte_offsets[i] .. byte_offsets[i+1]), its HTB_PIECE_* flags are flags[i].
+typedef struct htb_vocabulary {
+  uint64_t count;             // one more than the largest id
+  htb_buffer text;
+  htb_ids text_offsets;       // count + 1
+  htb_buffer bytes;
+  htb_ids byte_offsets;       // count + 1
+  htb_buffer flags;           // count
+  int32_t decoder_kind;       // htb_decoder_kind
+  uint32_t strip_char;        // FALLBACK: up to strip_count of this code point go away at the start of the text
+  uint32_t strip_count;
+} htb_vocabulary;
+htb_status htb_tokenizer_vocabulary(const htb_tokenizer* tokenizer, htb_vocabulary* out, htb_buffer* error);
+
+#ifdef __cplusplus
+}
+#endif
