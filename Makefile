@@ -91,4 +91,4 @@ install: ## what `make demo` and `make test` need, and no more
 	@scripts/install.sh
 
 clean: ## remove what was built; the CUDA toolkit and the package caches stay
-	rm -rf build/cpu build/asan build/tsan build/cuda build/fuzz build/dist build/dist-build
+	rm -rf build/cpu build/asan build/tsan build/cuda build/fuzz build/dist build/dist-build build/cargo

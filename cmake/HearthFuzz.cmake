@@ -11,7 +11,7 @@ if(HEARTH_FUZZ)
   endif()
   # Warnings are judged by g++; clang 14 has others.
   target_compile_options(hearth_flags INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -Wno-error>)
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -Wno-error -Wno-unknown-warning-option>)
   target_link_options(hearth_flags INTERFACE -fsanitize=address,undefined)
   add_custom_target(hearth_fuzz_targets)
 endif()
