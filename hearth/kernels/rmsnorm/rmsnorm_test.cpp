@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/kernels/rmsnorm/rmsnorm.h"
+
+#include <gtest/gtest.h>
+
+#include "hearth/kernels/cpu/test_targets.h"
+#include "hearth/kernels/op_test.h"
+#include "hearth/kernels/rmsnorm/rmsnorm_test_cases.h"
+
+namespace hearth {
+namespace {
+
+Status run_cpu(const RmsNormArgs& args, ThreadPool* pool = nullptr) {
+  ExecContext exec{.pool = pool};
+  return rmsnorm_cpu(args, exec);
+}
+
+TEST(RmsNormRef, AgreesWithMathematics) {
+  // The mean of the squares of 3 and 4 is 12.5; with eps = 12.5 the scale is 1 / 5.
+  TestTensor x(DType::kF32, 1, 2), weight(DType::kF32, 1, 2), out(DType::kF32, 1, 2);
+  x.set(0, 0, 3), x.set(0, 1, -4);
+  weight.set(0, 0, 1), weight.set(0, 1, 10);
+  ExecContext exec;
+  ASSERT_TRUE(rmsnorm_ref({.x = x.view(), .weight = weight.vector(), .out = out.view(), .eps = 12.5f}, exec));
+  EXPECT_FLOAT_EQ(out.at(0, 0), 0.6f);
+  EXPECT_FLOAT_EQ(out.at(0, 1), -8.0f);
+}
+
+TEST(RmsNormRef, AddsAndKeepsTheResidual) {
+  TestTensor x(DType::kBf16, 1, 1), residual(DType::kBf16, 1, 1), weight(DType::kF32, 1, 1), out(DType::kBf16, 1, 1);
+  x.set(0, 0, 0.25f), residual.set(0, 0, 256);  // 256.25 is not a bf16: 256 is the nearest
+  weight.set(0, 0, 1);
+  ExecContext exec;
+  ASSERT_TRUE(
+      rmsnorm_ref({.x = x.view(), .residual = residual.view(), .weight = weight.vector(), .out = out.view()}, exec));
+  EXPECT_EQ(residual.at(0, 0), 256);
+  EXPECT_EQ(out.at(0, 0), 1);
+}
+
+TEST(RmsNormCpu, AsExactAsANaiveLoop) {
+  ThreadPool pool(3);
+  for_each_cpu_target([&] {
+    for_each_rmsnorm_case([&](RmsNormCase& c) {
+      c.expect_matches_reference([&](const RmsNormArgs& args) { return run_cpu(args, &pool); });
+    });
+  });
+}
+
+TEST(RmsNormCpu, ARowIsItsOwn) {
+  constexpr uint64_t kSeed = 20261;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  ThreadPool pool(4);
+  for_each_cpu_target([&] {
+    for (DType dtype : {DType::kF32, DType::kBf16}) {
+      const int64_t rows = 67, hidden = 389;
+      TestTensor x(dtype, rows, hidden), weight(dtype, 1, hidden), all(dtype, rows, hidden);
+      x.fill(random), weight.fill(random);
+      ASSERT_TRUE(run_cpu({.x = x.view(), .weight = weight.vector(), .out = all.view()}, &pool));
+      for (int64_t r = 0; r < rows; ++r) {
+        TestTensor one(dtype, 1, hidden);
+        ASSERT_TRUE(run_cpu({.x = x.view().slice_rows(r, 1), .weight = weight.vector(), .out = one.view()}));
+        EXPECT_TRUE(all.same_row_bits(r, one, 0)) << "row " << r;
+      }
+    }
+  });
+}
+
+TEST(RmsNormCpu, WorksInPlaceAndOnSlicesOfColumns) {
+  constexpr uint64_t kSeed = 20262;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  for_each_cpu_target([&] {
+    TestTensor x(DType::kF32, 5, 77, 13), weight(DType::kF32, 1, 77), out(DType::kF32, 5, 77, 3);
+    x.fill(random), weight.fill(random);
+    ASSERT_TRUE(run_cpu({.x = x.view(), .weight = weight.vector(), .out = out.view()}));
+    ASSERT_TRUE(run_cpu({.x = x.view(), .weight = weight.vector(), .out = x.view()}));
+    for (int64_t r = 0; r < 5; ++r) EXPECT_TRUE(x.same_row_bits(r, out, r));
+    EXPECT_TRUE(std::isnan(out.at(0, 77))) << "padding was written";
+  });
+}
+
+TEST(RmsNorm, NamesWhatIsWrong) {
+  TestTensor x(DType::kF32, 2, 100), weight(DType::kF32, 1, 384), w100(DType::kF32, 1, 100), out(DType::kF32, 2, 100);
+  TestTensor half(DType::kF16, 2, 100), brain(DType::kBf16, 2, 100), three(DType::kF32, 3, 100);
+  const auto message = [](const RmsNormArgs& args) {
+    const Status status = run_cpu(args);
+    return status ? std::string() : status.error().message;
+  };
+  const auto ok = w100.vector();
+  EXPECT_EQ(message({.x = x.view(), .weight = weight.vector(), .out = out.view()}),
+            "rmsnorm: x has 100 columns, weight 384");
+  EXPECT_EQ(message({.x = half.view(), .weight = ok, .out = half.view()}), "rmsnorm: x is f16, wanted f32 or bf16");
+  EXPECT_EQ(message({.x = x.view(), .weight = ok, .out = brain.view()}), "rmsnorm: out is bf16, wanted f32 as x");
+  EXPECT_EQ(message({.x = x.view(), .residual = three.view(), .weight = ok, .out = out.view()}),
+            "rmsnorm: residual is [3, 100], wanted [2, 100]");
+  EXPECT_EQ(message({.x = x.view(), .weight = ok, .out = out.view(), .eps = -1}),
+            "rmsnorm: eps is -1, wanted at least 0");
+  EXPECT_EQ(message({.x = x.vector(), .weight = ok, .out = out.view()}), "rmsnorm: x is [100], wanted [rows, hidden]");
+  EXPECT_EQ(message({.x = x.view(), .weight = ok, .out = out.view()}), "");
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/kernels/rope/rope.h"
+
+#include <gtest/gtest.h>
+
+#include "hearth/kernels/cpu/test_targets.h"
+#include "hearth/kernels/step_test.h"
+
+namespace hearth {
+namespace {
+
+// inv_freq as a model of this head dim has it.
+TestTensor frequencies(int64_t head_dim) {
+  TestTensor inv_freq(DType::kF32, 1, head_dim / 2);
+  for (int64_t i = 0; i < head_dim / 2; ++i)
+    inv_freq.set(0, i,
+                 static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim))));
+  return inv_freq;
+}
+
+TEST(RopeTable, IsTheCosineOfTheF32Angle) {
+  const std::vector<int32_t> positions{0, 1, 2, 1000003, 131071};
+  const TestTensor inv_freq = frequencies(10);
+  ThreadPool pool(2);
+  ExecContext exec{.pool = &pool};
+  TestTensor ref(DType::kF32, 5, 10), cpu = ref;
+  ASSERT_TRUE(rope_table_ref({positions, inv_freq.vector(), 1.25f, ref.view()}, exec));
+  ASSERT_TRUE(rope_table_cpu({positions, inv_freq.vector(), 1.25f, cpu.view()}, exec));
+  EXPECT_TRUE(ref.same_bits(cpu));
+  for (int64_t t = 0; t < 5; ++t)
+    for (int64_t i = 0; i < 5; ++i) {
+      volatile float angle = static_cast<float>(positions[t]) * inv_freq.at(0, i);
+      EXPECT_FLOAT_EQ(ref.at(t, i), static_cast<float>(1.25 * std::cos(double{angle})));
+      EXPECT_FLOAT_EQ(ref.at(t, 5 + i), static_cast<float>(1.25 * std::sin(double{angle})));
+    }
+  EXPECT_EQ(ref.at(0, 3), 1.25f);
+  EXPECT_EQ(ref.at(0, 8), 0);
+}
+
+struct RopeCase {
+  DType dtype;
+  KvFormatId format;
+  int64_t heads, kv_heads, head_dim, block_tokens;
+  bool norm;
+  std::vector<TestStep::Sequence> sequences;
+};
+
+using RopeOp = Status (*)(const RopeKvWriteArgs&, ExecContext&);
+
+// Inputs of a case, and runs of it over copies of them.
+struct RopeRun {
+  RopeCase c;
+  Random random;
+  TestStep step;
+  TestTensor qkv, cos_sin, q_norm, k_norm;
+
+  RopeRun(const RopeCase& rope_case, uint64_t seed)
+      : c(rope_case),
+        random(seed),
+        step(c.format, 3, c.kv_heads, c.head_dim, c.block_tokens, c.sequences, random),
+        qkv(c.dtype, step.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim, 4),
+        cos_sin(DType::kF32, step.tokens(), c.head_dim),
+        q_norm(DType::kF32, 1, c.head_dim),
+        k_norm(DType::kBf16, 1, c.head_dim) {
+    qkv.fill(random), q_norm.fill(random), k_norm.fill(random);
+    ExecContext exec;
+    const TestTensor inv_freq = frequencies(c.head_dim);
+    EXPECT_TRUE(rope_table_ref({step.batch().positions, inv_freq.vector(), 1.0f, cos_sin.view()}, exec));
+  }
+  RopeKvWriteArgs args(TestTensor& rows) {
+    return {.qkv = rows.view(),
+            .cos_sin = cos_sin.view(),
+            .q_norm = c.norm ? q_norm.vector() : TensorView(),
+            .k_norm = c.norm ? k_norm.vector() : TensorView(),
+            .norm_eps = 1e-6f,
+            .heads = c.heads,
+            .kv_heads = c.kv_heads,
+            .head_dim = c.head_dim,
+            .layer = 1,
+            .kv = step.kv(),
+            .batch = &step.batch()};
+  }
+  // What the cache holds for the tokens of the step, as a matrix [tokens, 2 * kv_heads * head_dim].
+  TestTensor cached() const {
+    TestTensor rows(c.format == KvFormatId::kF32 ? DType::kF32 : DType::kBf16, step.tokens(),
+                    2 * c.kv_heads * c.head_dim);
+    for (int64_t s = 0; s < step.batch().num_sequences(); ++s)
+      for (int64_t t = step.batch().query_start[s]; t < step.batch().query_start[s + 1]; ++t)
+        for (int64_t i = 0; i < rows.cols(); ++i) {
+          const int64_t width = c.kv_heads * c.head_dim;
+          rows.set(t, i, step.at(s, 1, i >= width, step.batch().positions[t], i % width / c.head_dim, i % c.head_dim));
+        }
+    return rows;
+  }
+};
+
+std::vector<RopeCase> cases() {
+  std::vector<RopeCase> all;
+  for (DType dtype : {DType::kF32, DType::kBf16})
+    for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16})
+      for (bool norm : {false, true})
+        for (int64_t head_dim : {2, 6, 16, 64, 80, 96, 128, 256})
+          all.push_back(
+              {dtype, format, 6, 2, head_dim, head_dim == 6 ? 1 : 5, norm, {{0, 7}, {11, 1}, {3, 0}, {4, 9}}});
+  return all;
+}
+
+std::string describe(const RopeCase& c) {
+  return fmt::format("{} kv {} head dim {} norm {}", dtype_name(c.dtype), kv_format_name(c.format), c.head_dim, c.norm);
+}
+
+// The same formulas with f32 variables.
+void naive(RopeRun& run, TestTensor& qkv, TestTensor& cached) {
+  const RopeCase& c = run.c;
+  const int64_t half = c.head_dim / 2, width = c.kv_heads * c.head_dim;
+  for (int64_t t = 0; t < qkv.rows(); ++t)
+    for (int64_t h = 0; h < c.heads + 2 * c.kv_heads; ++h) {
+      const bool is_query = h < c.heads, is_value = h >= c.heads + c.kv_heads;
+      std::vector<float> x(c.head_dim), y(c.head_dim);
+      float squares = 0;
+      for (int64_t i = 0; i < c.head_dim; ++i) x[i] = run.qkv.at(t, h * c.head_dim + i), squares += x[i] * x[i];
+      const float scale = 1 / std::sqrt(squares / static_cast<float>(c.head_dim) + 1e-6f);
+      for (int64_t i = 0; i < c.head_dim && c.norm; ++i)
+        x[i] = x[i] * scale * (is_query ? run.q_norm : run.k_norm).at(0, i);
+      for (int64_t i = 0; i < half; ++i) {
+        const float cos = run.cos_sin.at(t, i), sin = run.cos_sin.at(t, half + i);
+        y[i] = x[i] * cos - x[half + i] * sin;
+        y[half + i] = x[half + i] * cos + x[i] * sin;
+      }
+      for (int64_t i = 0; i < c.head_dim; ++i) {
+        if (is_query)
+          qkv.set(t, h * c.head_dim + i, y[i]);
+        else if (!is_value)
+          cached.set(t, (h - c.heads) * c.head_dim + i, y[i]);
+        else
+          cached.set(t, width + (h - c.heads - c.kv_heads) * c.head_dim + i, run.qkv.at(t, h * c.head_dim + i));
+      }
+    }
+}
+
+TEST(RopeRef, RotatesByNinetyDegreesAndKeepsLengths) {
+  // A quarter turn takes (a, b) to (-b, a); V is stored as it is.
+  Random random(1);
+  TestStep step(KvFormatId::kF32, 1, 1, 2, 4, {{2, 1}}, random);
+  TestTensor qkv(DType::kF32, 1, 6), cos_sin(DType::kF32, 1, 2);
+  for (int64_t i = 0; i < 6; ++i) qkv.set(0, i, static_cast<float>(i + 1));
+  cos_sin.set(0, 0, 0), cos_sin.set(0, 1, 1);
+  ExecContext exec;
+  ASSERT_TRUE(rope_kv_write_ref({.qkv = qkv.view(),
+                                 .cos_sin = cos_sin.view(),
+                                 .heads = 1,
+                                 .kv_heads = 1,
+                                 .head_dim = 2,
+                                 .kv = step.kv(),
+                                 .batch = &step.batch()},
+                                exec));
+  EXPECT_EQ(qkv.at(0, 0), -2);
+  EXPECT_EQ(qkv.at(0, 1), 1);
+  EXPECT_EQ(step.at(0, 0, false, 2, 0, 0), -4);
+  EXPECT_EQ(step.at(0, 0, false, 2, 0, 1), 3);
+  EXPECT_EQ(step.at(0, 0, true, 2, 0, 0), 5);
+  EXPECT_EQ(step.at(0, 0, true, 2, 0, 1), 6);
+  EXPECT_EQ(qkv.at(0, 2), 3) << "K in qkv was changed";
+  EXPECT_TRUE(std::isnan(step.at(0, 0, false, 1, 0, 0))) << "another position was written";
+}
+
+TEST(RopeRef, ScoresDependOnTheDistanceAlone) {
+  // The property that the embedding is for: <R(m) q, R(n) k> is a function of m - n.
+  constexpr uint64_t kSeed = 20291;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  TestTensor row(DType::kF32, 1, 3 * 64);
+  row.fill(random);
+  const auto score = [&](int32_t m, int32_t n) {
+    TestStep step(KvFormatId::kF32, 1, 1, 64, 16, {{0, 2}}, random);
+    TestTensor qkv(DType::kF32, 2, 3 * 64), cos_sin(DType::kF32, 2, 64);
+    for (int64_t i = 0; i < 3 * 64; ++i) qkv.set(0, i, row.at(0, i)), qkv.set(1, i, row.at(0, i));
+    ExecContext exec;
+    const std::vector<int32_t> positions{m, n};
+    EXPECT_TRUE(rope_table_ref({positions, frequencies(64).vector(), 1.0f, cos_sin.view()}, exec));
+    EXPECT_TRUE(rope_kv_write_ref({.qkv = qkv.view(),
+                                   .cos_sin = cos_sin.view(),
+                                   .heads = 1,
+                                   .kv_heads = 1,
+                                   .head_dim = 64,
+                                   .kv = step.kv(),
+                                   .batch = &step.batch()},
+                                  exec));
+    double sum = 0;
+    for (int64_t i = 0; i < 64; ++i) sum += qkv.at(0, i) * step.at(0, 0, false, 1, 0, i);
+    return sum;
+  };
+  EXPECT_NEAR(score(5, 2), score(103, 100), 2e-4);
+  EXPECT_GT(std::abs(score(5, 2) - score(6, 2)), 1e-2);
+}
+
+TEST(RopeCpu, AsExactAsANaiveLoop) {
+  constexpr uint64_t kSeed = 20290;
+  ThreadPool pool(3);
+  for_each_cpu_target([&] {
+    for (const RopeCase& c : cases()) {
+      SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
+      RopeRun ref(c, kSeed), cpu(c, kSeed), plain(c, kSeed);
+      TestTensor ref_rows = ref.qkv, cpu_rows = ref.qkv, naive_rows = ref.qkv, naive_cached = ref.cached();
+      ExecContext exec{.pool = &pool};
+      ASSERT_TRUE(rope_kv_write_ref(ref.args(ref_rows), exec));
+      ASSERT_TRUE(rope_kv_write_cpu(cpu.args(cpu_rows), exec));
+      naive(plain, naive_rows, naive_cached);
+      expect_as_exact_as(naive_rows, cpu_rows, ref_rows);
+      expect_as_exact_as(naive_cached, cpu.cached(), ref.cached());
+      // Everything that is not a K or V of this step's tokens keeps its bits, in both.
+      for (RopeRun* run : {&ref, &cpu}) {
+        for (int64_t s = 0; s < run->step.batch().num_sequences(); ++s)
+          for (int64_t t = run->step.batch().query_start[s]; t < run->step.batch().query_start[s + 1]; ++t)
+            for (int64_t i = 0; i < 2 * c.kv_heads * c.head_dim; ++i) {
+              const int64_t width = c.kv_heads * c.head_dim;
+              run->step.set(s, 1, i >= width, run->step.batch().positions[t], i % width / c.head_dim, i % c.head_dim,
+                            0);
+            }
+      }
+      EXPECT_TRUE(ref.step.same_pool(cpu.step)) << "stray writes";
+    }
+  });
+}
+
+TEST(RopeCpu, ARowIsItsOwn) {
+  constexpr uint64_t kSeed = 20292;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  ThreadPool pool(4);
+  for_each_cpu_target([&] {
+    for (DType dtype : {DType::kF32, DType::kBf16}) {
+      const RopeCase c{dtype, KvFormatId::kBf16, 6, 2, 80, 16, true, {{0, 97}, {30, 1}}};
+      RopeRun all(c, kSeed), single(c, kSeed);
+      TestTensor all_rows = all.qkv, single_rows = single.qkv;
+      ExecContext exec{.pool = &pool}, alone;
+      ASSERT_TRUE(rope_kv_write_cpu(all.args(all_rows), exec));
+      for (int64_t s = 0; s < 2; ++s)
+        for (int64_t i = 0; i < c.sequences[s].queries; ++i) {
+          const StepBatch part = single.step.part(s, i, i + 1);
+          const int64_t token = single.step.batch().query_start[s] + i;
+          RopeKvWriteArgs args = single.args(single_rows);
+          args.batch = &part;
+          args.qkv = single_rows.view().slice_rows(token, 1);
+          args.cos_sin = single.cos_sin.view().slice_rows(token, 1);
+          ASSERT_TRUE(rope_kv_write_cpu(args, alone));
+        }
+      EXPECT_TRUE(all_rows.same_bits(single_rows));
+      EXPECT_TRUE(all.step.same_pool(single.step));
+    }
+  });
+}
+
+TEST(Rope, NamesWhatIsWrong) {
+  RopeRun run({DType::kF32, KvFormatId::kF32, 6, 2, 16, 4, true, {{0, 3}}}, 1);
+  ExecContext exec;
+  const auto message = [&](auto&& change, RopeOp op = rope_kv_write_cpu) {
+    TestTensor rows = run.qkv;
+    RopeKvWriteArgs args = run.args(rows);
+    change(args);
+    const Status status = op(args, exec);
+    return status ? std::string() : status.error().message;
+  };
+  EXPECT_EQ(message([](auto&) {}), "");
+  EXPECT_EQ(message([](auto& a) { a.heads = 5; }), "rope_kv_write: qkv is [3, 160], wanted [3, 144]");
+  EXPECT_EQ(message([](auto& a) { a.head_dim = 15; }), "rope_kv_write: head dim is 15, wanted an even number");
+  EXPECT_EQ(message([](auto& a) { a.kv.layout.kv_heads = 3; }),
+            "rope_kv_write: 2 kv heads of 16, the KV pool has 3 of 16");
+  EXPECT_EQ(message([](auto& a) { a.layer = 3; }), "rope_kv_write: layer 3, the KV pool has 3");
+  EXPECT_EQ(message([](auto& a) { a.batch = nullptr; }), "rope_kv_write: no batch");
+  EXPECT_EQ(message([](auto& a) { a.kv.layout.format = KvFormatId::kFp8; }),
+            "rope_kv_write: KV format fp8 has no CPU implementation, f32 and bf16 have");
+  StepBatch batch = run.step.batch();
+  const std::vector<int32_t> far{100};
+  batch.context_len = far;
+  EXPECT_EQ(message([&](auto& a) { a.batch = &batch; }),
+            "rope_kv_write: sequence 0 has a context of 100 tokens, its block table holds 8");
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/kernels/silu_mul/silu_mul.h"
+
+#include <gtest/gtest.h>
+
+#include "hearth/kernels/cpu/test_targets.h"
+#include "hearth/kernels/op_test.h"
+
+namespace hearth {
+namespace {
+
+Status run_cpu(const SiluMulArgs& args, ThreadPool* pool = nullptr) {
+  ExecContext exec{.pool = pool};
+  return silu_mul_cpu(args, exec);
+}
+
+void naive(const TestTensor& gate_up, TestTensor& out) {
+  for (int64_t r = 0; r < out.rows(); ++r)
+    for (int64_t i = 0; i < out.cols(); ++i) {
+      const float g = gate_up.at(r, i);
+      out.set(r, i, g / (1.0f + std::exp(-g)) * gate_up.at(r, out.cols() + i));
+    }
+}
+
+TEST(SiluMulRef, AgreesWithMathematics) {
+  // silu(0) = 0; silu(ln 3) = ln 3 * 3/4; silu(x) - silu(-x) = x.
+  TestTensor gate_up(DType::kF32, 1, 8), out(DType::kF32, 1, 4);
+  const float gates[] = {0, std::log(3.0f), 2.5f, -2.5f};
+  for (int64_t i = 0; i < 4; ++i) gate_up.set(0, i, gates[i]), gate_up.set(0, 4 + i, 2);
+  ExecContext exec;
+  ASSERT_TRUE(silu_mul_ref({gate_up.view(), out.view()}, exec));
+  EXPECT_EQ(out.at(0, 0), 0);
+  EXPECT_FLOAT_EQ(out.at(0, 1), 1.5f * std::log(3.0f));
+  EXPECT_FLOAT_EQ(out.at(0, 2) - out.at(0, 3), 5.0f);
+}
+
+TEST(SiluMulCpu, AsExactAsANaiveLoop) {
+  constexpr uint64_t kSeed = 20270;
+  Random random(kSeed);
+  ThreadPool pool(3);
+  for_each_cpu_target([&] {
+    for (int64_t ffn : {1, 3, 15, 16, 17, 64, 1021, 2047, 2048, 2049, 5000})
+      for (int64_t rows : {1, 7})
+        for (DType dtype : {DType::kF32, DType::kBf16}) {
+          SCOPED_TRACE(::testing::Message()
+                       << "seed " << kSeed << ", [" << rows << ", " << ffn << "] " << dtype_name(dtype));
+          TestTensor gate_up(dtype, rows, 2 * ffn, 5), out(dtype, rows, ffn), wanted = out, expected = out;
+          gate_up.fill(random, 4);
+          ExecContext exec;
+          ASSERT_TRUE(silu_mul_ref({gate_up.view(), wanted.view()}, exec));
+          naive(gate_up, expected);
+          ASSERT_TRUE(run_cpu({gate_up.view(), out.view()}, &pool));
+          expect_as_exact_as(expected, out, wanted);
+          TestTensor alone(dtype, 1, ffn);
+          ASSERT_TRUE(run_cpu({gate_up.view().slice_rows(rows - 1, 1), alone.view()}));
+          EXPECT_TRUE(out.same_row_bits(rows - 1, alone, 0));
+        }
+  });
+}
+
+// Every gate in the whole range of f32, one at a time: relative error, no overflow on either side.
+TEST(SiluMulCpu, RelativeErrorIsSmallForEveryGate) {
+  for_each_cpu_target([] {
+    for (float g = -87.0f; g < 100.0f; g += 0.0371f) {
+      TestTensor gate_up(DType::kF32, 1, 32), out(DType::kF32, 1, 16);
+      for (int64_t i = 0; i < 16; ++i) gate_up.set(0, i, g), gate_up.set(0, 16 + i, 1);
+      ASSERT_TRUE(run_cpu({gate_up.view(), out.view()}));
+      const double wanted = g / (1 + std::exp(-double{g}));
+      ASSERT_NEAR(out.at(0, 5), wanted, 4 * 0x1p-24 * std::abs(wanted)) << g;
+    }
+  });
+}
+
+TEST(SiluMulCpu, ExtremeGates) {
+  const float inputs[] = {-3e38f, -1000, -88, 88, 1000, 3e38f, INFINITY, NAN};
+  for_each_cpu_target([&] {
+    TestTensor gate_up(DType::kF32, 1, 16), out(DType::kF32, 1, 8);
+    for (int64_t i = 0; i < 8; ++i) gate_up.set(0, i, inputs[i]), gate_up.set(0, 8 + i, 1);
+    ASSERT_TRUE(run_cpu({gate_up.view(), out.view()}));
+    for (int64_t i = 0; i < 3; ++i) EXPECT_NEAR(out.at(0, i), 0, 1e-36) << inputs[i];
+    for (int64_t i = 3; i < 7; ++i) EXPECT_EQ(out.at(0, i), inputs[i]);
+    EXPECT_TRUE(std::isnan(out.at(0, 7)));
+  });
+}
+
+TEST(SiluMul, NamesWhatIsWrong) {
+  TestTensor gate_up(DType::kF32, 2, 100), out(DType::kF32, 2, 51), brain(DType::kBf16, 2, 50);
+  EXPECT_EQ(run_cpu({gate_up.view(), out.view()}).error().message, "silu_mul: gate_up is [2, 100], wanted [2, 102]");
+  EXPECT_EQ(run_cpu({gate_up.view(), brain.view()}).error().message, "silu_mul: out is bf16, wanted f32 as gate_up");
+}
+
+}  // namespace
+}  // namespace hearth

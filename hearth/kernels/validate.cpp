@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shared checks of validate.h.
+#include "hearth/kernels/validate.h"
+
+namespace hearth {
+
+Status check_matrix(std::string_view op, std::string_view name, const ConstTensorView& view, int64_t rows,
+                    int64_t cols) {
+  if (view.shape != Shape{rows, cols})
+    return invalid_argument("{}: {} is {}, wanted [{}, {}]", op, name, to_string(view.shape), rows, cols);
+  if (view.row_stride < cols)
+    return invalid_argument("{}: {} has row stride {}, wanted at least its {} columns", op, name, view.row_stride,
+                            cols);
+  if (view.data == nullptr && rows > 0 && cols > 0) return invalid_argument("{}: {} has no data", op, name);
+  return {};
+}
+
+Status check_vector(std::string_view op, std::string_view name, const ConstTensorView& view, int64_t size) {
+  if (view.shape != Shape{size})
+    return invalid_argument("{}: {} is {}, wanted [{}]", op, name, to_string(view.shape), size);
+  if (view.data == nullptr && size > 0) return invalid_argument("{}: {} has no data", op, name);
+  return {};
+}
+
+Status check_float(std::string_view op, std::string_view name, const ConstTensorView& view) {
+  if (view.dtype != DType::kF32 && view.dtype != DType::kBf16)
+    return invalid_argument("{}: {} is {}, wanted f32 or bf16", op, name, dtype_name(view.dtype));
+  return {};
+}
+
+Status check_same_dtype(std::string_view op, std::string_view name, const ConstTensorView& view,
+                        std::string_view other_name, const ConstTensorView& other) {
+  if (view.dtype != other.dtype)
+    return invalid_argument("{}: {} is {}, wanted {} as {}", op, name, dtype_name(view.dtype), dtype_name(other.dtype),
+                            other_name);
+  return {};
+}
+
+Status check_kv_batch(std::string_view op, const KvView& kv, int64_t layer, const StepBatch* batch, int64_t tokens) {
+  if (batch == nullptr) return invalid_argument("{}: no batch", op);
+  if (layer < 0 || layer >= kv.layout.layers)
+    return invalid_argument("{}: layer {}, the KV pool has {}", op, layer, kv.layout.layers);
+  const int64_t sequences = batch->num_sequences();
+  if (static_cast<int64_t>(batch->query_start.size()) != sequences + 1)
+    return invalid_argument("{}: query_start has {} entries, wanted {} for {} sequences", op, batch->query_start.size(),
+                            sequences + 1, sequences);
+  if (batch->query_start[0] != 0 || batch->query_start[sequences] != tokens)
+    return invalid_argument("{}: query_start runs from {} to {}, wanted 0 to {} tokens", op, batch->query_start[0],
+                            batch->query_start[sequences], tokens);
+  if (batch->block_table_stride < 0 ||
+      static_cast<int64_t>(batch->block_table.size()) < sequences * batch->block_table_stride)
+    return invalid_argument("{}: the block table has {} entries, wanted {} sequences of {}", op,
+                            batch->block_table.size(), sequences, batch->block_table_stride);
+  const int64_t room = batch->block_table_stride * kv.layout.block_tokens;
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t context = batch->context_len[s], queries = batch->query_len(s);
+    if (queries < 0 || queries > context)
+      return invalid_argument("{}: sequence {} has {} query tokens in a context of {}", op, s, queries, context);
+    if (context > room)
+      return invalid_argument("{}: sequence {} has a context of {} tokens, its block table holds {}", op, s, context,
+                              room);
+  }
+  if (kv.base == nullptr && tokens > 0) return invalid_argument("{}: the KV pool has no memory", op);
+  return {};
+}
+
+}  // namespace hearth
