@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// The three pieces of one key tile of attention_cpu, for one instruction set: K transposed to
+// [channel][key], the small matrix product that serves both Q K^T and P V, and the softmax of a row of
+// scores. Every output element is one chain of multiply-adds in ascending order of the inner index, with
+// the running value in a register or in memory, so that it does not matter how the loops around it cut.
+#if defined(HEARTH_KERNELS_ATTENTION_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEARTH_KERNELS_ATTENTION_TILE_INL_H_
+#undef HEARTH_KERNELS_ATTENTION_TILE_INL_H_
+#else
+#define HEARTH_KERNELS_ATTENTION_TILE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "hearth/kernels/attention/attention_plan.h"
+#include "hearth/kernels/cpu/exp-inl.h"
+#include "hearth/kernels/cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace hearth::HWY_NAMESPACE {
+
+// At most 16 lanes: the padding of the scratch memory.
+using TileTag = hn::CappedTag<float, 16>;
+using TileVec = hn::Vec<TileTag>;
+inline constexpr int64_t kTileLanes = hn::MaxLanes(TileTag());
+inline constexpr int64_t kTileKeys = cpu::AttentionPlan::kTileKeys;
+// A block of the product: 6 x 4 accumulators with 32 registers, 6 x 2 with 16.
+inline constexpr int kBlockRows = 6;
+inline constexpr int kBlockVecs = kTileLanes >= 16 ? 4 : 2;
+
+// The operands of C[r, n] += sum over k of A[r, k] B[k, n]; strides in elements.
+template <class B>
+struct Product {
+  const float* a = nullptr;
+  int64_t a_stride = 0;
+  const B* b = nullptr;
+  int64_t b_stride = 0;
+  float* c = nullptr;
+  int64_t c_stride = 0;
+  int64_t k = 0;
+  bool accumulate = false;  // false: C begins at 0
+};
+
+template <int kRows, int kVecs, class B>
+HWY_INLINE void product_block(const Product<B>& p, int64_t row, int64_t col) {
+  const TileTag d;
+  TileVec acc[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVecs; ++v)
+      acc[r][v] = p.accumulate ? hn::LoadU(d, p.c + (row + r) * p.c_stride + col + v * kTileLanes) : hn::Zero(d);
+  const float* a = p.a + row * p.a_stride;
+  const B* b = p.b + col;
+  for (int64_t k = 0; k < p.k; ++k, b += p.b_stride) {
+    TileVec bv[kVecs];
+    for (int v = 0; v < kVecs; ++v) bv[v] = load_f32(d, b + v * kTileLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const TileVec av = hn::Set(d, a[r * p.a_stride + k]);
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(av, bv[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, p.c + (row + r) * p.c_stride + col + v * kTileLanes);
+}
+
+template <int kVecs, class B>
+HWY_INLINE void product_rows(const Product<B>& p, int64_t rows, int64_t col) {
+  int64_t r = 0;
+  for (; r + kBlockRows <= rows; r += kBlockRows) product_block<kBlockRows, kVecs>(p, r, col);
+  switch (rows - r) {
+    case 5: return product_block<5, kVecs>(p, r, col);
+    case 4: return product_block<4, kVecs>(p, r, col);
+    case 3: return product_block<3, kVecs>(p, r, col);
+    case 2: return product_block<2, kVecs>(p, r, col);
+    case 1: return product_block<1, kVecs>(p, r, col);
+    default: return;
+  }
+}
+
+// cols is a multiple of kTileLanes.
+template <class B>
+HWY_NOINLINE void product(const Product<B>& p, int64_t rows, int64_t cols) {
+  int64_t col = 0;
+  for (; col + kBlockVecs * kTileLanes <= cols; col += kBlockVecs * kTileLanes) product_rows<kBlockVecs>(p, rows, col);
+  for (; col < cols; col += kTileLanes) product_rows<1>(p, rows, col);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// Vector whose 128-bit block b is the four words at from[4 b].
+template <class D>
+HWY_INLINE hn::Vec<D> gather_blocks(D d, const uint32_t* const* from) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::LoadU(d, from[0]);
+  } else {
+    const hn::Half<D> half;
+    constexpr int64_t kHalfBlocks = static_cast<int64_t>(hn::MaxLanes(D())) / 8;
+    return hn::Combine(d, gather_blocks(half, from + 4 * kHalfBlocks), gather_blocks(half, from));
+  }
+}
+
+// Four words of kTileLanes keys, transposed: put(w, v) receives word w of all of them.
+template <class Put>
+HWY_INLINE void transpose_words(const uint32_t* const* words, const Put& put) {
+  const hn::RebindToUnsigned<TileTag> du;
+  const hn::Repartition<uint64_t, decltype(du)> du64;
+  // Vector i holds four words of the keys i, i + 4, ...: 4 x 4 transposes within the blocks finish it.
+  const auto a0 = gather_blocks(du, words), a1 = gather_blocks(du, words + 1);
+  const auto a2 = gather_blocks(du, words + 2), a3 = gather_blocks(du, words + 3);
+  const auto low01 = hn::BitCast(du64, hn::InterleaveLower(du, a0, a1));
+  const auto low23 = hn::BitCast(du64, hn::InterleaveLower(du, a2, a3));
+  const auto up01 = hn::BitCast(du64, hn::InterleaveUpper(du, a0, a1));
+  const auto up23 = hn::BitCast(du64, hn::InterleaveUpper(du, a2, a3));
+  put(0, hn::BitCast(du, hn::InterleaveLower(du64, low01, low23)));
+  put(1, hn::BitCast(du, hn::InterleaveUpper(du64, low01, low23)));
+  put(2, hn::BitCast(du, hn::InterleaveLower(du64, up01, up23)));
+  put(3, hn::BitCast(du, hn::InterleaveUpper(du64, up01, up23)));
+}
+#endif
+
+// kt[c * kTileKeys + j] = channel c of the key at keys[j], for n keys rounded up to whole vectors (the last
+// key stands in for the missing ones).
+template <class T>
+HWY_NOINLINE void transpose_keys(const std::byte* const* keys, int64_t n, int64_t head_dim, float* kt) {
+  for (int64_t j = 0; j < n; j += kTileLanes, kt += kTileLanes) {
+    const void* from[kTileLanes];
+    for (int64_t i = 0; i < kTileLanes; ++i) from[i] = keys[std::min(j + i, n - 1)];
+    int64_t c = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const TileTag d;
+    const hn::RebindToUnsigned<TileTag> du;
+    constexpr int64_t kPerWord = 4 / sizeof(T);
+    for (; c + 4 * kPerWord <= head_dim; c += 4 * kPerWord) {
+      const uint32_t* words[kTileLanes];
+      for (int64_t i = 0; i < kTileLanes; ++i) words[i] = static_cast<const uint32_t*>(from[i]) + c / kPerWord;
+      transpose_words(words, [&](int64_t word, auto v) HWY_ATTR {
+        float* to = kt + (c + word * kPerWord) * kTileKeys;
+        if constexpr (kPerWord == 1) {
+          hn::StoreU(hn::BitCast(d, v), d, to);
+        } else {  // two bf16, the even channel in the low half
+          hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(v)), d, to);
+          hn::StoreU(hn::BitCast(d, hn::And(v, hn::Set(du, 0xFFFF0000))), d, to + kTileKeys);
+        }
+      });
+    }
+#endif
+    for (; c < head_dim; ++c)
+      for (int64_t i = 0; i < kTileLanes; ++i) kt[c * kTileKeys + i] = to_float(static_cast<const T*>(from[i])[c]);
+  }
+}
+
+// One step of the online softmax (Milakov and Gimelshein, 2018) over the scores [begin, end) of a tile:
+// replaces them by exp(score - maximum), the rest of the tile by 0, and brings maximum, sum and the row
+// `o` of `width` channels up to the new maximum. sum == 0 means that the row has seen no key yet.
+HWY_INLINE void softmax_step(float* scores, int64_t begin, int64_t end, float& maximum, float& sum, float* o,
+                             int64_t width) {
+  const TileTag d;
+  const TileVec first = hn::Set(d, static_cast<float>(begin)), last = hn::Set(d, static_cast<float>(end));
+  const auto visible = [&](int64_t v) HWY_ATTR {
+    const TileVec index = hn::Iota(d, static_cast<float>(v));
+    return hn::And(hn::Ge(index, first), hn::Lt(index, last));
+  };
+  TileVec largest = hn::Set(d, -INFINITY);
+  for (int64_t v = begin / kTileLanes * kTileLanes; v < end; v += kTileLanes)
+    largest = hn::IfThenElse(visible(v), hn::Max(largest, hn::LoadU(d, scores + v)), largest);
+  const float tile_maximum = hn::GetLane(hn::MaxOfLanes(d, largest));
+  const float new_maximum = sum == 0 ? tile_maximum : std::max(maximum, tile_maximum);
+  const TileVec shift = hn::Set(d, new_maximum);
+  TileVec total = hn::Zero(d);
+  for (int64_t v = 0; v < kTileKeys; v += kTileLanes) {
+    TileVec p = hn::Zero(d);
+    if (v < end && v + kTileLanes > begin) {
+      p = exp_f32(d, hn::Sub(hn::LoadU(d, scores + v), shift));
+      p = hn::IfThenElseZero(visible(v), p);
+    }
+    total = hn::Add(total, p);
+    hn::StoreU(p, d, scores + v);
+  }
+  if (sum != 0 && new_maximum != maximum) {
+    const TileVec factor = exp_f32(d, hn::Set(d, maximum - new_maximum));
+    for (int64_t i = 0; i < width; i += kTileLanes) hn::StoreU(hn::Mul(hn::LoadU(d, o + i), factor), d, o + i);
+    sum *= hn::GetLane(factor);
+  }
+  sum += hn::GetLane(hn::SumOfLanes(d, total));
+  maximum = new_maximum;
+}
+
+// Adds a partition's (o, maximum, sum) to a row's running total.
+HWY_INLINE void merge_partition(const float* o, float maximum, float sum, float* total_o, float& total_maximum,
+                                float& total_sum, int64_t width) {
+  const TileTag d;
+  if (sum == 0) return;  // the row sees no key of this partition
+  if (total_sum == 0) {
+    std::copy(o, o + width, total_o);
+    total_maximum = maximum, total_sum = sum;
+    return;
+  }
+  const float new_maximum = std::max(total_maximum, maximum);
+  const TileVec a = exp_f32(d, hn::Set(d, total_maximum - new_maximum));
+  const TileVec b = exp_f32(d, hn::Set(d, maximum - new_maximum));
+  for (int64_t i = 0; i < width; i += kTileLanes)
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, o + i), b, hn::Mul(hn::LoadU(d, total_o + i), a)), d, total_o + i);
+  total_sum = total_sum * hn::GetLane(a) + sum * hn::GetLane(b);
+  total_maximum = new_maximum;
+}
+
+}  // namespace hearth::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // toggle
