@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -147,21 +148,22 @@ Result<Weights> open_shards(const fs::path& dir) {
         weights.tensors.push_back(entry);
         ++found;
       } else if (ignored++ == 0) {
-        spdlog::warn("{}: tensor {} is not in {}, ignored", (dir / shard).string(), quote_name(entry.name), kIndexFile);
+        spdlog::warn("{}: tensor {} is not placed here by {}, ignored", (dir / shard).string(), quote_name(entry.name),
+                     kIndexFile);
       }
     }
     if (found != count) {
+      std::set<std::string_view> present;
+      for (const TensorEntry& entry : file->tensors()) present.insert(entry.name);
       for (const auto& [name, place] : map) {
-        const bool here = std::ranges::any_of(file->tensors(), [&](const TensorEntry& e) { return e.name == name; });
-        if (place == shard && !here) {
-          return corrupt("{}: tensor {} should be in {}, which has no such tensor", index_path.string(),
-                         quote_name(name), quote_name(shard));
-        }
+        if (place != shard || present.contains(name)) continue;
+        return corrupt("{}: tensor {} should be in {}, which has no such tensor", index_path.string(), quote_name(name),
+                       quote_name(shard));
       }
     }
     weights.files.push_back(std::move(*file));
   }
-  if (ignored > 1) spdlog::warn("{}: {} tensors are not in {}, ignored", dir.string(), ignored, kIndexFile);
+  if (ignored > 1) spdlog::warn("{}: {} tensors are not placed by {}, ignored", dir.string(), ignored, kIndexFile);
   return weights;
 }
 
