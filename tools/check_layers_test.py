@@ -39,8 +39,8 @@ TREE = {
     "hearth/tensor/CMakeLists.txt": "hearth_library(tensor\n  SOURCES t.cpp\n  DEPS base)\n",
     "hearth/tensor/t.h": SPDX + '#pragma once\n#include "hearth/base/a.h"\n',
     "hearth/text/CMakeLists.txt": "hearth_library(text SOURCES x.cpp DEPS base PRIVATE_LIBS bridge)\n",
-    "hearth/text/x.cpp": SPDX + '#include "text-bridge/bridge.h"\n',
-    "text-bridge/bridge.h": SPDX + "#pragma once\n",
+    "hearth/text/x.cpp": SPDX + '#include <hearth_text_bridge.h>\n',
+    "text-bridge/include/hearth_text_bridge.h": SPDX + "#pragma once\n",
     "hearth/memory/CMakeLists.txt": "hearth_library(memory SOURCES m.cpp DEPS base tensor)\n",
     "hearth/memory/cuda/m.cpp": SPDX + "#include <cuda_runtime.h>\n",
     "hearth/kernels/CMakeLists.txt":
@@ -134,7 +134,7 @@ class Planted(Tree):
         self.expect("hearth/kernels/op.cuh", SPDX + '\nvoid f() { asm volatile("exit;"); }\n', "op.cuh:3", "PTX")
 
     def test_bridge_from_elsewhere(self):
-        self.expect("hearth/memory/m.cpp", SPDX + '#include "text-bridge/bridge.h"\n', "only hearth/text")
+        self.expect("hearth/memory/m.cpp", SPDX + '#include <hearth_text_bridge.h>\n', "only hearth/text")
 
     def test_relative_include(self):
         self.expect("hearth/base/b.cpp", SPDX + '#include "a.h"\n', "include root")
@@ -167,6 +167,12 @@ class Headers(Tree):
     def test_headers_compile_alone(self):
         findings, count = check_layers.compile_headers(self.root, "g++")
         self.assertEqual((findings.failures, count), ([], 3))
+
+    def test_bridge_is_found_from_text_only(self):
+        self.write("hearth/text/x.h", SPDX + "#pragma once\n#include <hearth_text_bridge.h>\n")
+        self.assertEqual(check_layers.compile_headers(self.root, "g++")[0].failures, [])
+        self.write("hearth/base/x.h", SPDX + "#pragma once\n#include <hearth_text_bridge.h>\n")
+        self.assertEqual(len(check_layers.compile_headers(self.root, "g++")[0].failures), 1)
 
     def test_header_that_needs_another(self):
         self.write("hearth/base/needy.h", SPDX + "#pragma once\nstd::vector<int> numbers();\n")
