@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include "hwy/cache_control.h"
 
 #include "hearth/base/check.h"
 

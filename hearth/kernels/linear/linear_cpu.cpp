@@ -17,6 +17,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "hearth/kernels/linear/linear_cpu.cpp"
 #include "hearth/kernels/cpu/targets.h"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 
@@ -158,8 +159,9 @@ HWY_INLINE void add_lanes(V a, V b, V c, V e, bool first_block, float* sums) {
 // Adds the products of one block of k of 4 rows and kTokens tokens to sums [kTokens][stride].
 // Direct: the rows as stored.
 template <class Weight, int kTokens>
-HWY_INLINE void tile_direct(const typename Weight::T* const (&rows)[4], const float* x, int64_t length, bool first_block,
-                            float* sums, int64_t stride) {
+HWY_INLINE void tile_direct(const typename Weight::T* const (&rows)[4], const float* x, int64_t length,
+                            bool first_block, float* sums, int64_t stride) {
+  constexpr int64_t kAhead = lp::kPrefetchBytes / sizeof(typename Weight::T);
   V acc[4][kTokens];
   for (auto& row : acc)
     for (V& v : row) v = hn::Zero(D());
@@ -168,6 +170,8 @@ HWY_INLINE void tile_direct(const typename Weight::T* const (&rows)[4], const fl
     HWY_UNROLL(4)
     for (int r = 0; r < 4; ++r) {
       V first, second;
+      hwy::Prefetch(rows[r] + k + kAhead);
+      if constexpr (kStep * sizeof(typename Weight::T) > 64) hwy::Prefetch(rows[r] + k + kAhead + kLanes);
       Weight::load(rows[r] + k, first, second);
       HWY_UNROLL(6)
       for (int t = 0; t < kTokens; ++t) acc[r][t] = hn::MulAdd(first, hn::Load(D(), x + t * kLanes), acc[r][t]);
@@ -257,32 +261,37 @@ HWY_INLINE void tile_direct(int64_t tokens, const typename Weight::T* const (&ro
   }
 }
 
+// A tile's rows are a quarter of a piece apart: four streams that each run through memory in order.
 template <class Weight>
 void direct(const lp::Job& job, lp::Range rows, std::byte* scratch) {
   auto* x = lp::as_floats(scratch);
-  float* sums = x + job.m * job.padded_k;
+  float* tile_sums = x + job.m * job.padded_k;             // [token][row of a quarter][quarter]
+  float* sums = tile_sums + job.m * lp::kDirectRows;       // [row], of one token
   const auto* weight = static_cast<const typename Weight::T*>(job.weight);
   for (int64_t token = 0; token < job.m; token += kTileTokens)
     pack_tile<Weight>(job, token, std::min(kTileTokens, job.m - token), x + token * job.padded_k);
   for (int64_t begin = rows.begin; begin < rows.end; begin += lp::kDirectRows) {
-    const int64_t count = std::min(lp::kDirectRows, rows.end - begin);
-    for (int64_t group = 0; group < count; group += 4) {
+    const int64_t count = std::min(lp::kDirectRows, rows.end - begin), quarter = lp::divide_up(count, 4);
+    for (int64_t i = 0; i < quarter; ++i) {
       for (int64_t k = 0, block = 0; block < job.blocks.count; ++block, k += job.blocks.size) {
         const typename Weight::T* pointers[4];
-        // Rows past the end repeat the last one; their sums are not stored.
+        // Rows past the end repeat the last one; their sums are not used.
         for (int64_t r = 0; r < 4; ++r)
-          pointers[r] = weight + (begin + std::min(group + r, count - 1)) * job.weight_stride + k;
+          pointers[r] = weight + (begin + std::min(r * quarter + i, count - 1)) * job.weight_stride + k;
         for (int64_t token = 0; token < job.m; token += kTileTokens) {
           const int64_t in_tile = std::min(kTileTokens, job.m - token);
           tile_direct<Weight>(in_tile, pointers, x + token * job.padded_k + k * in_tile,
-                              std::min(job.blocks.size, job.k - k), block == 0, sums + token * lp::kDirectRows + group);
+                              std::min(job.blocks.size, job.k - k), block == 0,
+                              tile_sums + token * lp::kDirectRows + 4 * i);
         }
       }
     }
     for (int64_t token = 0; token < job.m; ++token) {
-      float* of_token = sums + token * lp::kDirectRows;
-      if (job.k == 0) std::memset(of_token, 0, count * sizeof(float));
-      finish(job, of_token, token, begin, count);
+      const float* of_token = tile_sums + token * lp::kDirectRows;
+      for (int64_t r = 0; r < 4; ++r)
+        for (int64_t i = 0; i < std::min(quarter, count - r * quarter); ++i)
+          sums[r * quarter + i] = job.k == 0 ? 0.0f : of_token[4 * i + r];
+      finish(job, sums, token, begin, count);
     }
   }
 }

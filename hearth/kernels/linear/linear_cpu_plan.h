@@ -21,9 +21,13 @@ inline constexpr int64_t kTileRows = 4;
 inline constexpr int64_t kDirectTokens = 6;
 // k is cut into equal blocks of at most this many elements, each with a sum of its own.
 inline constexpr int64_t kBlockK = 1024;
-// Rows of W of a widened panel, and of a piece of the direct path.
+// Rows of W of a widened panel.
 inline constexpr int64_t kPanelRows = 64;
-inline constexpr int64_t kDirectRows = 256;
+// Rows of W of a piece of the direct path, read as four streams a quarter apart. Not a power of two: 256
+// lost 5 % at K = 2048, where streams would lie a multiple of 256 KiB apart (docs/kernels/linear-cpu.md).
+inline constexpr int64_t kDirectRows = 240;
+// How far ahead of its reads a stream asks for memory.
+inline constexpr int64_t kPrefetchBytes = 1024;
 // Tokens whose packed x is kept at once.
 inline constexpr int64_t kBlockTokens = 384;
 // Packed x is padded with zeros to this many elements of k: two of the widest vectors.
@@ -57,8 +61,8 @@ constexpr int64_t packed_bytes(int64_t tokens, int64_t k) { return tokens * roun
 // A piece of the workspace, whose parts are all multiples of 64 bytes.
 inline float* as_floats(std::byte* scratch) { return static_cast<float*>(static_cast<void*>(scratch)); }
 
-// Scratch of one thread of the direct path: x and the sums of kDirectRows rows.
-constexpr int64_t direct_bytes(int64_t m, int64_t k) { return packed_bytes(m, k) + m * kDirectRows * 4; }
+// Scratch of one thread of the direct path: x, the sums of kDirectRows rows and once more of one token.
+constexpr int64_t direct_bytes(int64_t m, int64_t k) { return packed_bytes(m, k) + (m + 1) * kDirectRows * 4; }
 // Scratch of one thread of the panel path: a panel and the sums of its rows.
 constexpr int64_t panel_bytes(int64_t m) {
   return kPanelRows * kBlockK * 4 + std::min(m, kBlockTokens) * kPanelRows * 4;
