@@ -49,11 +49,15 @@ class UnitRows {
     total_maximum_ = sum_ + kMaxRows;
     total_sum_ = total_maximum_ + kMaxRows;
     std::fill_n(total_sum_, rows_, 0.0f);
+    for (int64_t r = 0; r < rows_; ++r) {
+      key_begin_[r] = plan.key_begin(unit.sequence, token(r));
+      key_end_[r] = plan.key_end(unit.sequence, token(r));
+    }
   }
 
   // Partitions that any row of the unit sees.
-  int64_t partition_begin() const { return key_begin(0) / AttentionPlan::kPartitionKeys; }
-  int64_t partition_end() const { return (key_end(rows_ - 1) - 1) / AttentionPlan::kPartitionKeys + 1; }
+  int64_t partition_begin() const { return key_begin_[0] / AttentionPlan::kPartitionKeys; }
+  int64_t partition_end() const { return (key_end_[rows_ - 1] - 1) / AttentionPlan::kPartitionKeys + 1; }
 
   // The rows of Q in f32, times the scale.
   void load_q() {
@@ -71,9 +75,9 @@ class UnitRows {
     std::fill_n(sum_, rows_, 0.0f);
     std::fill_n(o_, rows_ * width_, 0.0f);
     const int64_t first = partition * AttentionPlan::kPartitionKeys;
-    const int64_t end = std::min(first + AttentionPlan::kPartitionKeys, key_end(rows_ - 1));
+    const int64_t end = std::min(first + AttentionPlan::kPartitionKeys, key_end_[rows_ - 1]);
     for (int64_t tile = first; tile < end; tile += kTileKeys)
-      if (tile + kTileKeys > key_begin(0)) run_tile(tile);
+      if (tile + kTileKeys > key_begin_[0]) run_tile(tile);
   }
 
   void merge_partition_state() { merge(o_, maximum_, sum_); }
@@ -106,16 +110,14 @@ class UnitRows {
   int64_t token(int64_t r) const { return (unit_.row_begin + r) / plan_.group; }
   int64_t token_row(int64_t r) const { return args_.batch->query_start[unit_.sequence] + token(r); }
   int64_t head(int64_t r) const { return unit_.kv_head * plan_.group + (unit_.row_begin + r) % plan_.group; }
-  int64_t key_begin(int64_t r) const { return plan_.key_begin(unit_.sequence, token(r)); }
-  int64_t key_end(int64_t r) const { return plan_.key_end(unit_.sequence, token(r)); }
 
   void run_tile(int64_t tile) {
     // Rows ascend in position: those that see keys of this tile are neighbours.
     int64_t row_begin = 0, row_end = rows_;
-    while (row_begin < row_end && key_end(row_begin) <= tile) ++row_begin;
-    while (row_begin < row_end && key_begin(row_end - 1) >= tile + kTileKeys) --row_end;
+    while (row_begin < row_end && key_end_[row_begin] <= tile) ++row_begin;
+    while (row_begin < row_end && key_begin_[row_end - 1] >= tile + kTileKeys) --row_end;
     if (row_begin == row_end) return;
-    const int64_t keys = std::min(kTileKeys, key_end(row_end - 1) - tile);
+    const int64_t keys = std::min(kTileKeys, key_end_[row_end - 1] - tile);
     find_keys(tile, keys);
     // A whole tile of V is copied to f32 where enough rows share it, or where its rows do not fill vectors.
     direct_values_ = row_end - row_begin <= kBlockRows && head_dim_ % kTileLanes == 0;
@@ -126,9 +128,14 @@ class UnitRows {
                                 scores_ + row_begin * kTileKeys, kTileKeys, head_dim_, false};
     product(scores, row_end - row_begin, (keys + kTileLanes - 1) / kTileLanes * kTileLanes);
     for (int64_t r = row_begin; r < row_end; ++r) {
-      begin_[r] = std::max<int64_t>(0, key_begin(r) - tile);
-      end_[r] = std::min<int64_t>(kTileKeys, key_end(r) - tile);
-      softmax_step(scores_ + r * kTileKeys, begin_[r], end_[r], maximum_[r], sum_[r], o_ + r * width_, width_);
+      begin_[r] = std::max<int64_t>(0, key_begin_[r] - tile);
+      end_[r] = std::min<int64_t>(kTileKeys, key_end_[r] - tile);
+      float* row = scores_ + r * kTileKeys;
+      if (begin_[r] == 0 && end_[r] == kTileKeys) {
+        softmax_step<true>(row, 0, kTileKeys, maximum_[r], sum_[r], o_ + r * width_, width_);
+      } else {
+        softmax_step<false>(row, begin_[r], end_[r], maximum_[r], sum_[r], o_ + r * width_, width_);
+      }
     }
     for (int64_t r = row_begin; r < row_end; r += kBlockRows) add_values(r, std::min<int64_t>(r + kBlockRows, row_end));
   }
@@ -204,11 +211,12 @@ class UnitRows {
   const int64_t rows_, head_dim_, width_;
   // Scratch: [rows, width], [rows, keys], [head_dim, keys], [keys, width], 2 x [rows, width], 4 x [rows].
   float *q_, *scores_, *keys_, *values_, *o_, *total_o_, *maximum_, *sum_, *total_maximum_, *total_sum_;
+  int64_t key_begin_[AttentionPlan::kMaxRows] = {}, key_end_[AttentionPlan::kMaxRows] = {};  // keys that a row sees
   // Of the current tile.
   bool direct_values_ = false;
   const std::byte* key_at_[kTileKeys];
   int64_t run_end_[kTileKeys];  // up to where tokens follow each other in one block
-  int64_t begin_[AttentionPlan::kMaxRows], end_[AttentionPlan::kMaxRows];  // keys that a row sees
+  int64_t begin_[AttentionPlan::kMaxRows], end_[AttentionPlan::kMaxRows];  // seen by a row
 };
 
 template <class T, class Kv>

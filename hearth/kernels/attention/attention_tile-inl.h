@@ -154,28 +154,31 @@ HWY_NOINLINE void transpose_keys(const std::byte* const* keys, int64_t n, int64_
 
 // One step of the online softmax (Milakov and Gimelshein, 2018) over the scores [begin, end) of a tile:
 // replaces them by exp(score - maximum), the rest of the tile by 0, and brings maximum, sum and the row
-// `o` of `width` channels up to the new maximum. sum == 0 means that the row has seen no key yet.
-HWY_INLINE void softmax_step(float* scores, int64_t begin, int64_t end, float& maximum, float& sum, float* o,
-                             int64_t width) {
+// `o` of `width` channels up to the new maximum. sum == 0 means that the row has seen no key yet. kWhole:
+// the row sees all of the tile, and nothing need be masked.
+template <bool kWhole>
+HWY_INLINE void softmax_step(float* scores, [[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end,
+                             float& maximum, float& sum, float* o, int64_t width) {
   const TileTag d;
   const TileVec first = hn::Set(d, static_cast<float>(begin)), last = hn::Set(d, static_cast<float>(end));
   const auto visible = [&](int64_t v) HWY_ATTR {
     const TileVec index = hn::Iota(d, static_cast<float>(v));
     return hn::And(hn::Ge(index, first), hn::Lt(index, last));
   };
-  TileVec largest = hn::Set(d, -INFINITY);
-  for (int64_t v = begin / kTileLanes * kTileLanes; v < end; v += kTileLanes)
-    largest = hn::IfThenElse(visible(v), hn::Max(largest, hn::LoadU(d, scores + v)), largest);
+  const TileVec lowest = hn::Set(d, -INFINITY);
+  TileVec largest = lowest;
+  for (int64_t v = 0; v < kTileKeys; v += kTileLanes) {
+    TileVec score = hn::LoadU(d, scores + v);
+    if constexpr (!kWhole) score = hn::IfThenElse(visible(v), score, lowest);
+    largest = hn::Max(largest, score);
+  }
   const float tile_maximum = hn::GetLane(hn::MaxOfLanes(d, largest));
   const float new_maximum = sum == 0 ? tile_maximum : std::max(maximum, tile_maximum);
   const TileVec shift = hn::Set(d, new_maximum);
   TileVec total = hn::Zero(d);
   for (int64_t v = 0; v < kTileKeys; v += kTileLanes) {
-    TileVec p = hn::Zero(d);
-    if (v < end && v + kTileLanes > begin) {
-      p = exp_f32(d, hn::Sub(hn::LoadU(d, scores + v), shift));
-      p = hn::IfThenElseZero(visible(v), p);
-    }
+    TileVec p = exp_f32(d, hn::Sub(hn::LoadU(d, scores + v), shift));
+    if constexpr (!kWhole) p = hn::IfThenElseZero(visible(v), p);
     total = hn::Add(total, p);
     hn::StoreU(p, d, scores + v);
   }
