@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Speed of linear_cpu. Decode: all linears of a model for one token against a read-only sum over the
-// same bytes by the same pool, alternated. Prefill: one linear against oneDNN, alternated. Region: what a
-// loop of the thread pool costs. Weights are random; all of a model's lie in one buffer, as after loading.
-//   linear_bench [decode] [prefill] [region] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]
+// same bytes by the same pool, alternated. Prefill and batch (2 to 64 tokens): one linear against oneDNN,
+// alternated. Region: what a loop of the thread pool costs. Weights are random; all of a model's lie in one
+// buffer, as after loading.
+//   linear_bench [decode] [prefill] [batch] [region] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,13 +18,14 @@
 #include "hearth/kernels/cpu/read_sum.h"
 #include "hearth/kernels/linear/linear.h"
 #include "hearth/kernels/linear/linear_bench_onednn.h"
+#include "hearth/kernels/linear/linear_cpu_plan.h"
 #include "hearth/memory/host_buffer.h"
 
 namespace hearth {
 namespace {
 
 struct Options {
-  bool decode = false, prefill = false, region = false;
+  bool decode = false, prefill = false, batch = false, region = false;
   int threads = ThreadPool::hardware_threads();
   int reps = 0;  // 0: 40 tokens, 10 products
   std::string jsonl, note;
@@ -225,9 +227,10 @@ void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, 
     fmt::print("\n");
     lines.write("op.linear",
                 fmt::format("\"format\": \"{}\", \"act\": \"{}\", \"config\": \"{}\", \"layer\": \"{}\", \"N\": {}, \"K\": {}, \"M\": {}, "
-                            "\"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, \"peers\": {{{}}}, \"path\": \"panel\"",
+                            "\"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, \"peers\": {{{}}}, \"path\": \"{}\"",
                             dtype_name(one.weight_type), dtype_name(one.x_type), config, layer, n, k, m, one.us.median(),
-                            one.us.percentile(10), one.us.percentile(90), peer_json));
+                            one.us.percentile(10), one.us.percentile(90), peer_json,
+                            m <= linear_plan::kDirectTokens ? "direct" : "panel"));
   }
 }
 
@@ -261,6 +264,11 @@ int main_with(const Options& options, int argc, char** argv) {
     bench_prefill("Llama-3-8B", "gate", 512, 14336, 4096, options, pool, lines);
     bench_prefill("Llama-3-8B", "down", 512, 4096, 14336, options, pool, lines);
   }
+  if (options.batch)
+    for (int64_t m : {2, 4, 6, 8, 12, 16, 24, 32, 64}) {
+      bench_prefill("fable-82m", "gate_up", m, 4096, 768, options, pool, lines);
+      bench_prefill("Llama-3-8B", "o", m, 4096, 4096, options, pool, lines);
+    }
   return 0;
 }
 
@@ -278,7 +286,7 @@ void set_openmp(int threads, char** argv) {
 Options parse(int argc, char** argv) {
   Options options;
   const auto usage = [&] {
-    fmt::print(stderr, "usage: linear_bench [decode] [prefill] [region] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]\n");
+    fmt::print(stderr, "usage: linear_bench [decode] [prefill] [batch] [region] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]\n");
     std::exit(exit_code(ErrorCode::kInvalidArgument));
   };
   for (int i = 1; i < argc; ++i) {
@@ -293,6 +301,7 @@ Options parse(int argc, char** argv) {
     };
     if (arg == "decode") options.decode = true;
     else if (arg == "prefill") options.prefill = true;
+    else if (arg == "batch") options.batch = true;
     else if (arg == "region") options.region = true;
     else if (arg == "--threads") number(options.threads);
     else if (arg == "--reps") number(options.reps);
@@ -300,7 +309,8 @@ Options parse(int argc, char** argv) {
     else if (arg == "--note") options.note = value();
     else usage();
   }
-  if (!options.decode && !options.prefill && !options.region) options.decode = options.prefill = options.region = true;
+  if (!options.decode && !options.prefill && !options.batch && !options.region)
+    options.decode = options.prefill = options.batch = options.region = true;
   return options;
 }
 

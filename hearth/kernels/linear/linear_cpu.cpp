@@ -450,15 +450,16 @@ lp::Job slice_tokens(const lp::Job& job, int64_t begin, int64_t count) {
 void run_panels(const lp::Job& job, int64_t threads, ExecContext& exec) {
   auto* packed = lp::as_floats(exec.workspace.data());
   std::byte* scratch = exec.workspace.data() + lp::packed_bytes(std::min(job.m, lp::kBlockTokens), job.k);
-  for (int64_t begin = 0; begin < job.m; begin += lp::kBlockTokens) {
-    const lp::Job slice = slice_tokens(job, begin, std::min(lp::kBlockTokens, job.m - begin));
-    exec.pool->parallel_for(slice.m, lp::kDirectTokens,
+  const int64_t block = lp::token_block(job.m);
+  for (int64_t begin = 0; begin < job.m; begin += block) {
+    const lp::Job slice = slice_tokens(job, begin, std::min(block, job.m - begin));
+    exec.pool->parallel_for(slice.m, lp::kTokenUnit,
                             [&](int64_t first, int64_t last, int) { HWY_DYNAMIC_DISPATCH(pack_tokens)(slice, {first, last}, packed); });
     const lp::Grid grid = lp::split(slice.m, slice.n, threads);
     exec.pool->run([&](int thread) {
       if (thread >= grid.rows * grid.tokens) return;
       const lp::Range rows = lp::part(slice.n, lp::kTileRows, grid.rows, thread % grid.rows);
-      const lp::Range tokens = lp::part(slice.m, lp::kDirectTokens, grid.tokens, thread / grid.rows);
+      const lp::Range tokens = lp::part(slice.m, lp::kTokenUnit, grid.tokens, thread / grid.rows);
       if (rows.begin < rows.end && tokens.begin < tokens.end)
         HWY_DYNAMIC_DISPATCH(panel_rows)(slice, rows, tokens, packed, scratch + thread * lp::panel_bytes(slice.m));
     });

@@ -18,7 +18,9 @@ constexpr int64_t divide_up(int64_t value, int64_t unit) { return (value + unit 
 // Rows of W per register tile: their sums for one token fill one 128-bit vector.
 inline constexpr int64_t kTileRows = 4;
 // Up to this many tokens the weights are read once, as stored; more tokens share a widened panel.
-inline constexpr int64_t kDirectTokens = 6;
+inline constexpr int64_t kDirectTokens = 24;
+// Borders between threads and blocks of tokens are multiples of this, and so of every register tile.
+inline constexpr int64_t kTokenUnit = 6;
 // k is cut into equal blocks of at most this many elements, each with a sum of its own.
 inline constexpr int64_t kBlockK = 1024;
 // Rows of W of a widened panel.
@@ -28,8 +30,8 @@ inline constexpr int64_t kPanelRows = 64;
 inline constexpr int64_t kDirectRows = 240;
 // How far ahead of its reads a stream asks for memory.
 inline constexpr int64_t kPrefetchBytes = 1024;
-// Tokens whose packed x is kept at once.
-inline constexpr int64_t kBlockTokens = 384;
+// Most tokens whose packed x is kept at once: a multiple of kTokenUnit.
+inline constexpr int64_t kBlockTokens = 516;
 // Packed x is padded with zeros to this many elements of k: two of the widest vectors.
 inline constexpr int64_t kPadK = 32;
 
@@ -40,6 +42,13 @@ struct KBlocks {
     if (count > 0) size = round_up(divide_up(k, count), kPadK);
   }
 };
+
+// Tokens of each block but the last: as equal as tiles allow, so that no block is too small to be worth
+// widening the weights for.
+constexpr int64_t token_block(int64_t m) {
+  const int64_t blocks = divide_up(m, kBlockTokens);
+  return blocks == 0 ? kTokenUnit : round_up(divide_up(m, blocks), kTokenUnit);
+}
 
 // One call, without views: what the kernels read.
 struct Job {
@@ -73,7 +82,7 @@ struct Grid {
   int64_t rows = 1, tokens = 1;
 };
 constexpr Grid split(int64_t m, int64_t n, int64_t threads) {
-  const int64_t row_tiles = divide_up(n, kTileRows), token_tiles = divide_up(m, kDirectTokens);
+  const int64_t row_tiles = divide_up(n, kTileRows), token_tiles = divide_up(m, kTokenUnit);
   Grid best;
   int64_t best_cost = row_tiles * token_tiles;
   // Fewest cuts of the tokens first: each cut widens the weights once more.
