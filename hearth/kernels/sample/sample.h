@@ -35,12 +35,10 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // [-2, 2]; output tokens: logit - presence
   float frequency_penalty = 0.0f;   // [-2, 2]; output tokens: logit - frequency * count
   uint64_t seed = 0;
-  uint32_t choice = 0;              // index of this completion among the n of its request
+  uint32_t choice = 0;  // index of this completion among the n of its request
 
   bool greedy() const { return temperature < kGreedyTemperature; }
-  bool penalises() const {
-    return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
-  }
+  bool penalises() const { return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f; }
 };
 
 // InvalidArgument naming the field, the value found and the range wanted.
@@ -69,17 +67,17 @@ struct TokenLogprob {
 // How a row ended. A bad row never disturbs the others.
 enum class SampleOutcome : uint8_t {
   kOk,
-  kBadLogits,   // a NaN or +inf, or every token that could be chosen is at -inf: the model is broken
-  kNoToken,     // `allowed` and `banned` leave no token
+  kBadLogits,  // a NaN or +inf, or every token that could be chosen is at -inf: the model is broken
+  kNoToken,    // `allowed` and `banned` leave no token
 };
 
 // What a row gets. Unless the outcome is kOk, token is -1 and the rest is unspecified.
 struct SampleResult {
   int32_t token = -1;
   SampleOutcome outcome = SampleOutcome::kOk;
-  float logprob = 0;             // of `token`, from the raw logits: log softmax before all adjustments; 0 for
-                                 // kNoLogprobs. -inf is possible for a forced token
-  std::span<TokenLogprob> top;   // room for top_logprobs entries; filled most likely first, ties by id
+  float logprob = 0;            // of `token`, from the raw logits: log softmax before all adjustments; 0 for
+                                // kNoLogprobs. -inf is possible for a forced token
+  std::span<TokenLogprob> top;  // room for top_logprobs entries; filled most likely first, ties by id
 };
 
 // For every row r: logits -> allowed and banned tokens -> logit_bias -> repetition, frequency, presence

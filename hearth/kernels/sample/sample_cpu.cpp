@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 
 #include "hearth/kernels/sample/sample_math.h"
 
@@ -24,8 +25,9 @@ namespace hearth::sampling {
 
 constexpr int64_t kBlock = 128;
 constexpr int64_t kBuckets = 2048;
-constexpr int64_t kPad = 64;           // a compressing store may write a whole vector past its end
+constexpr int64_t kPad = 64;  // a compressing store may write a whole vector past its end
 constexpr int64_t kSortedDirectly = 256;
+constexpr float kMassRange = 28.5f;  // tokens this many temperatures below the most likely have no mass
 
 // One thread's memory; see sample_cpu_workspace_bytes. `keys` lies over z and counts, which are not in use
 // at the same time: a cut is searched in list_z.
@@ -87,18 +89,22 @@ struct Distribution {
     const uint64_t value = mass_of(z, z_max, inverse_temperature);
     return value >= mass_least ? value : 0;
   }
-  uint64_t kept_mass(float z, int32_t id) const {
-    return z > z_least || (z == z_least && id <= id_last) ? mass(z) : 0;
-  }
+  uint64_t kept_mass(float z, int32_t id) const { return z > z_least || (z == z_least && id <= id_last) ? mass(z) : 0; }
 };
 
 enum class Measure { kCount, kMass };
 
 // Sets (z_least, id_last) of `cut` to the token with which a walk over `keys` (any order) from the largest
-// reaches `goal` in counts or masses. REQUIRES: the whole reaches it; goal >= 1.
-inline void cut_keys(std::span<uint64_t> keys, Measure measure, uint64_t goal, Distribution& cut) {
+// reaches `goal` in counts or masses, and returns what it has then reached. REQUIRES: all of them reach it;
+// goal >= 1.
+inline uint64_t cut_keys(std::span<uint64_t> keys, Measure measure, uint64_t goal, Distribution& cut) {
+  const uint64_t whole_goal = goal;
   const auto weigh = [&](uint64_t key) { return measure == Measure::kCount ? 1 : cut.mass(key_logit(key)); };
-  const auto set = [&](uint64_t key) { cut.z_least = key_logit(key), cut.id_last = key_token(key); };
+  const auto set = [&](uint64_t key, uint64_t weight) {
+    cut.z_least = key_logit(key);
+    cut.id_last = key_token(key);
+    return whole_goal - goal + weight;
+  };
   // Keys differ, so that each round drops the pivot at least; unlucky pivots end in the sort.
   for (int round = 0; keys.size() > 64 && round < 48; ++round) {
     const uint64_t a = keys.front(), b = keys[keys.size() / 2], c = keys.back();
@@ -111,15 +117,16 @@ inline void cut_keys(std::span<uint64_t> keys, Measure measure, uint64_t goal, D
       continue;
     }
     goal -= above;
-    if (weigh(pivot) >= goal) return set(pivot);
-    goal -= weigh(pivot);
+    const uint64_t weight = weigh(pivot);
+    if (weight >= goal) return set(pivot, weight);
+    goal -= weight;
     const auto rest = std::partition(middle, keys.end(), [&](uint64_t key) { return key == pivot; });
     keys = {rest, keys.end()};
   }
   std::sort(keys.begin(), keys.end(), std::greater<>());
   for (const uint64_t key : keys) {
     const uint64_t weight = weigh(key);
-    if (weight >= goal) return set(key);
+    if (weight >= goal) return set(key, weight);
     goal -= weight;
   }
   HEARTH_CHECK(false, "a cut is {} short of its goal", goal);
@@ -240,8 +247,9 @@ struct Masses {
 
 HWY_INLINE Masses masses(V z, const Distribution& distribution) {
   const DWide dw;
-  const V x = hn::Max(hn::Mul(hn::Sub(z, hn::Set(kD, distribution.z_max)),
-                              hn::Set(kD, distribution.inverse_temperature)), hn::Set(kD, kExpLow));
+  const V x =
+      hn::Max(hn::Mul(hn::Sub(z, hn::Set(kD, distribution.z_max)), hn::Set(kD, distribution.inverse_temperature)),
+              hn::Set(kD, kExpLow));
   const V e = exp_scaled(x);
   const auto offset = hn::Set(dw, 0x1p52);
   const DHalf dh;
@@ -265,19 +273,19 @@ HWY_INLINE Masses drop_small(Masses m, const Distribution& distribution) {
 HWY_INLINE V drop_after_cut(V z, const List& list, int64_t i, const Distribution& cut) {
   const DI di;
   const V least = hn::Set(kD, cut.z_least);
-  const auto ids = list.ids != nullptr ? load(di, list.ids, i, list.count, int32_t{0})
-                                       : hn::Iota(di, static_cast<int32_t>(i));
+  const auto ids =
+      list.ids != nullptr ? load(di, list.ids, i, list.count, int32_t{0}) : hn::Iota(di, static_cast<int32_t>(i));
   const auto early = hn::Not(hn::RebindMask(kD, hn::Gt(ids, hn::Set(di, cut.id_last))));
   const auto kept = hn::Or(hn::Gt(z, least), hn::And(hn::Eq(z, least), early));
   return hn::IfThenElse(kept, z, hn::Set(kD, -INFINITY));
 }
 
 template <bool kKeepsAll>
-uint64_t sum_blocks(const List& list, const Distribution& distribution, uint64_t* block_sums) {
+uint64_t sum_blocks(const List& list, const Distribution& distribution, uint64_t enough, uint64_t* block_sums) {
   const DWideU du;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(kD));
   uint64_t total = 0;
-  for (int64_t begin = 0; begin < list.count; begin += kBlock) {
+  for (int64_t begin = 0; begin < list.count && total <= enough; begin += kBlock) {
     auto low = hn::Zero(du), high = hn::Zero(du);
     const int64_t end = std::min(begin + kBlock, list.count);
     for (int64_t i = begin; i < end; i += lanes) {
@@ -297,10 +305,10 @@ uint64_t sum_blocks(const List& list, const Distribution& distribution, uint64_t
   return total;
 }
 
-// The mass of what is kept, and of each block of the list.
-uint64_t sum(const List& list, const Distribution& distribution, uint64_t* block_sums) {
-  return distribution.keeps_all() ? sum_blocks<true>(list, distribution, block_sums)
-                                  : sum_blocks<false>(list, distribution, block_sums);
+// The mass of what is kept, and of each block of the list; ends with the block that exceeds `enough`.
+uint64_t sum(const List& list, const Distribution& distribution, uint64_t* block_sums, uint64_t enough = ~uint64_t{0}) {
+  return distribution.keeps_all() ? sum_blocks<true>(list, distribution, enough, block_sums)
+                                  : sum_blocks<false>(list, distribution, enough, block_sums);
 }
 
 // Writes the lanes of the mask to out_z and out_ids and returns how many.
@@ -324,8 +332,8 @@ List narrow(const float* z, int64_t count, float least, const Scratch& scratch) 
       auto mask = hn::Ge(v, bound);
       if (i + lanes > count) mask = hn::And(mask, hn::FirstN(kD, static_cast<size_t>(count - i)));
       if (hn::AllFalse(kD, mask)) continue;
-      kept += store_masked(v, hn::Iota(di, static_cast<int32_t>(i)), mask, scratch.list_z + kept,
-                           scratch.list_ids + kept);
+      kept +=
+          store_masked(v, hn::Iota(di, static_cast<int32_t>(i)), mask, scratch.list_z + kept, scratch.list_ids + kept);
     }
   }
   return {scratch.list_z, scratch.list_ids, kept};
@@ -357,8 +365,8 @@ struct Buckets {
   }
 };
 
-void fill_histogram(const List& list, const Buckets& buckets, Measure measure, const Distribution& distribution,
-                    uint64_t* histogram) {
+uint64_t fill_histogram(const List& list, const Buckets& buckets, Measure measure, const Distribution& distribution,
+                        uint64_t* histogram) {
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(kD));
   const DI di;
   const DWideU du;
@@ -382,24 +390,31 @@ void fill_histogram(const List& list, const Buckets& buckets, Measure measure, c
       for (int64_t i = 0; i < count; ++i) histogram[bucket[i]] += mass[i];
     }
   }
+  return std::accumulate(histogram, histogram + kBuckets, uint64_t{0});
 }
 
-// Sets the cut of `distribution` where a walk over the list from the most likely token reaches `goal`.
+// Sets the cut of `distribution` where a walk over the list from the most likely token reaches `goal`, and
+// returns what it has then reached; 0, and scratch.z is still whole, where the list falls short of the goal.
+// `list` is in scratch.list_*.
 // z_range: how far below z_max the cut is expected; a wrong guess costs time only.
-void find_cut(const List& list, Measure measure, uint64_t goal, float z_range, const Scratch& scratch,
-              Distribution& distribution) {
+uint64_t find_cut(const List& list, Measure measure, uint64_t goal, float z_range, const Scratch& scratch,
+                  Distribution& distribution) {
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(kD));
   const DI di;
   int64_t gathered = 0;
+  uint64_t before = 0;
   if (list.count <= kSortedDirectly) {
+    uint64_t whole = 0;
+    for (int64_t i = 0; i < list.count; ++i) whole += measure == Measure::kCount ? 1 : distribution.mass(list.z[i]);
+    if (whole < goal) return 0;
     for (; gathered < list.count; ++gathered) {
       scratch.keys[gathered] = order_key(list.z[gathered], list.ids[gathered]);
     }
   } else {
     const Buckets buckets{distribution.z_max, static_cast<float>(kBuckets) / std::max(z_range, 1e-20f)};
-    fill_histogram(list, buckets, measure, distribution, scratch.histogram);
+    if (fill_histogram(list, buckets, measure, distribution, scratch.histogram) < goal) return 0;
     int32_t crossing = 0;
-    while (scratch.histogram[crossing] < goal) goal -= scratch.histogram[crossing++];
+    while (before + scratch.histogram[crossing] < goal) before += scratch.histogram[crossing++];
     HWY_ALIGN float some_z[HWY_MAX_BYTES / 4];
     HWY_ALIGN int32_t some_ids[HWY_MAX_BYTES / 4];
     for (int64_t i = 0; i < list.count; i += lanes) {
@@ -411,7 +426,7 @@ void find_cut(const List& list, Measure measure, uint64_t goal, float z_range, c
       for (int64_t j = 0; j < count; ++j) scratch.keys[gathered++] = order_key(some_z[j], some_ids[j]);
     }
   }
-  cut_keys({scratch.keys, static_cast<size_t>(gathered)}, measure, goal, distribution);
+  return before + cut_keys({scratch.keys, static_cast<size_t>(gathered)}, measure, goal - before, distribution);
 }
 
 // A lower bound of the k-th largest value: the k-th largest block maximum. -inf where there are fewer blocks.
@@ -423,10 +438,8 @@ float bound_of_top(int64_t k, int64_t count, const Scratch& scratch) {
   return scratch.list_z[k - 1];
 }
 
-// The point of the draw falls into a block by the sums, then to a token.
-int32_t draw(const SampleRow& row, const List& list, const Distribution& distribution, uint64_t total,
-             const uint64_t* block_sums) {
-  uint64_t point = draw_point(row.params.seed, row.params.choice, row.position, total);
+// The kept token whose range of the cumulative mass holds `point`: by the blocks' sums, then one by one.
+int32_t locate(const List& list, const Distribution& distribution, uint64_t point, const uint64_t* block_sums) {
   int64_t i = 0;
   for (; point >= block_sums[i / kBlock]; i += kBlock) point -= block_sums[i / kBlock];
   for (; i < list.count; ++i) {
@@ -440,12 +453,10 @@ int32_t draw(const SampleRow& row, const List& list, const Distribution& distrib
 
 int32_t choose(const SampleRow& row, const float* z, int64_t vocab, float z_max, const Scratch& scratch) {
   const SamplingParams& params = row.params;
-  Distribution distribution{.z_max = z_max, .inverse_temperature = 1.0f / params.temperature,
-                            .mass_least = min_mass(params.min_p)};
+  Distribution distribution{
+      .z_max = z_max, .inverse_temperature = 1.0f / params.temperature, .mass_least = min_mass(params.min_p)};
   const bool cuts_k = params.top_k > 0 && params.top_k < vocab, cuts_p = params.top_p < 1.0f;
   List list{z, nullptr, vocab};
-  // Masses are 0 from here down.
-  const float z_range = 28.5f * params.temperature;
 
   if (cuts_k || params.min_p > 0) {
     float least = cuts_k ? bound_of_top(params.top_k, vocab, scratch) : -INFINITY;
@@ -464,19 +475,25 @@ int32_t choose(const SampleRow& row, const float* z, int64_t vocab, float z_max,
       distribution.z_least = -INFINITY;
       distribution.id_last = std::numeric_limits<int32_t>::max();
     }
-    if (cuts_p) {
-      const uint64_t total = sum(list, distribution, scratch.block_sums);
-      find_cut(list, Measure::kMass, top_p_goal(params.top_p, total), z_range, scratch, distribution);
-    }
-  } else if (cuts_p) {
-    const uint64_t goal = top_p_goal(params.top_p, sum(list, distribution, scratch.block_sums));
-    // Tokens below exp(-8) of the most likely are hardly ever in the set: try without them.
-    list = narrow(z, vocab, z_max - 8 * params.temperature, scratch);
-    if (sum(list, distribution, scratch.block_sums) < goal) list = narrow(z, vocab, -INFINITY, scratch);
-    find_cut(list, Measure::kMass, goal, z_range, scratch, distribution);
   }
-  const uint64_t total = sum(list, distribution, scratch.block_sums);
-  return draw(row, list, distribution, total, scratch.block_sums);
+
+  uint64_t total = sum(list, distribution, scratch.block_sums);
+  if (cuts_p) {
+    const uint64_t goal = top_p_goal(params.top_p, total);
+    total = 0;
+    if (list.ids == nullptr) {
+      // Tokens below exp(-8) of the most likely are hardly ever in the set: try without them.
+      list = narrow(z, vocab, z_max - 8 * params.temperature, scratch);
+      total = find_cut(list, Measure::kMass, goal, 8 * params.temperature, scratch, distribution);
+      if (total == 0) list = narrow(z, vocab, -INFINITY, scratch);
+    }
+    if (total == 0)
+      total = find_cut(list, Measure::kMass, goal, kMassRange * params.temperature, scratch, distribution);
+    HEARTH_CHECK(total > 0, "top_p is not reached by the whole distribution");
+  }
+  const uint64_t point = draw_point(params.seed, params.choice, row.position, total);
+  if (cuts_p) sum(list, distribution, scratch.block_sums, point);
+  return locate(list, distribution, point, scratch.block_sums);
 }
 
 void report_top(const SampleRow& row, const float* logits, int64_t vocab, float max, double log_sum,
@@ -498,16 +515,17 @@ void copy_allowed(const SampleRow& row, const float* logits, int64_t vocab, cons
   }
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(kD));
   const auto* bytes = reinterpret_cast<const uint8_t*>(row.allowed.data());
-  for (int64_t i = 0; i < vocab; i += lanes) {
-    uint8_t bits[HWY_MAX_BYTES / 32 + 8] = {};
-    // Four lanes start within a byte.
-    for (int64_t b = 0; b < (lanes + 7) / 8 && i / 8 + b < (vocab + 7) / 8; ++b) {
-      bits[b] = static_cast<uint8_t>(bytes[i / 8 + b] >> (i % 8));
+  const int64_t mask_bytes = (vocab + 31) / 32 * 4;
+  const V none = hn::Set(kD, -INFINITY);
+  int64_t i = 0;
+  // LoadMaskBits may read 8 bytes, and fewer than 8 lanes would start within a byte.
+  if (lanes >= 8) {
+    for (; i / 8 + 8 <= mask_bytes && i + lanes <= vocab; i += lanes) {
+      const auto mask = hn::LoadMaskBits(kD, bytes + i / 8);
+      hn::StoreU(hn::IfThenElse(mask, hn::LoadU(kD, logits + i), none), kD, scratch.z + i);
     }
-    const auto mask = hn::LoadMaskBits(kD, bits);
-    const V v = load(kD, logits, i, vocab, -INFINITY);
-    hn::StoreU(hn::IfThenElse(mask, v, hn::Set(kD, -INFINITY)), kD, scratch.z + i);  // z is padded
   }
+  for (; i < vocab; ++i) scratch.z[i] = row.allowed[i / 32] >> (i % 32) & 1 ? logits[i] : -INFINITY;
 }
 
 void sample_row(const SampleRow& row, const float* logits, int64_t vocab, const Scratch& scratch,

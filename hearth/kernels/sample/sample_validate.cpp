@@ -23,6 +23,7 @@ Status check_tokens(const char* field, std::span<const int32_t> tokens, int64_t 
 }
 
 Status check_bias(std::span<const LogitBias> bias, int64_t vocab) {
+  bool ascending = true;  // then no token is there twice
   for (size_t i = 0; i < bias.size(); ++i) {
     const int32_t token = bias[i].token;
     if (token < 0 || token >= vocab) {
@@ -31,9 +32,9 @@ Status check_bias(std::span<const LogitBias> bias, int64_t vocab) {
     if (!(bias[i].bias >= -100.0f && bias[i].bias <= 100.0f)) {
       return invalid_argument("logit_bias of token {} is {}, wanted a value in [-100, 100]", token, bias[i].bias);
     }
-    // Lists are short (OpenAI's callers send a handful, 300 at most); a sorted list costs one comparison each.
-    if (i > 0 && token > bias[i - 1].token) continue;
-    for (size_t j = 0; j < i; ++j) {
+    ascending = ascending && (i == 0 || token > bias[i - 1].token);
+    // OpenAI's callers send 300 at most, in any order.
+    for (size_t j = 0; j < i && !ascending; ++j) {
       if (bias[j].token == token) return invalid_argument("logit_bias names token {} twice", token);
     }
   }
@@ -110,8 +111,10 @@ Status validate(const SampleArgs& args) {
 Status sample_status(std::span<const SampleResult> results) {
   for (size_t r = 0; r < results.size(); ++r) {
     if (results[r].outcome == SampleOutcome::kBadLogits) {
-      return internal_error("sample: row {}: the logits hold a NaN or +inf, or nothing but -inf where a token may "
-                            "be chosen; the model's output is broken", r);
+      return internal_error(
+          "sample: row {}: the logits hold a NaN or +inf, or nothing but -inf where a token may "
+          "be chosen; the model's output is broken",
+          r);
     }
     if (results[r].outcome == SampleOutcome::kNoToken) {
       return invalid_argument("sample: row {}: the allowed and banned tokens leave nothing to choose", r);
