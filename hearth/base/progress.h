@@ -54,9 +54,9 @@ class Progress {
   const ProgressOutput output_;
   const int64_t start_ns_;
   int64_t done_ = 0;
-  int64_t shown_ns_;         // when a line was last written
-  int64_t shown_done_ = 0;   // and what it said
-  bool drawn_ = false;       // a line without its end is on the terminal
+  int64_t shown_ns_;        // when a line was last written
+  int64_t shown_done_ = 0;  // and what it said
+  bool drawn_ = false;      // a line without its end is on the terminal
   bool finished_ = false;
 };
 
