@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+// hearth eval ppl | lambada | kl: how good a model is, in numbers that can be compared and kept.
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "hearth/base/clock.h"
+#include "hearth/base/progress.h"
+#include "hearth/cli/commands.h"
+#include "hearth/cli/options.h"
+#include "hearth/cli/session.h"
+#include "hearth/cli/terminal.h"
+#include "hearth/eval/kl.h"
+#include "hearth/eval/lambada.h"
+#include "hearth/eval/perplexity.h"
+#include "hearth/eval/results.h"
+#include "hearth/eval/tokens.h"
+
+namespace hearth {
+namespace {
+
+// What papers feed where the model can take it.
+constexpr int64_t kUsualWindow = 2048;
+// Items of LAMBADA that share a step: enough to fill it.
+constexpr int64_t kLambadaSlots = 16;
+
+constexpr const char* kTextRule =
+    "The rule: a newline, a NUL and a newline separate the documents of a file. With separators, each document is\n"
+    "BOS + text + EOS, one after the other; without, the file is one BOS + text. Window j feeds ids[ctx j .. ctx j + "
+    "ctx)\n"
+    "to an empty context and scores the next id at every position; a rest shorter than a window is left out.\n";
+
+constexpr Setting<int64_t> kCtx{"--ctx", "N", 1, int64_t{1} << 31, "tokens", "Tokens of a window."};
+constexpr Setting<int64_t> kLimit{"--limit", "N", 0, kNoLimit, "", "Only the first N windows or items; 0 for all."};
+
+struct EvalSettings {
+  CommandContext context;
+  ModelSettings model;
+  std::string against;
+  std::string file;  // --text or --data
+  std::string windows;
+  std::optional<int64_t> ctx;
+  int64_t limit = 0;
+  std::string results;
+  bool json = false;
+};
+
+// What all evaluations share: the threads, the model, Ctrl-C, the time.
+struct EvalRun {
+  const EvalSettings& settings;
+  std::unique_ptr<ThreadPool> pool;
+  Session session;
+  InterruptGuard interrupt;
+  SteadyClock clock;
+
+  std::string text_name() const { return std::filesystem::path(settings.file).stem().string(); }
+};
+
+// A file that results are to be appended to is tried before the work, not after it.
+Status check_results_file(const std::string& path) {
+  if (path.empty()) return {};
+  std::FILE* file = std::fopen(path.c_str(), "ab");
+  if (file == nullptr) return unavailable("--results: cannot open {} for writing: {}", path, std::strerror(errno));
+  std::fclose(file);
+  return {};
+}
+
+Result<std::vector<int64_t>> chosen_windows(const EvalSettings& s, int64_t count) {
+  std::string list = s.windows;
+  if (!list.empty() && list[0] == '@') {
+    auto text = read_text_file(list.substr(1));
+    HEARTH_TRY_ASSIGN(list, std::move(text).with_context("--windows"));
+    std::replace_if(
+        list.begin(), list.end(), [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; }, ',');
+    list.erase(std::unique(list.begin(), list.end(), [](char a, char b) { return a == ',' && b == ','; }), list.end());
+    if (!list.empty() && list.back() == ',') list.pop_back();
+    if (!list.empty() && list.front() == ',') list.erase(0, 1);
+    if (list.empty()) return invalid_argument("--windows: {} lists no windows", s.windows.substr(1));
+  }
+  HEARTH_TRY_ASSIGN(std::vector<int64_t> windows, parse_windows(list, count).with_context("--windows"));
+  if (s.limit > 0 && std::ssize(windows) > s.limit) windows.resize(static_cast<size_t>(s.limit));
+  return windows;
+}
+
+// Bits that a weight of the linear layers takes, scales included.
+double bits_per_weight(const Model& model) {
+  int64_t bytes = 0, weights = 0;
+  const auto add = [&](const LinearWeight& w) {
+    bytes += w.format.stored_bytes(w.n, w.k);
+    weights += w.n * w.k;
+  };
+  for (const LayerWeights& layer : model.weights().layers) {
+    add(layer.qkv);
+    add(layer.o);
+    std::visit([&](const DenseFfn& ffn) { add(ffn.gate_up), add(ffn.down); }, layer.ffn);
+  }
+  return weights > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(weights) : 0;
+}
+
+// A line of results with everything but the numbers.
+nlohmann::json quality_line(const EvalRun& run) {
+  const Model& model = *run.session.model;
+  nlohmann::json line =
+      result_line("eval.quality", cpu_device(run.pool->size()), command_line(run.settings.context.args));
+  line["model"] = run.session.name;
+  line["variant"] = "plain";
+  line["format"] = to_string(model.weights().layers.front().qkv.format);
+  line["method"] = "none";
+  line["activation"] = dtype_name(model.activation());
+  line["kv"] = kv_format_name(run.session.kv_format);
+  line["backend"] = model.ops().backend;
+  line["bits_per_weight"] = bits_per_weight(model);
+  line["text"] = run.text_name();
+  return line;
+}
+
+// Prints the numbers, for people or as JSON, and keeps them where --results says.
+Status finish(const EvalRun& run, const nlohmann::json& numbers, const std::string& text) {
+  nlohmann::json line = quality_line(run);
+  line.update(numbers);
+  HEARTH_TRY(write_stdout(run.settings.json ? line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
+                                            : text));
+  if (run.settings.results.empty()) return {};
+  return append_result(run.settings.results, line);
+}
+
+std::string time_line(int64_t tokens, double seconds) {
+  return fmt::format("time              {:.1f} s, {:.0f} tokens/s\n", seconds, static_cast<double>(tokens) / seconds);
+}
+
+double seconds_since(const EvalRun& run, int64_t begin_ns) {
+  return static_cast<double>(run.clock.now_ns() - begin_ns) * 1e-9;
+}
+
+struct Windows {
+  std::vector<TokenId> ids;
+  int64_t ctx = 0;
+  std::vector<int64_t> chosen;
+};
+
+Result<Windows> read_windows(const EvalRun& run, const std::string& text) {
+  const EvalSettings& s = run.settings;
+  const ModelConfig& config = run.session.model->config();
+  Windows w;
+  HEARTH_TRY_ASSIGN(w.ids, encode_documents(run.session.tokenizer, text).with_context(s.file));
+  w.ctx = s.ctx.value_or(std::min(kUsualWindow, config.max_positions));
+  if (w.ctx > config.max_positions)
+    return invalid_argument("--ctx {} is more than the {} tokens of context that the model was made for", w.ctx,
+                            config.max_positions);
+  HEARTH_TRY_ASSIGN(const int64_t count, count_windows(std::ssize(w.ids), w.ctx).with_context(s.file));
+  HEARTH_TRY_ASSIGN(w.chosen, chosen_windows(s, count));
+  return w;
+}
+
+// Progress on stderr while an evaluation runs.
+class EvalProgress {
+ public:
+  EvalProgress(const EvalRun& run, std::string what, int64_t total) : stop_(run.interrupt.flag()) {
+    if (!run.settings.model.quiet) progress_.emplace(what, total, Progress::Unit::kItems);
+  }
+  EvalControl control() {
+    return {.progress =
+                [this](int64_t done, int64_t) {
+                  if (progress_) progress_->update(done);
+                },
+            .stop = &stop_};
+  }
+  void finish() {
+    if (progress_) progress_->finish();
+  }
+
+ private:
+  const std::atomic<bool>& stop_;
+  std::optional<Progress> progress_;
+};
+
+Result<int> run_ppl(const EvalSettings& s) {
+  HEARTH_TRY(check_results_file(s.results));
+  HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--text"));
+  std::unique_ptr<ThreadPool> pool = make_pool(s.model);
+  HEARTH_TRY_ASSIGN(Session session, open_session(s.model, *pool));
+  EvalRun run{.settings = s, .pool = std::move(pool), .session = std::move(session), .interrupt = {}, .clock = {}};
+  HEARTH_TRY_ASSIGN(const Windows w, read_windows(run, text));
+  HEARTH_TRY_ASSIGN(Runner runner,
+                    Runner::create(run.session.model,
+                                   eval_runner_options(*run.session.model, w.ctx, run.session.kv_format), *run.pool));
+  EvalProgress progress(run, "windows", std::ssize(w.chosen));
+  const int64_t begin_ns = run.clock.now_ns();
+  HEARTH_TRY_ASSIGN(const PerplexityResult r, perplexity(runner, w.ids, w.ctx, w.chosen, progress.control()));
+  progress.finish();
+  const double seconds = seconds_since(run, begin_ns);
+  HEARTH_TRY(finish(run,
+                    {{"ppl", r.ppl},
+                     {"nll_per_token", r.nll_per_token},
+                     {"tokens", r.tokens},
+                     {"windows", r.windows},
+                     {"ctx", w.ctx},
+                     {"ids", w.ids.size()},
+                     {"seconds", seconds}},
+                    fmt::format("perplexity        {:.6g}\nnll per token     {:.6f} nats ({:.6f} bits)\n"
+                                "tokens            {} in {} windows of {}\n",
+                                r.ppl, r.nll_per_token, r.nll_per_token / std::log(2.0), r.tokens, r.windows, w.ctx) +
+                        time_line(r.tokens, seconds)));
+  return 0;
+}
+
+Result<int> run_lambada(const EvalSettings& s) {
+  HEARTH_TRY(check_results_file(s.results));
+  HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--data"));
+  std::unique_ptr<ThreadPool> pool = make_pool(s.model);
+  HEARTH_TRY_ASSIGN(Session session, open_session(s.model, *pool));
+  EvalRun run{.settings = s, .pool = std::move(pool), .session = std::move(session), .interrupt = {}, .clock = {}};
+  HEARTH_TRY_ASSIGN(const std::vector<LambadaItem> items,
+                    parse_lambada(text, run.session.tokenizer, s.limit).with_context(s.file));
+  if (items.empty()) return invalid_argument("{} has no items", s.file);
+  const int64_t longest = longest_item(items), context = run.session.model->config().max_positions;
+  if (longest > context)
+    return invalid_argument("{}: the longest item has {} tokens; the model's context holds {}", s.file, longest,
+                            context);
+  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(run.session.model,
+                                                  eval_runner_options(*run.session.model, longest,
+                                                                      run.session.kv_format, kLambadaSlots),
+                                                  *run.pool));
+  EvalProgress progress(run, "items", std::ssize(items));
+  const int64_t begin_ns = run.clock.now_ns();
+  HEARTH_TRY_ASSIGN(const LambadaResult r, lambada(runner, items, kLambadaSlots, progress.control()));
+  progress.finish();
+  const double seconds = seconds_since(run, begin_ns);
+  HEARTH_TRY(finish(
+      run,
+      {{"lambada_acc", r.acc},
+       {"correct", r.correct},
+       {"n", r.n},
+       {"nll_per_word", r.nll_per_word},
+       {"seconds", seconds}},
+      fmt::format("accuracy          {:.4f} ({} of {})\nnll per word      {:.6f} nats\ntime              {:.1f} s, "
+                  "{:.0f} items/s\n",
+                  r.acc, r.correct, r.n, r.nll_per_word, seconds, static_cast<double>(r.n) / seconds)));
+  return 0;
+}
+
+Result<int> run_kl(const EvalSettings& s) {
+  HEARTH_TRY(check_results_file(s.results));
+  HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--text"));
+  std::unique_ptr<ThreadPool> pool = make_pool(s.model);
+  HEARTH_TRY_ASSIGN(Session session, open_session(s.model, *pool));
+  // The reference is what it is: in f32, whatever --dtype says of the model.
+  ModelSettings reference_settings = s.model;
+  reference_settings.model = s.against;
+  reference_settings.dtype = reference_settings.kv_cache_dtype = "f32";
+  HEARTH_TRY_ASSIGN(const Session reference, open_session(reference_settings, *pool).with_context("--against"));
+  EvalRun run{.settings = s, .pool = std::move(pool), .session = std::move(session), .interrupt = {}, .clock = {}};
+  HEARTH_TRY_ASSIGN(const Windows w, read_windows(run, text));
+  const ModelConfig &a = run.session.model->config(), &b = reference.model->config();
+  if (a.vocab_size != b.vocab_size)
+    return invalid_argument("{} has a vocabulary of {} tokens, {} one of {}; the same one is needed", run.session.name,
+                            a.vocab_size, reference.name, b.vocab_size);
+  HEARTH_TRY_ASSIGN(const std::vector<TokenId> reference_ids,
+                    encode_documents(reference.tokenizer, text).with_context(s.file));
+  if (reference_ids != w.ids)
+    return invalid_argument("{} and {} make different tokens of {}; the same tokenizer is needed", run.session.name,
+                            reference.name, s.file);
+  if (w.ctx > b.max_positions)
+    return invalid_argument("windows of {} tokens; the context of {} holds {}", w.ctx, reference.name, b.max_positions);
+  HEARTH_TRY_ASSIGN(Runner runner,
+                    Runner::create(run.session.model,
+                                   eval_runner_options(*run.session.model, w.ctx, run.session.kv_format), *run.pool));
+  HEARTH_TRY_ASSIGN(
+      Runner reference_runner,
+      Runner::create(reference.model, eval_runner_options(*reference.model, w.ctx, reference.kv_format), *run.pool));
+  EvalProgress progress(run, "windows", std::ssize(w.chosen));
+  const int64_t begin_ns = run.clock.now_ns();
+  HEARTH_TRY_ASSIGN(const KlResult r,
+                    kl_divergence(runner, reference_runner, w.ids, w.ctx, w.chosen, progress.control()));
+  progress.finish();
+  const double seconds = seconds_since(run, begin_ns);
+  HEARTH_TRY(finish(run,
+                    {{"against", reference.name},
+                     {"kl", r.kl},
+                     {"kl_standard_error", r.kl_standard_error},
+                     {"kl_max", r.kl_max},
+                     {"same_top", r.same_top},
+                     {"ppl", std::exp(r.nll_per_token)},
+                     {"nll_per_token", r.nll_per_token},
+                     {"nll_per_token_against", r.nll_per_token_reference},
+                     {"tokens", r.tokens},
+                     {"windows", r.windows},
+                     {"ctx", w.ctx},
+                     {"seconds", seconds}},
+                    fmt::format("KL(against, model)  {:.6g} +- {:.2g} nats per token, at most {:.4g}\n"
+                                "same top token    {:.3f} %\nperplexity        {:.6g}, of {} {:.6g}\n"
+                                "tokens            {} in {} windows of {}\n",
+                                r.kl, r.kl_standard_error, r.kl_max, 100 * r.same_top, std::exp(r.nll_per_token),
+                                reference.name, std::exp(r.nll_per_token_reference), r.tokens, r.windows, w.ctx) +
+                        time_line(r.tokens, seconds)));
+  return 0;
+}
+
+void add_common(CLI::App& command, EvalSettings& s) {
+  add_model_options(command, s.model);
+  add_setting(command, kLimit, s.limit)->group("Work");
+  add_text(command, "--results", "FILE",
+           "Appends the numbers to FILE as a line of JSON with date, commit, device and command.", s.results)
+      ->group("Output");
+  command.add_flag("--json", s.json, "One JSON object instead of lines for people.")->group("Output");
+}
+
+void add_windows(CLI::App& command, EvalSettings& s) {
+  add_text(command, "--text", "FILE", "The text, UTF-8.", s.file)->required()->group("Work");
+  add_text(command, "--windows", "LIST", "Only these windows, such as 0-127,200; @FILE reads the list from FILE.",
+           s.windows)
+      ->group("Work");
+  add_setting(command, kCtx, s.ctx, "the model's context, at most 2048")->group("Work");
+}
+
+}  // namespace
+
+std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& context) {
+  CLI::App* eval = app.add_subcommand("eval", "Measures how good a model is.");
+  eval->require_subcommand(0, 1)->fallthrough();
+  const auto settings = [&] {
+    auto s = std::make_shared<EvalSettings>();
+    s->context = context;
+    return s;
+  };
+
+  const auto ppl = settings();
+  CLI::App* ppl_command = eval->add_subcommand("ppl", "Perplexity on a text.");
+  ppl_command->fallthrough()->footer(
+      std::string(kTextRule) +
+      "\nExamples:\n  hearth eval ppl models/fable-13m --text book.txt\n"
+      "  hearth eval ppl models/fable-13m --text book.txt --dtype bf16 --windows 0-127 --json\n");
+  add_common(*ppl_command, *ppl);
+  add_windows(*ppl_command, *ppl);
+
+  const auto lambada_settings = settings();
+  CLI::App* lambada_command = eval->add_subcommand("lambada", "Accuracy at guessing the last word of a passage.");
+  lambada_command->fallthrough()->footer(
+      "The rule: an item counts where every token of ' ' + continuation is the likeliest one after BOS + context and "
+      "the\n"
+      "tokens before it. FILE has one JSON object a line, with the strings context and continuation.\n"
+      "\nExamples:\n  hearth eval lambada models/fable-13m --data lambada.jsonl --limit 500\n");
+  add_common(*lambada_command, *lambada_settings);
+  add_text(*lambada_command, "--data", "FILE", "The items, JSON lines.", lambada_settings->file)
+      ->required()
+      ->group("Work");
+
+  const auto kl = settings();
+  CLI::App* kl_command = eval->add_subcommand("kl", "How far a model is from another one, its original say.");
+  kl_command->fallthrough()->footer(
+      std::string("Reports the mean of KL(P of the other || Q of MODEL) per token in nats, with the\n"
+                  "standard error of that mean (tokens taken as independent), and how often both\n"
+                  "find the same token likeliest. The other model computes in f32.\n\n") +
+      kTextRule + "\nExamples:\n  hearth eval kl fable-int4 --against fable-13m --text book.txt\n");
+  add_common(*kl_command, *kl);
+  add_text(*kl_command, "--against", "MODEL", "The other model, the reference. Same tokenizer.", kl->against)
+      ->required()
+      ->group("Model");
+  add_windows(*kl_command, *kl);
+
+  return {{ppl_command, [ppl] { return run_ppl(*ppl); }},
+          {lambada_command, [lambada_settings] { return run_lambada(*lambada_settings); }},
+          {kl_command, [kl] { return run_kl(*kl); }}};
+}
+
+}  // namespace hearth

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+// hearth inspect: what a model folder holds, without loading the weights. A model that cannot run is
+// described as far as it can be read.
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "hearth/checkpoint/checkpoint.h"
+#include "hearth/checkpoint/json.h"
+#include "hearth/cli/commands.h"
+#include "hearth/cli/session.h"
+#include "hearth/cli/terminal.h"
+#include "hearth/model/architecture.h"
+#include "hearth/model/config.h"
+#include "hearth/tensor/kv_layout.h"
+#include "hearth/text/tokenizer.h"
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kBlockTokens = 16;
+
+struct InspectSettings {
+  std::string model;
+  bool tensors = false;
+  bool json = false;
+};
+
+// A report is a list of titled lines and the same as JSON.
+class Report {
+ public:
+  void add(const std::string& key, const std::string& title, const nlohmann::json& value, const std::string& text) {
+    json_[key] = value;
+    if (!text.empty()) text_ += fmt::format("{:<18}{}\n", title, text);
+  }
+  void add_line(const std::string& line) { text_ += line + "\n"; }
+  nlohmann::json& json() { return json_; }
+  Status print(bool as_json) const {
+    return write_stdout(as_json ? json_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n" : text_);
+  }
+
+ private:
+  nlohmann::json json_ = nlohmann::json::object();
+  std::string text_;
+};
+
+std::string bytes_text(int64_t bytes) {
+  if (bytes < 10'000) return fmt::format("{} B", bytes);
+  if (bytes < 10'000'000) return fmt::format("{:.1f} kB", static_cast<double>(bytes) * 1e-3);
+  if (bytes < 10'000'000'000) return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6);
+  return fmt::format("{:.2f} GB", static_cast<double>(bytes) * 1e-9);
+}
+
+std::string count_text(int64_t count) {
+  if (count < 1'000'000) return fmt::format("{}", count);
+  if (count < 1'000'000'000) return fmt::format("{:.1f} M ({})", static_cast<double>(count) * 1e-6, count);
+  return fmt::format("{:.2f} B ({})", static_cast<double>(count) * 1e-9, count);
+}
+
+std::string_view rope_type_name(RopeScaling::Type type) {
+  switch (type) {
+    case RopeScaling::Type::kNone: return "none";
+    case RopeScaling::Type::kLinear: return "linear";
+    case RopeScaling::Type::kLlama3: return "llama3";
+    case RopeScaling::Type::kYarn: return "yarn";
+  }
+  return "";
+}
+
+void report_kv(const ModelConfig& c, Report& report) {
+  nlohmann::json per_token = nlohmann::json::object();
+  std::string text;
+  for (const KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16}) {
+    const auto layout = KvLayout::make(format, c.layers, c.kv_heads, c.head_dim, kBlockTokens);
+    if (!layout) continue;
+    const std::string name(kv_format_name(format));
+    per_token[name] = layout->bytes_per_token();
+    text += fmt::format("{}{} {} ({} for the whole context)", text.empty() ? "" : ", ", name,
+                        bytes_text(layout->bytes_per_token()), bytes_text(layout->bytes_per_token() * c.max_positions));
+  }
+  report.add("kv_bytes_per_token", "KV per token", per_token, text);
+}
+
+void report_config(const ModelConfig& c, Report& report) {
+  report.add("supported", "supported", true, "yes");
+  report.add("layers", "layers", c.layers, fmt::format("{}", c.layers));
+  report.add("hidden_size", "hidden", c.hidden_size, fmt::format("{}", c.hidden_size));
+  report.add("heads", "heads", c.heads,
+             fmt::format("{} of {}, {} for keys and values", c.heads, c.head_dim, c.kv_heads));
+  report.add("kv_heads", "", c.kv_heads, "");
+  report.add("head_dim", "", c.head_dim, "");
+  report.add("intermediate_size", "feed-forward", c.intermediate_size, fmt::format("{}", c.intermediate_size));
+  report.add("vocab_size", "vocabulary", c.vocab_size,
+             fmt::format("{}, embedding and output {}", c.vocab_size, c.tie_word_embeddings ? "tied" : "untied"));
+  report.add("tie_word_embeddings", "", c.tie_word_embeddings, "");
+  report.add("context", "context", c.max_positions, fmt::format("{} tokens", c.max_positions));
+  const std::string_view scaling = rope_type_name(c.rope_scaling.type);
+  const bool scaled = c.rope_scaling.type != RopeScaling::Type::kNone;
+  report.add("rope", "rope", {{"theta", c.rope_theta}, {"scaling", scaling}, {"factor", c.rope_scaling.factor}},
+             scaled ? fmt::format("theta {:g}, {} scaling by {:g}", c.rope_theta, scaling, c.rope_scaling.factor)
+                    : fmt::format("theta {:g}", c.rope_theta));
+  const auto windowed = std::count_if(c.windows.begin(), c.windows.end(), [](int64_t w) { return w > 0; });
+  report.add("windowed_layers", "sliding window", windowed,
+             windowed ? fmt::format("{} tokens in {} of {} layers",
+                                    *std::max_element(c.windows.begin(), c.windows.end()), windowed, c.layers)
+                      : "");
+  report_kv(c, report);
+}
+
+void report_weights(const Checkpoint& checkpoint, Report& report) {
+  int64_t parameters = 0;
+  std::map<std::string, std::pair<int64_t, int64_t>> by_dtype;  // tensors, bytes
+  for (const TensorEntry& tensor : checkpoint.tensors()) {
+    parameters += tensor.shape.count();
+    auto& [count, bytes] = by_dtype[std::string(dtype_name(tensor.dtype))];
+    ++count;
+    bytes += tensor.size_bytes;
+  }
+  report.add("parameters", "parameters", parameters, count_text(parameters));
+  report.add("bytes", "weights", checkpoint.total_bytes(),
+             fmt::format("{} in {} file{}", bytes_text(checkpoint.total_bytes()), checkpoint.files().size(),
+                         checkpoint.files().size() == 1 ? "" : "s"));
+  report.add("files", "", checkpoint.files().size(), "");
+  nlohmann::json dtypes = nlohmann::json::object();
+  std::string text;
+  for (const auto& [name, sums] : by_dtype) {
+    dtypes[name] = {{"tensors", sums.first}, {"bytes", sums.second}};
+    text += fmt::format("{}{}: {} tensor{}, {}", text.empty() ? "" : "; ", name, sums.first, sums.first == 1 ? "" : "s",
+                        bytes_text(sums.second));
+  }
+  report.add("dtypes", "types", dtypes, text);
+}
+
+void report_tokenizer(const std::filesystem::path& dir, Report& report) {
+  const auto tokenizer = Tokenizer::load(dir);
+  if (!tokenizer) {
+    report.add("tokenizer", "tokenizer", {{"error", tokenizer.error().message}}, "none: " + tokenizer.error().message);
+    return;
+  }
+  const auto name = [&](const std::optional<TokenId>& id) {
+    return id ? fmt::format("{} {}", *id, tokenizer->id_to_piece(*id).value_or("?")) : std::string("none");
+  };
+  const auto json_id = [](const std::optional<TokenId>& id) { return id ? nlohmann::json(*id) : nlohmann::json(); };
+  std::string ends;
+  for (const TokenId id : tokenizer->eos_ids()) ends += (ends.empty() ? "" : ", ") + name(id);
+  report.add("tokenizer", "tokenizer",
+             {{"vocab_size", tokenizer->vocab_size()},
+              {"bos_id", json_id(tokenizer->bos_id())},
+              {"eos_ids", tokenizer->eos_ids()}},
+             fmt::format("{} tokens; begin {}; end {}", tokenizer->vocab_size(), name(tokenizer->bos_id()),
+                         ends.empty() ? "none" : ends));
+  const bool chat = tokenizer->chat_templates().count("default") > 0;
+  report.add("chat_template", "chat template", chat, chat ? "yes" : "no");
+}
+
+void report_tensors(const Checkpoint& checkpoint, Report& report) {
+  nlohmann::json list = nlohmann::json::array();
+  report.add_line("");
+  for (const TensorEntry& tensor : checkpoint.tensors()) {
+    nlohmann::json shape = nlohmann::json::array();
+    for (int i = 0; i < tensor.shape.rank(); ++i) shape.push_back(tensor.shape[i]);
+    const auto file = checkpoint.files()[static_cast<size_t>(tensor.file)].path().filename().string();
+    report.add_line(fmt::format("{:<56} {:<5} {:<18} {:>12}  {}", tensor.name, dtype_name(tensor.dtype),
+                                to_string(tensor.shape), tensor.size_bytes, file));
+    list.push_back({{"name", tensor.name},
+                    {"dtype", dtype_name(tensor.dtype)},
+                    {"shape", std::move(shape)},
+                    {"bytes", tensor.size_bytes},
+                    {"file", file}});
+  }
+  report.json()["tensors"] = std::move(list);
+}
+
+// The name of the model's class as config.json gives it.
+std::string class_name(const nlohmann::json& config) {
+  const auto found = config.find("architectures");
+  if (found == config.end() || !found->is_array() || found->empty() || !found->front().is_string()) return "not named";
+  return found->front().get<std::string>();
+}
+
+Result<int> run_inspect(const InspectSettings& s) {
+  HEARTH_TRY_ASSIGN(const FoundModel found, find_model(s.model));
+  Report report;
+  report.add("model", "model", found.name, found.name);
+  report.add("folder", "folder", found.dir.string(), found.dir.string());
+  auto checkpoint = Checkpoint::open(found.dir);
+  // Broken weights: what the configuration says is still worth printing before the error.
+  HEARTH_TRY_ASSIGN(const nlohmann::json config, checkpoint ? Result<nlohmann::json>(checkpoint->config())
+                                                            : read_json_object(found.dir / "config.json"));
+  report.add("architecture", "architecture", class_name(config), class_name(config));
+  const auto parsed = parse_model_config(config);
+  if (parsed) {
+    report_config(*parsed, report);
+  } else {
+    report.add("supported", "supported", false, "no: " + parsed.error().message);
+    report.json()["reason"] = parsed.error().message;
+  }
+  if (checkpoint) report_weights(*checkpoint, report);
+  report_tokenizer(found.dir, report);
+  if (checkpoint && s.tensors) report_tensors(*checkpoint, report);
+  HEARTH_TRY(report.print(s.json));
+  if (!checkpoint) return std::move(checkpoint).error();
+  return 0;
+}
+
+}  // namespace
+
+Command add_inspect_command(CLI::App& app) {
+  const auto s = std::make_shared<InspectSettings>();
+  CLI::App* command = app.add_subcommand("inspect", "Says what a model folder holds, without loading it.");
+  command->fallthrough()->footer(
+      "Examples:\n  hearth inspect models/fable-13m\n  hearth inspect models/fable-13m --tensors --json\n");
+  command
+      ->add_option("MODEL", s->model,
+                   "A folder in the Hugging Face layout, or org/name (org/name@revision) in the Hugging Face cache.")
+      ->type_name("")
+      ->required();
+  command->add_flag("--tensors", s->tensors, "Lists every tensor: name, type, shape, bytes, file.");
+  command->add_flag("--json", s->json, "One JSON object.");
+  return {command, [s] { return run_inspect(*s); }};
+}
+
+}  // namespace hearth
