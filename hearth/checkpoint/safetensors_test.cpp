@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -338,7 +338,7 @@ TEST(SafetensorsHeader, MutationsGiveAnErrorOrTheInvariants) {
 
 TEST(SafetensorsHeader, ParsesManyTensorsFast) {
   // 200,000 tensors, 15 MB: well below a second where each byte is looked at a constant number of times;
-  // minutes where anything is quadratic. The limit is wide, for sanitizers and busy machines.
+  // minutes where anything is quadratic. The limit is wide, for sanitizers.
   constexpr int64_t kCount = 200'000;
   std::string header = "{";
   for (int64_t i = kCount - 1; i >= 0; --i) {
@@ -346,13 +346,13 @@ TEST(SafetensorsHeader, ParsesManyTensorsFast) {
                           header.size() == 1 ? "" : ",", i, i, i + 1);
   }
   header += "}";
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // processor time: the machine may be busy
   const auto parsed = parse(header, kCount);
-  const auto elapsed = std::chrono::steady_clock::now() - start;
+  const double elapsed_s = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   ASSERT_TRUE(parsed) << parsed.error().message;
   EXPECT_EQ(std::ssize(parsed->tensors), kCount);
   EXPECT_EQ(parsed->tensors[17].name, "model.layers.17.weight");
-  EXPECT_LT(elapsed, std::chrono::seconds(20));
+  EXPECT_LT(elapsed_s, 20);
 }
 
 }  // namespace
