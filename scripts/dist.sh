@@ -37,11 +37,12 @@ cmake --install build/dist-build --prefix "$out" --strip >/dev/null
 # ---- licence texts -----------------------------------------------------------------------------
 # Of everything that is inside: Debian keeps one file per package, cargo one folder per crate.
 mkdir -p "$out/licenses/packages" "$out/licenses/crates"
-packages="libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libboost1.81-dev"
+packages="libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev"  # what is compiled in from headers
 for library in "$out"/lib/*.so*; do
     [ -f "$library" ] || continue
     # By name: a package may have recorded /lib for what now lies in /usr/lib.
-    package=$(dpkg-query -S "*/$(basename "$(readlink -f "$library")")" 2>/dev/null | head -n 1 | cut -d : -f 1 || true)
+    package=$(dpkg-query -S "*/$(uname -m)-linux-gnu/$(basename "$(readlink -f "$library")")" 2>/dev/null |
+        head -n 1 | cut -d : -f 1 || true)
     if [ -n "$package" ]; then
         packages="$packages $package"
     else
