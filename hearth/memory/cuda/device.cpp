@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// The owners of device.h over the CUDA runtime.
+#include "hearth/memory/cuda/device.h"
+
+#include <cuda_runtime_api.h>
+
+#include "hearth/base/log.h"
+#include "hearth/memory/cuda/cuda_status.h"
+
+namespace hearth {
+namespace {
+
+// For destructors: at process exit the driver may already be gone, which is no news.
+void log_failure(cudaError_t error, const char* what) {
+  if (error == cudaSuccess || error == cudaErrorCudartUnloading) return;
+  spdlog::warn("{}: {}", what, cudaGetErrorString(error));
+}
+
+cudaStream_t stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
+cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
+
+}  // namespace
+
+Result<int> cuda_device_count() {
+  int count = 0;
+  HEARTH_CUDA_TRY(cudaGetDeviceCount(&count));
+  if (count == 0) return unavailable("no CUDA device");
+  return count;
+}
+
+Result<CudaDeviceInfo> cuda_device_info(int device) {
+  cudaDeviceProp properties{};
+  HEARTH_CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+  return CudaDeviceInfo{properties.name, properties.multiProcessorCount, properties.l2CacheSize,
+                        properties.major * 10 + properties.minor};
+}
+
+Result<Stream> Stream::create() {
+  cudaStream_t stream = nullptr;
+  HEARTH_CUDA_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return Stream(stream);
+}
+
+Stream::~Stream() {
+  if (handle_ != nullptr) log_failure(cudaStreamDestroy(stream_of(handle_)), "cudaStreamDestroy");
+}
+
+Status Stream::synchronize() const {
+  HEARTH_CUDA_TRY(cudaStreamSynchronize(stream_of(handle_)));
+  return {};
+}
+
+Result<DeviceBuffer> DeviceBuffer::allocate(int64_t size_bytes) {
+  if (size_bytes < 0) return invalid_argument("device buffer of {} bytes, wanted at least 0", size_bytes);
+  if (size_bytes == 0) return DeviceBuffer();
+  void* data = nullptr;
+  if (const cudaError_t error = cudaMalloc(&data, static_cast<size_t>(size_bytes)); error != cudaSuccess)
+    return cuda_error(error, "cudaMalloc").with_context(fmt::format("device buffer of {} bytes", size_bytes));
+  return DeviceBuffer(static_cast<std::byte*>(data), size_bytes);
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) log_failure(cudaFree(data_), "cudaFree");
+}
+
+Status DeviceBuffer::copy_from_host(std::span<const std::byte> from) {
+  HEARTH_CHECK(static_cast<int64_t>(from.size()) <= size_bytes_, "{} bytes into a buffer of {}", from.size(),
+               size_bytes_);
+  HEARTH_CUDA_TRY(cudaMemcpy(data_, from.data(), from.size(), cudaMemcpyHostToDevice));
+  return {};
+}
+
+Status DeviceBuffer::copy_to_host(std::span<std::byte> to) const {
+  HEARTH_CHECK(static_cast<int64_t>(to.size()) <= size_bytes_, "{} bytes from a buffer of {}", to.size(), size_bytes_);
+  HEARTH_CUDA_TRY(cudaMemcpy(to.data(), data_, to.size(), cudaMemcpyDeviceToHost));
+  return {};
+}
+
+Result<Event> Event::create() {
+  cudaEvent_t event = nullptr;
+  HEARTH_CUDA_TRY(cudaEventCreate(&event));
+  return Event(event);
+}
+
+Event::~Event() {
+  if (handle_ != nullptr) log_failure(cudaEventDestroy(event_of(handle_)), "cudaEventDestroy");
+}
+
+Status Event::record(const Stream& stream) {
+  HEARTH_CUDA_TRY(cudaEventRecord(event_of(handle_), stream_of(stream.handle())));
+  return {};
+}
+
+Result<double> Event::us_since(const Event& start) const {
+  float milliseconds = 0;
+  HEARTH_CUDA_TRY(cudaEventSynchronize(event_of(handle_)));
+  HEARTH_CUDA_TRY(cudaEventElapsedTime(&milliseconds, event_of(start.handle_), event_of(handle_)));
+  return 1e3 * milliseconds;
+}
+
+Result<Graph> Graph::capture(const Stream& stream, FunctionRef<Status()> body) {
+  HEARTH_CUDA_TRY(cudaStreamBeginCapture(stream_of(stream.handle()), cudaStreamCaptureModeThreadLocal));
+  const Status status = body();
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream_of(stream.handle()), &graph);
+  if (!status || ended != cudaSuccess) {
+    if (graph != nullptr) log_failure(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    HEARTH_TRY(status);
+    return cuda_error(ended, "cudaStreamEndCapture");
+  }
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+  log_failure(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  HEARTH_CUDA_TRY(made);
+  return Graph(executable);
+}
+
+Graph::~Graph() {
+  if (executable_ != nullptr)
+    log_failure(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_)), "cudaGraphExecDestroy");
+}
+
+Status Graph::launch(const Stream& stream) const {
+  HEARTH_CUDA_TRY(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_), stream_of(stream.handle())));
+  return {};
+}
+
+}  // namespace hearth

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What holds on every machine, with a GPU or without; the rest is tested with the ops, on a GPU.
+#include "hearth/memory/cuda/device.h"
+
+#include <gtest/gtest.h>
+
+#include "hearth/memory/cuda/cuda_status.h"
+
+namespace hearth {
+namespace {
+
+TEST(Cuda, AMachineWithoutAGpuSaysSo) {
+  const auto count = cuda_device_count();
+  if (count) {
+    EXPECT_GE(*count, 1);
+    EXPECT_TRUE(Stream::create());
+    return;
+  }
+  EXPECT_EQ(count.error().code, ErrorCode::kUnavailable) << count.error().message;
+  EXPECT_NE(count.error().message.find("cudaGetDeviceCount"), std::string::npos) << count.error().message;
+  const auto stream = Stream::create();
+  ASSERT_FALSE(stream);
+  EXPECT_EQ(stream.error().code, ErrorCode::kUnavailable);
+  EXPECT_EQ(DeviceBuffer::allocate(1024).error().code, ErrorCode::kUnavailable);
+}
+
+TEST(Cuda, ErrorsGetTheirCodes) {
+  // Numbers of cudaError_t: out of memory, no device, old driver, illegal address, launch failure, value.
+  EXPECT_EQ(cuda_error(2, "call").code, ErrorCode::kResourceExhausted);
+  EXPECT_EQ(cuda_error(100, "call").code, ErrorCode::kUnavailable);
+  EXPECT_EQ(cuda_error(35, "call").code, ErrorCode::kUnavailable);
+  EXPECT_EQ(cuda_error(700, "call").code, ErrorCode::kDeviceLost);
+  EXPECT_EQ(cuda_error(719, "call").code, ErrorCode::kDeviceLost);
+  EXPECT_EQ(cuda_error(1, "call").code, ErrorCode::kInternal);
+  const Error error = cuda_error(2, "cudaMalloc(&p, 5)");
+  EXPECT_EQ(error.message, "cudaMalloc(&p, 5): out of memory (cudaErrorMemoryAllocation)");
+  EXPECT_NE(std::string(error.where.file).find("device_test.cpp"), std::string::npos);
+}
+
+TEST(Cuda, TryReturnsTheErrorWithItsLine) {
+  const auto fails = []() -> Status {
+    HEARTH_CUDA_TRY(700);
+    return {};
+  };
+  const auto passes = []() -> Status {
+    HEARTH_CUDA_TRY(0);
+    return {};
+  };
+  EXPECT_EQ(fails().error().code, ErrorCode::kDeviceLost);
+  EXPECT_GT(fails().error().where.line, 40);
+  EXPECT_TRUE(passes());
+}
+
+TEST(Cuda, EmptyOwnersAreLegal) {
+  EXPECT_EQ(DeviceBuffer::allocate(0)->size_bytes(), 0);
+  EXPECT_EQ(DeviceBuffer::allocate(-1).error().code, ErrorCode::kInvalidArgument);
+  DeviceBuffer a, b = std::move(a);
+  Stream s, t = std::move(s);
+  EXPECT_EQ(b.data(), nullptr);
+  EXPECT_EQ(t.handle(), nullptr);
+}
+
+}  // namespace
+}  // namespace hearth
