@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "hearth/base/random.h"
@@ -70,6 +71,8 @@ class TestTensor {
   std::byte* data() const { return reinterpret_cast<std::byte*>(const_cast<uint8_t*>(bytes_.data())) + kGuardBytes; }
   TensorView view() const { return {data(), dtype_, Shape{rows_, cols_}, stride_}; }
   TensorView vector() const { return {data(), dtype_, Shape{cols_}}; }
+  // The tensor's memory with its guards.
+  std::span<std::byte> all_bytes() { return std::as_writable_bytes(std::span(bytes_)); }
   // Bits of everything between the guards, padding included.
   bool same_bits(const TestTensor& other) const { return bytes_ == other.bytes_; }
   bool same_row_bits(int64_t row, const TestTensor& other, int64_t other_row) const {

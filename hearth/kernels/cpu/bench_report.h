@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <string>
@@ -59,8 +60,10 @@ class ResultLines {
   ResultLines(const std::string& path, int threads, int argc, char** argv, std::string note) : note_(std::move(note)) {
     if (!path.empty()) file_.open(path, std::ios::app);
     device_ = fmt::format("{}, {} threads", cpu_name(), threads);
-    for (int i = 0; i < argc; ++i) command_ += fmt::format("{}{}", i ? " " : "", base_name(argv[i], i == 0));
-    if (std::FILE* git = popen("git rev-parse --short=12 HEAD 2>/dev/null", "r")) {
+    for (int i = 0; i < argc; ++i) command_ += fmt::format("{}{}", i ? " " : "", word(argv[i], i == 0));
+    if (const char* commit = std::getenv("HEARTH_COMMIT")) {
+      commit_ = commit;  // for programs that were carried to another machine
+    } else if (std::FILE* git = popen("git rev-parse --short=12 HEAD 2>/dev/null", "r")) {
       char text[64] = {};
       if (std::fgets(text, sizeof(text), git) != nullptr) commit_ = std::string(text, std::string_view(text).find_last_not_of('\n') + 1);
       pclose(git);
@@ -68,6 +71,8 @@ class ResultLines {
   }
 
   const std::string& device() const { return device_; }
+  // For a benchmark of something else than the CPU.
+  void set_device(std::string device) { device_ = std::move(device); }
 
   // `fields` is the JSON text of the line's own fields: "\"N\": 3, ...".
   void write(std::string_view bench, const std::string& fields) {
@@ -82,8 +87,9 @@ class ResultLines {
   }
 
  private:
-  static std::string base_name(std::string_view path, bool strip) {
-    return std::string(strip ? path.substr(path.find_last_of('/') + 1) : path);
+  static std::string word(std::string_view path, bool strip) {
+    if (strip) path = path.substr(path.find_last_of('/') + 1);
+    return path.find_first_of(" ()'") == std::string_view::npos ? std::string(path) : fmt::format("'{}'", path);
   }
   static std::string cpu_name() {
     std::ifstream info("/proc/cpuinfo");

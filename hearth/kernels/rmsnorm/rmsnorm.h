@@ -28,5 +28,7 @@ struct RmsNormArgs {
 Status validate(const RmsNormArgs& args);
 Status rmsnorm_ref(const RmsNormArgs& args, ExecContext& exec);
 Status rmsnorm_cpu(const RmsNormArgs& args, ExecContext& exec);
+// Builds with CUDA only. Tensors in device memory; runs in exec.stream.
+Status rmsnorm_sm90(const RmsNormArgs& args, ExecContext& exec);
 
 }  // namespace hearth

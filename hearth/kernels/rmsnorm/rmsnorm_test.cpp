@@ -5,6 +5,7 @@
 
 #include "hearth/kernels/cpu/test_targets.h"
 #include "hearth/kernels/op_test.h"
+#include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_test_cases.h"
 
 namespace hearth {
@@ -41,7 +42,8 @@ TEST(RmsNormCpu, AsExactAsANaiveLoop) {
   ThreadPool pool(3);
   for_each_cpu_target([&] {
     for_each_rmsnorm_case([&](RmsNormCase& c) {
-      c.expect_matches_reference([&](const RmsNormArgs& args) { return run_cpu(args, &pool); });
+      c.expect_matches_reference(
+          [&](const RmsNormArgs& args, TestTensor&, TestTensor&) { return run_cpu(args, &pool); });
     });
   });
 }
@@ -98,6 +100,32 @@ TEST(RmsNorm, NamesWhatIsWrong) {
             "rmsnorm: eps is -1, wanted at least 0");
   EXPECT_EQ(message({.x = x.vector(), .weight = ok, .out = out.view()}), "rmsnorm: x is [100], wanted [rows, hidden]");
   EXPECT_EQ(message({.x = x.view(), .weight = ok, .out = out.view()}), "");
+}
+
+// The selector of the Hopper kernel is host code.
+TEST(RmsNormSm90Select, TheNarrowestConfigThatHoldsTheRow) {
+  std::vector<float> memory(64);
+  std::byte* aligned =
+      reinterpret_cast<std::byte*>(memory.data()) + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+  const auto select = [&](DType dtype, int64_t rows, int64_t hidden, int64_t padding = 0, int64_t offset = 0) {
+    const TensorView x(aligned + offset, dtype, Shape{rows, hidden}, hidden + padding);
+    return sm90::kRmsNormConfigs[sm90::select_rmsnorm_config(
+        {.x = x, .weight = ConstTensorView(aligned, DType::kF32, Shape{hidden}), .out = x})];
+  };
+  const sm90::RmsNormConfig any = sm90::kRmsNormConfigs[sm90::kRmsNormConfigCount - 1];
+  for (int64_t rows : {1, 2, 100000}) {  // I1: never by the number of rows
+    EXPECT_EQ(select(DType::kBf16, rows, 4096), (sm90::RmsNormConfig{256, 2, 1}));
+    EXPECT_EQ(select(DType::kF32, rows, 4096), (sm90::RmsNormConfig{512, 2, 1}));
+    EXPECT_EQ(select(DType::kF32, rows, 4100), (sm90::RmsNormConfig{1024, 2, 1}));
+  }
+  EXPECT_EQ(select(DType::kBf16, 5, 16384), (sm90::RmsNormConfig{1024, 2, 1}));
+  EXPECT_EQ(select(DType::kF32, 5, 16384), (sm90::RmsNormConfig{1024, 4, 1, true}));
+  EXPECT_EQ(select(DType::kBf16, 5, 16392), any) << "an f32 config for bf16";
+  EXPECT_EQ(select(DType::kF32, 5, 16388), any);
+  EXPECT_EQ(select(DType::kBf16, 5, 4097), any) << "rows that do not fill vectors";
+  EXPECT_EQ(select(DType::kBf16, 5, 4096, 4), any) << "an unaligned row stride";
+  EXPECT_EQ(select(DType::kBf16, 5, 4096, 8), (sm90::RmsNormConfig{256, 2, 1}));
+  EXPECT_EQ(select(DType::kBf16, 5, 4096, 0, 8), any) << "an unaligned start";
 }
 
 }  // namespace

@@ -32,8 +32,10 @@ struct RmsNormCase {
   bool has_residual;
   float eps;
 
-  // Runs the op and compares out and residual with the reference.
-  void expect_matches_reference(FunctionRef<Status(const RmsNormArgs&)> op) const {
+  // Runs the op and compares out and residual with the reference. The op gets the two tensors that it
+  // writes beside their views, for a backend that must move them.
+  void expect_matches_reference(
+      FunctionRef<Status(const RmsNormArgs&, TestTensor& residual, TestTensor& out)> op) const {
     TestTensor out(x.dtype(), x.rows(), x.cols()), wanted = out, naive = out;
     TestTensor sum = residual, wanted_sum = residual, naive_sum = residual;
     const auto args = [&](TestTensor& s, TestTensor& o) {
@@ -49,7 +51,7 @@ struct RmsNormCase {
     TestTensor* naive_residual = has_residual ? &naive_sum : nullptr;
     x.dtype() == DType::kF32 ? rmsnorm_naive<float>(x, naive_residual, weight, eps, naive)
                              : rmsnorm_naive<bf16>(x, naive_residual, weight, eps, naive);
-    const Status status = op(args(sum, out));
+    const Status status = op(args(sum, out), sum, out);
     ASSERT_TRUE(status) << status.error().message;
     EXPECT_TRUE(sum.same_bits(wanted_sum)) << "residual";
     expect_as_exact_as(naive, out, wanted);

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rmsnorm kernel for Hopper. `row_threads` threads share a row: each sums the squares of its vectors,
+// a shuffle tree and, for more than a warp, shared memory add them in a fixed order, and each scales what
+// it still holds in registers. The row's weights are read before the wait for the kernel in front.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
+#include "hearth/kernels/sm90/pdl.cuh"
+
+namespace hearth::sm90 {
+
+// Tensors as the kernel sees them; strides in elements. x, residual and out may overlap as the contract
+// says, so none is const __restrict__.
+template <class T, class W>
+struct RmsNormParams {
+  const T* x;
+  T* residual;  // nullptr: none
+  const W* weight;
+  T* out;
+  int64_t x_stride, residual_stride, out_stride;
+  int64_t rows;
+  int hidden;
+  float eps;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ __forceinline__ T narrow(float x);
+template <>
+__device__ __forceinline__ float narrow<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// kCount elements that are moved as vectors of at most 16 bytes.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
+  T at[kCount];
+};
+
+// Sum over the row's threads, the same in all of them. kThreads is 32 or a multiple of it, at most 1024;
+// `partial` [kThreads / 32] is shared by the block, whose threads are exactly the row's if there is more
+// than one warp. The block's one __syncthreads(): every warp's lane 0 writes, then all read.
+template <int kThreads>
+__device__ __forceinline__ float row_sum(float sum, float* partial) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, step);
+  if constexpr (kThreads > 32) {
+    constexpr int kWarps = kThreads / 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    if (lane == 0) partial[warp] = sum;
+    __syncthreads();
+    sum = lane < kWarps ? partial[lane] : 0.0f;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, step);
+  }
+  return sum;
+}
+
+template <RmsNormConfig kConfig, class T, class W>
+__device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, int64_t row, int thread, float* partial) {
+  constexpr int kCount = 16 / sizeof(T), kThreads = kConfig.row_threads, kVectors = kConfig.row_vectors;
+  const int vectors = p.hidden / kCount;
+  const auto* const weight_row = reinterpret_cast<const Pack<W, kCount>*>(p.weight);
+  // Before the wait where 16 registers hold them; with more the kernel would spill.
+  constexpr bool kEarlyWeights = kVectors * kCount * sizeof(W) <= 64;
+  Pack<W, kCount> weight[kVectors];
+  if constexpr (kEarlyWeights) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)
+      if (const int i = thread + v * kThreads; i < vectors) weight[v] = weight_row[i];
+  }
+  pdl_wait();
+
+  Pack<T, kCount> sum[kVectors], residual[kVectors];
+  Pack<T, kCount>* const residual_row = reinterpret_cast<Pack<T, kCount>*>(p.residual + row * p.residual_stride);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (const int i = thread + v * kThreads; i < vectors) {
+      sum[v] = reinterpret_cast<const Pack<T, kCount>*>(p.x + row * p.x_stride)[i];
+      if (p.residual != nullptr) residual[v] = residual_row[i];
+    }
+  float squares = 0;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (const int i = thread + v * kThreads; i < vectors) {
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) {
+        if (p.residual != nullptr) sum[v].at[c] = narrow<T>(widen(sum[v].at[c]) + widen(residual[v].at[c]));
+        squares = fmaf(widen(sum[v].at[c]), widen(sum[v].at[c]), squares);
+      }
+      if (p.residual != nullptr) residual_row[i] = sum[v];
+    }
+  pdl_launch_next();
+  const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, partial) / static_cast<float>(p.hidden) + p.eps);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (const int i = thread + v * kThreads; i < vectors) {
+      if constexpr (!kEarlyWeights) weight[v] = weight_row[i];
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) sum[v].at[c] = narrow<T>(widen(sum[v].at[c]) * scale * widen(weight[v].at[c]));
+      reinterpret_cast<Pack<T, kCount>*>(p.out + row * p.out_stride)[i] = sum[v];
+    }
+}
+
+// Element by element, for rows that fill no vectors or no registers.
+template <RmsNormConfig kConfig, class T, class W>
+__device__ __forceinline__ void rmsnorm_elements(const RmsNormParams<T, W>& p, int64_t row, int thread,
+                                                 float* partial) {
+  constexpr int kThreads = kConfig.row_threads;
+  pdl_wait();
+  const T* x = p.x + row * p.x_stride;
+  T* const residual = p.residual == nullptr ? nullptr : p.residual + row * p.residual_stride;
+  float squares = 0;
+  for (int i = thread; i < p.hidden; i += kThreads) {
+    T sum = x[i];
+    if (residual != nullptr) residual[i] = sum = narrow<T>(widen(sum) + widen(residual[i]));
+    squares = fmaf(widen(sum), widen(sum), squares);
+  }
+  pdl_launch_next();
+  const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, partial) / static_cast<float>(p.hidden) + p.eps);
+  // Every thread reads back what it wrote itself.
+  const T* from = residual == nullptr ? x : residual;
+  T* out = p.out + row * p.out_stride;
+  for (int i = thread; i < p.hidden; i += kThreads) out[i] = narrow<T>(widen(from[i]) * scale * widen(p.weight[i]));
+}
+
+// kIndex into kRmsNormConfigs: nvcc 13.0 cannot start a kernel with a template parameter of class type.
+template <int kIndex, class T, class W>
+__global__ void __launch_bounds__(kRmsNormConfigs[kIndex].row_threads* kRmsNormConfigs[kIndex].block_rows)
+    rmsnorm_kernel(RmsNormParams<T, W> p) {
+  constexpr RmsNormConfig kConfig = kRmsNormConfigs[kIndex];
+  static_assert(kConfig.row_threads % 32 == 0 && kConfig.row_threads * kConfig.block_rows <= 1024);
+  static_assert(kConfig.block_rows == 1 || kConfig.row_threads == 32, "rows of one warp may share a block");
+  __shared__ float partial[32];
+  const int64_t row = int64_t{blockIdx.x} * kConfig.block_rows + static_cast<int>(threadIdx.x) / kConfig.row_threads;
+  if (row >= p.rows) return;  // whole warps: no barrier is missed
+  const int thread = static_cast<int>(threadIdx.x) % kConfig.row_threads;
+  if constexpr (kConfig.row_vectors == 0) {
+    rmsnorm_elements<kConfig>(p, row, thread, partial);
+  } else {
+    rmsnorm_vectors<kConfig>(p, row, thread, partial);
+  }
+}
+
+}  // namespace hearth::sm90
