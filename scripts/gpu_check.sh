@@ -31,17 +31,18 @@ pack() {
 }
 
 out=${OUT:-$here/out}
-LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+libraries=${LD_LIBRARY_PATH:-}
+LD_LIBRARY_PATH="$here/lib${libraries:+:$libraries}"
 case ${1:-check} in
-pack) unset LD_LIBRARY_PATH; pack ;;
+pack) LD_LIBRARY_PATH=$libraries; pack ;;
 check)
     export LD_LIBRARY_PATH
     mkdir -p "$out"
     "$here/rmsnorm_sm90_test" --gtest_brief=1
     HEARTH_COMMIT=$(cat "$here/commit") "$here/rmsnorm_bench" --backend sm90 --out "$out/rmsnorm_ours.jsonl"
     # The peer needs its own libraries, not those beside us.
-    if LD_LIBRARY_PATH='' python3 -c 'import torch' 2>/dev/null; then
-        LD_LIBRARY_PATH='' python3 "$here/rmsnorm_torch.py" --ours "$out/rmsnorm_ours.jsonl" --out "$out/rmsnorm.jsonl"
+    if LD_LIBRARY_PATH=$libraries python3 -c 'import torch' 2>/dev/null; then
+        LD_LIBRARY_PATH=$libraries python3 "$here/rmsnorm_torch.py" --ours "$out/rmsnorm_ours.jsonl" --out "$out/rmsnorm.jsonl"
     else
         echo "gpu_check: no torch here: no comparison"
     fi ;;
