@@ -296,9 +296,10 @@ uint64_t sum_blocks(const List& list, const Distribution& distribution, uint64_t
       low = hn::Add(low, hn::BitCast(du, m.low));
       high = hn::Add(high, hn::BitCast(du, m.high));
     }
-    const uint64_t added = static_cast<uint64_t>((end - begin + lanes - 1) / lanes) * 2 * hn::Lanes(du);
-    const uint64_t sum = hn::GetLane(hn::SumOfLanes(du, hn::Add(low, high))) -
-                         added * std::bit_cast<uint64_t>(0x1p52);  // modulo 2^64, exact
+    // Each lane has added 2^52 twice per vector.
+    const uint64_t offsets =
+        static_cast<uint64_t>((end - begin + lanes - 1) / lanes) * 2 * std::bit_cast<uint64_t>(0x1p52);
+    const uint64_t sum = hn::GetLane(hn::SumOfLanes(du, hn::Sub(hn::Add(low, high), hn::Set(du, offsets))));
     block_sums[begin / kBlock] = sum;
     total += sum;
   }
