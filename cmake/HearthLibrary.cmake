@@ -38,6 +38,8 @@ function(hearth_test name)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE hearth_flags GTest::gtest GTest::gmock GTest::gtest_main ${ARG_LIBS})
+  # Test code is compiled once for every run; the libraries under test keep their flags.
+  target_compile_options(${name} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
   foreach(dep IN LISTS ARG_DEPS)
     target_link_libraries(${name} PRIVATE hearth_${dep})
   endforeach()
