@@ -60,13 +60,13 @@ std::optional<TokenId> find_token(const htb_tokenizer* handle, std::string_view 
 Status open_tokenizer(const ModelFiles& files, TokenizerState& state) {
   const BridgeCall call;
   BridgeBuffer error;
-  htb_status status = htb_tokenizer_new(bridge_bytes(files.tokenizer_json), files.tokenizer_json.size(), &state.handle,
-                                        error.out());
+  htb_status status =
+      htb_tokenizer_new(bridge_bytes(files.tokenizer_json), files.tokenizer_json.size(), &state.handle, error.out());
   if (status == HTB_INVALID_ARGUMENT) status = HTB_CORRUPT;  // what is wrong is the file
   if (status != HTB_OK) return bridge_error(status, error.view()).with_context("tokenizer.json");
   BridgeBuffer add_error;
-  status = htb_tokenizer_add_tokens(state.handle, bridge_bytes(files.added_tokens_json),
-                                    files.added_tokens_json.size(), add_error.out());
+  status = htb_tokenizer_add_tokens(state.handle, bridge_bytes(files.added_tokens_json), files.added_tokens_json.size(),
+                                    add_error.out());
   if (status != HTB_OK) return bridge_error(status, add_error.view()).with_context("special tokens");
   return state.vocabulary.load(state.handle);
 }

@@ -103,6 +103,28 @@ typedef struct htb_vocabulary {
 } htb_vocabulary;
 htb_status htb_tokenizer_vocabulary(const htb_tokenizer* tokenizer, htb_vocabulary* out, htb_buffer* error);
 
+// ---- Chat template --------------------------------------------------------------------------------------------
+
+typedef struct htb_template htb_template;
+
+// Every limit counts for one render.
+typedef struct htb_template_limits {
+  uint64_t max_output_bytes;
+  uint64_t max_steps;       // instructions of the template engine
+  uint64_t max_work_bytes;  // bytes that operations read or make
+  uint64_t max_time_ms;
+} htb_template_limits;
+
+// HTB_INVALID_ARGUMENT: the source is no template.
+htb_status htb_template_new(const uint8_t* source, uint64_t source_size, const htb_template_limits* limits,
+                            htb_template** out, htb_buffer* error);
+void htb_template_free(htb_template* chat_template);
+
+// Renders with the members of the JSON object `variables`. HTB_INVALID_ARGUMENT: the template failed or raised an
+// exception; HTB_RESOURCE_EXHAUSTED and HTB_DEADLINE_EXCEEDED: a limit, named in the message.
+htb_status htb_template_render(const htb_template* chat_template, const uint8_t* variables,
+                               uint64_t variables_size, int64_t local_time_s, htb_buffer* out, htb_buffer* error);
+
 #ifdef __cplusplus
 }
 #endif

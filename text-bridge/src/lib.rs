@@ -2,9 +2,22 @@
 //! The C ABI of include/hearth_text_bridge.h, where ownership, threads and errors are described.
 //! Every function goes through `guard`, which turns a panic into an error: nothing unwinds into C++.
 
+mod filters;
+mod guard;
+mod meter;
+mod python;
+mod source;
+mod template;
 mod tokenizer;
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::cell::Cell;
+use std::panic::{catch_unwind, set_hook, AssertUnwindSafe};
+use std::sync::Once;
+
+thread_local! {
+    // Where the last panic of this thread was, for its message.
+    static PANIC_AT: Cell<Option<String>> = const { Cell::new(None) };
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(i32)]
@@ -72,6 +85,13 @@ unsafe fn guard<T>(
     error: *mut Buffer,
     body: impl FnOnce() -> Result<T, Failure>,
 ) -> Status {
+    // The default hook would print what the caller gets as an error.
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        set_hook(Box::new(|info| {
+            PANIC_AT.set(info.location().map(|at| at.to_string()));
+        }))
+    });
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(value)) => {
             out.write(value);
@@ -84,11 +104,12 @@ unsafe fn guard<T>(
                 .map(|s| s.to_string())
                 .or_else(|| payload.downcast_ref::<String>().cloned())
                 .unwrap_or_else(|| "unknown cause".to_string());
+            let at = PANIC_AT.take().unwrap_or_default();
             // Dropping a payload may panic again.
             std::mem::forget(payload);
             Failure::new(
                 Status::Internal,
-                format!("panic in the text library: {what}"),
+                format!("panic in the text library at {at}: {what}"),
             )
         }
     };
@@ -273,5 +294,49 @@ pub unsafe extern "C" fn htb_tokenizer_vocabulary(
             strip_char: v.strip_char,
             strip_count: v.strip_count,
         })
+    })
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_template_new(
+    source: *const u8,
+    source_size: u64,
+    limits: *const template::Limits,
+    out: *mut *mut template::Template,
+    error: *mut Buffer,
+) -> Status {
+    guard(out, error, || {
+        let source = text(source, source_size, "chat template")?;
+        let template = template::Template::new(source, *limits)?;
+        Ok(Box::into_raw(Box::new(template)))
+    })
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_template_free(template: *mut template::Template) {
+    if !template.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(template))));
+    }
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_template_render(
+    template: *const template::Template,
+    variables: *const u8,
+    variables_size: u64,
+    local_time_s: i64,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> Status {
+    guard(out, error, || {
+        let variables = text(variables, variables_size, "variables of the chat template")?;
+        let rendered = (*template).render(variables, local_time_s)?;
+        Ok(rendered.into_bytes().into())
     })
 }
