@@ -87,7 +87,6 @@ Result<int> run(std::span<const char* const> args) {
   CLI::App app("hearth runs large language models on this machine.", "hearth");
   app.formatter(help_formatter());
   app.require_subcommand(0, 1);
-  app.footer(kExamples);
   app.set_version_flag("--version", version_line, "Prints the version.");
   const char* const environment_level = std::getenv("HEARTH_LOG_LEVEL");
   std::string log_level = environment_level != nullptr && *environment_level ? environment_level : "warn";
@@ -101,6 +100,7 @@ Result<int> run(std::span<const char* const> args) {
   for (Command& command : add_eval_commands(app, {args})) commands.push_back(std::move(command));
   commands.push_back(add_inspect_command(app));
   commands.push_back(add_version_command(app));
+  app.footer(kExamples);  // after the commands, which would inherit it
 
   try {
     app.parse(static_cast<int>(args.size()), args.data());

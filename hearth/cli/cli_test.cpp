@@ -93,6 +93,7 @@ TEST(Help, Nearest) {
   const std::vector<std::string> commands = {"generate", "chat", "eval"};
   EXPECT_EQ(nearest("genrate", commands), "generate");
   EXPECT_EQ(nearest("cat", commands), "chat");
+  EXPECT_EQ(nearest("evla", commands), "eval");
   EXPECT_EQ(nearest("serve", commands), "");
   EXPECT_EQ(nearest("x", commands), "");
 }

@@ -2,7 +2,6 @@
 #include "hearth/cli/help.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace hearth {
 namespace {
@@ -33,19 +32,21 @@ class HelpFormatter final : public CLI::Formatter {
   }
 };
 
+// Letters to insert, drop, replace, or swap with a neighbour.
 int64_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<int64_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
+  const size_t columns = b.size() + 1;
+  std::vector<int64_t> cells((a.size() + 1) * columns);
+  const auto at = [&](size_t i, size_t j) -> int64_t& { return cells[i * columns + j]; };
+  for (size_t i = 0; i <= a.size(); ++i) at(i, 0) = static_cast<int64_t>(i);
+  for (size_t j = 0; j <= b.size(); ++j) at(0, j) = static_cast<int64_t>(j);
   for (size_t i = 1; i <= a.size(); ++i) {
-    int64_t diagonal = row[0];
-    row[0] = static_cast<int64_t>(i);
     for (size_t j = 1; j <= b.size(); ++j) {
-      const int64_t replaced = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+      at(i, j) = std::min({at(i - 1, j - 1) + (a[i - 1] != b[j - 1]), at(i - 1, j) + 1, at(i, j - 1) + 1});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        at(i, j) = std::min(at(i, j), at(i - 2, j - 2) + 1);
     }
   }
-  return row.back();
+  return cells.back();
 }
 
 }  // namespace

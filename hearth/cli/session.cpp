@@ -84,8 +84,7 @@ Result<Session> open_session(const ModelSettings& settings, ThreadPool& pool) {
     options.progress = [&](int64_t done, int64_t) { progress->update(done); };
   }
   const OpTable& ops = settings.device == "ref" ? ref_ops() : cpu_ops();
-  HEARTH_TRY_ASSIGN(std::shared_ptr<const Model> model,
-                    Model::load(checkpoint, ops, options, pool).with_context(found.dir.string()));
+  HEARTH_TRY_ASSIGN(std::shared_ptr<const Model> model, Model::load(checkpoint, ops, options, pool));
   if (progress) progress->finish();
   return Session{.dir = found.dir,
                  .name = found.name,
