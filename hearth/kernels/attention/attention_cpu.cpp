@@ -333,10 +333,11 @@ Status attention_cpu(const AttentionArgs& args, ExecContext& exec) {
   run_tasks(pool, plan.split ? plan.units * plan.max_partitions : plan.units, [&](int64_t task, int thread) {
     HWY_DYNAMIC_DISPATCH(attention_task)(plan, task, scratch_of(thread));
   });
-  if (plan.split)
-    run_tasks(pool, plan.units, [&](int64_t unit, int thread) {
-      HWY_DYNAMIC_DISPATCH(attention_merge)(plan, unit, scratch_of(thread));
-    });
+  if (!plan.split) return {};
+  // Merging reads every partial once: little enough for one thread, but for long contexts.
+  run_tasks(partials < kInlineWork ? nullptr : pool, plan.units, [&](int64_t unit, int thread) {
+    HWY_DYNAMIC_DISPATCH(attention_merge)(plan, unit, scratch_of(thread));
+  });
   return {};
 }
 

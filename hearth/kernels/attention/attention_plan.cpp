@@ -9,6 +9,11 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// ceil_div for row blocks; decode has one per sequence, and unit() walks over all sequences.
+int64_t row_blocks(int64_t rows, int64_t rows_per_unit) {
+  return rows <= rows_per_unit ? int64_t{rows > 0} : ceil_div(rows, rows_per_unit);
+}
+
 }  // namespace
 
 AttentionPlan AttentionPlan::make(const AttentionArgs& args, int threads) {
@@ -24,7 +29,7 @@ AttentionPlan AttentionPlan::make(const AttentionArgs& args, int threads) {
   for (plan.rows_per_unit = kMaxRows;; plan.rows_per_unit /= 2) {
     plan.units = 0;
     for (int64_t s = 0; s < batch.num_sequences(); ++s)
-      plan.units += args.kv.layout.kv_heads * ceil_div(batch.query_len(s) * plan.group, plan.rows_per_unit);
+      plan.units += args.kv.layout.kv_heads * row_blocks(batch.query_len(s) * plan.group, plan.rows_per_unit);
     if (plan.units >= 2 * threads || plan.rows_per_unit <= kSplitRows) break;
   }
   plan.split = threads > 1 && plan.units < 2 * threads && plan.rows_per_unit <= kSplitRows && plan.max_partitions > 1;
@@ -35,7 +40,7 @@ AttentionUnit AttentionPlan::unit(int64_t index) const {
   const StepBatch& batch = *args->batch;
   const int64_t kv_heads = args->kv.layout.kv_heads;
   for (int64_t s = 0;; ++s) {
-    const int64_t rows = batch.query_len(s) * group, units_here = kv_heads * ceil_div(rows, rows_per_unit);
+    const int64_t rows = batch.query_len(s) * group, units_here = kv_heads * row_blocks(rows, rows_per_unit);
     if (index < units_here) {
       const int64_t begin = index / kv_heads * rows_per_unit;
       return {s, index % kv_heads, begin, std::min(rows, begin + rows_per_unit)};
