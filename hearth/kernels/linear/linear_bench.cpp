@@ -3,7 +3,8 @@
 // same bytes by the same pool, alternated. Prefill and batch (2 to 64 tokens): one linear against oneDNN,
 // alternated. Region: what a loop of the thread pool costs. Weights are random; all of a model's lie in one
 // buffer, as after loading.
-//   linear_bench [decode] [prefill] [batch] [region] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]
+//   linear_bench [decode] [prefill] [batch] [region] [--only LAYER] [--threads N] [--reps N] [--jsonl FILE]
+//                [--note TEXT]
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +30,7 @@ struct Options {
   int threads = ThreadPool::hardware_threads();
   int reps = 0;  // 0: 40 tokens, 10 products
   std::string jsonl, note;
+  std::string only;  // prefill and batch: layers of this name
 };
 
 struct Layer {
@@ -136,12 +138,13 @@ void bench_decode(const Model& model, DType dtype, const Options& options, Threa
              static_cast<double>(bytes) / token_us.median() / 1e3, sum_us.median(),
              static_cast<double>(bytes) / sum_us.median() / 1e3, ratio.median(), ratio.percentile(10), ratio.percentile(90),
              sink == 1 ? " " : "");
-  const auto write = [&](const std::string& layer, int64_t n, int64_t k, const Samples& us, double floor_us) {
+  const auto write = [&](const std::string& layer, int64_t n, int64_t k, const Samples& us, double floor_us,
+                         const std::string& more) {
     lines.write("op.linear", fmt::format("\"format\": \"{}\", \"act\": \"f32\", \"config\": \"{}\", \"layer\": \"{}\", \"N\": {}, "
                                          "\"K\": {}, \"M\": 1, \"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, "
-                                         "\"floor_us\": {:.1f}, \"path\": \"direct\"",
+                                         "\"floor_us\": {:.1f}, \"path\": \"direct\"{}",
                                          dtype_name(dtype), model.name, layer, n, k, us.median(), us.percentile(10),
-                                         us.percentile(90), floor_us));
+                                         us.percentile(90), floor_us, more));
   };
   for (const Layer& layer : model.layers) {
     const double layer_bytes = static_cast<double>(dtype_bytes(dtype, layer.n * layer.k));
@@ -149,9 +152,12 @@ void bench_decode(const Model& model, DType dtype, const Options& options, Threa
     fmt::print("  {:8} [{}, {}] {:.1f} us, {:.1f} GB/s, share of the sum's time {:.3f}\n", layer.name, layer.n, layer.k,
                layer_us[layer.name].median(), layer_bytes / layer_us[layer.name].median() / 1e3,
                floor_us / layer_us[layer.name].median());
-    write(layer.name, layer.n, layer.k, layer_us[layer.name], floor_us);
+    write(layer.name, layer.n, layer.k, layer_us[layer.name], floor_us, "");
   }
-  write("all", 0, 0, token_us, sum_us.median());
+  // One token: all linears. The ratio is the median of each round's sum / token.
+  write("all", 0, 0, token_us, sum_us.median(),
+        fmt::format(", \"ratio_median\": {:.3f}, \"ratio_p10\": {:.3f}, \"ratio_p90\": {:.3f}, \"rounds\": {}", ratio.median(),
+                    ratio.percentile(10), ratio.percentile(90), reps));
 }
 
 // One product of ours, timed.
@@ -168,6 +174,7 @@ struct Peer {
 
 void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, int64_t k, const Options& options,
                    ThreadPool& pool, ResultLines& lines) {
+  if (!options.only.empty() && options.only != layer) return;
   std::map<DType, HostBuffer> weights, x;
   for (DType dtype : {DType::kF32, DType::kBf16}) {
     weights[dtype] = allocate(dtype_bytes(dtype, n * k)), x[dtype] = allocate(dtype_bytes(dtype, m * k));
@@ -286,7 +293,8 @@ void set_openmp(int threads, char** argv) {
 Options parse(int argc, char** argv) {
   Options options;
   const auto usage = [&] {
-    fmt::print(stderr, "usage: linear_bench [decode] [prefill] [batch] [region] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]\n");
+    fmt::print(stderr, "usage: linear_bench [decode] [prefill] [batch] [region] [--only LAYER] [--threads N] [--reps N] "
+               "[--jsonl FILE] [--note TEXT]\n");
     std::exit(exit_code(ErrorCode::kInvalidArgument));
   };
   for (int i = 1; i < argc; ++i) {
@@ -305,6 +313,7 @@ Options parse(int argc, char** argv) {
     else if (arg == "region") options.region = true;
     else if (arg == "--threads") number(options.threads);
     else if (arg == "--reps") number(options.reps);
+    else if (arg == "--only") options.only = value();
     else if (arg == "--jsonl") options.jsonl = value();
     else if (arg == "--note") options.note = value();
     else usage();

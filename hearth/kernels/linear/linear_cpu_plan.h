@@ -23,8 +23,8 @@ inline constexpr int64_t kDirectTokens = 24;
 inline constexpr int64_t kTokenUnit = 6;
 // k is cut into equal blocks of at most this many elements, each with a sum of its own.
 inline constexpr int64_t kBlockK = 1024;
-// Rows of W of a widened panel.
-inline constexpr int64_t kPanelRows = 64;
+// Rows of W of a widened panel: 512 KiB of L2 with kBlockK. Fewer make packed x pass by more often.
+inline constexpr int64_t kPanelRows = 128;
 // Rows of W of a piece of the direct path, read as four streams a quarter apart. Not a power of two: 256
 // lost 5 % at K = 2048, where streams would lie a multiple of 256 KiB apart (docs/kernels/linear-cpu.md).
 inline constexpr int64_t kDirectRows = 240;

@@ -62,17 +62,18 @@ class GuardedMatrix {
   // True where nothing outside the rows was written.
   bool guards_intact() const {
     const int64_t row_bytes = dtype_bytes(dtype_, cols_), stride_bytes = dtype_bytes(dtype_, stride_);
-    for (int64_t i = 0; i < static_cast<int64_t>(bytes_.size()); ++i) {
-      const int64_t at = i - kGuard;
-      const bool inside = at >= 0 && at < rows_ * stride_bytes && at % std::max<int64_t>(stride_bytes, 1) < row_bytes;
-      if (!inside && bytes_[i] != std::byte{0xFF}) return false;
-    }
-    return true;
+    bool intact = is_poison(0, kGuard);
+    for (int64_t row = 0; row < rows_; ++row)
+      intact &= is_poison(kGuard + row * stride_bytes + row_bytes, kGuard + (row + 1) * stride_bytes);
+    return intact && is_poison(kGuard + rows_ * stride_bytes, static_cast<int64_t>(bytes_.size()));
   }
 
  private:
   static constexpr int64_t kGuard = 256;
   void* data() { return bytes_.data() + kGuard; }
+  bool is_poison(int64_t begin, int64_t end) const {
+    return std::all_of(bytes_.begin() + begin, bytes_.begin() + end, [](std::byte b) { return b == std::byte{0xFF}; });
+  }
 
   DType dtype_;
   int64_t rows_, cols_, stride_;
@@ -227,13 +228,13 @@ TEST(LinearCpu, MatchesTheReferenceOnLargerShapes) {
 
 // Invariant I1: a row of out is a function of its row of x. Every batch, both sides of what the direct path
 // and a block of tokens hold, at a random place, with other strides and another team.
-void check_rows_are_bit_equal(DType w_type, DType type, int64_t k, uint64_t seed) {
-  constexpr int64_t kRows = 523, kCols = 45;
-  SCOPED_TRACE(fmt::format("seed {} w {} x {} k {}", seed, dtype_name(w_type), dtype_name(type), k));
+void check_rows_are_bit_equal(DType w_type, DType type, int64_t n, int64_t k, uint64_t seed) {
+  constexpr int64_t kRows = 523;
+  SCOPED_TRACE(fmt::format("seed {} w {} x {} n {} k {}", seed, dtype_name(w_type), dtype_name(type), n, k));
   Random random(seed);
-  GuardedMatrix x(type, kRows, k), w(w_type, kCols, k), alone(type, kRows, kCols), bias(DType::kF32, 1, kCols);
+  GuardedMatrix x(type, kRows, k), w(w_type, n, k), alone(type, kRows, n), bias(DType::kF32, 1, n);
   x.fill(random, 1.0f), w.fill(random, 0.1f), bias.fill(random, 1.0f);
-  const LinearWeight weight = weight_of(w, kCols, k, w_type, &bias);
+  const LinearWeight weight = weight_of(w, n, k, w_type, &bias);
   for_each_cpu_target([&] {
     ThreadPool one(1);
     for (int64_t r = 0; r < kRows; ++r)
@@ -241,13 +242,13 @@ void check_rows_are_bit_equal(DType w_type, DType type, int64_t k, uint64_t seed
     for (int threads : {1, 2, 3, 4, 5}) {
       ThreadPool pool(threads);
       for (int64_t m : {1, 2, 3, 5, 6, 7, 12, 24, 25, 64, 129, 520}) {
-        if (m > 100 && threads % 2 == 0) continue;
+        if (m > 100 && threads != 3) continue;
         const int64_t first = random.below(kRows - m);
-        GuardedMatrix strided_x(type, m, k, 11), out(type, m, kCols, 7);
+        GuardedMatrix strided_x(type, m, k, 11), out(type, m, n, 7);
         for (int64_t r = 0; r < m; ++r) strided_x.copy_row(r, x, first + r);
         ASSERT_TRUE(run_cpu({.x = strided_x.view(), .weight = &weight, .out = out.view()}, pool));
         for (int64_t r = 0; r < m; ++r)
-          ASSERT_TRUE(same_row(out, r, alone, first + r, kCols)) << "row " << r << " of " << m << ", " << threads << " threads";
+          ASSERT_TRUE(same_row(out, r, alone, first + r, n)) << "row " << r << " of " << m << ", " << threads << " threads";
         EXPECT_TRUE(out.guards_intact());
       }
     }
@@ -257,9 +258,8 @@ void check_rows_are_bit_equal(DType w_type, DType type, int64_t k, uint64_t seed
 TEST(LinearCpu, RowsAreBitEqualForEveryBatchPositionAndThreadCount) {
   uint64_t seed = 3000;
   for (DType w : kWeightTypes) {
-    check_rows_are_bit_equal(w, DType::kF32, 97, ++seed);
-    check_rows_are_bit_equal(w, DType::kBf16, 97, ++seed);
-    check_rows_are_bit_equal(w, w == DType::kF32 ? DType::kF32 : DType::kBf16, 1100, ++seed);
+    check_rows_are_bit_equal(w, DType::kF32, 133, 97, ++seed);   // two panels
+    check_rows_are_bit_equal(w, DType::kBf16, 13, 1100, ++seed);  // two blocks of k
   }
 }
 
