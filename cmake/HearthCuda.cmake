@@ -27,8 +27,9 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 target_compile_options(hearth_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-ffp-contract=off -lineinfo>)
 # fmt 9 turns constexpr off under nvcc, and its own consteval constructors then no longer compile.
-target_compile_definitions(hearth_flags INTERFACE
-  HEARTH_CUDA=1 $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
-# CUDA headers for the .cpp files of memory/cuda/; every other file may not include them (tools/check_layers.py).
-target_include_directories(hearth_flags SYSTEM INTERFACE
+target_compile_definitions(hearth_flags INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
+# CUDA headers for the .cpp files of memory/cuda/ alone (tools/check_layers.py). C++ files elsewhere compile
+# with the same words in every preset, so that a compiler cache serves `cuda` from `cpu`.
+add_library(hearth_cuda_headers INTERFACE)
+target_include_directories(hearth_cuda_headers SYSTEM INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>)
