@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // hearth version: what this build is and what it runs on.
+#include "hearth/kernels/cpu/targets.h"
+
 #include <hwy/targets.h>
 
 #include <nlohmann/json.hpp>

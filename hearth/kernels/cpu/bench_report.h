@@ -65,7 +65,8 @@ class ResultLines {
       commit_ = commit;  // for programs that were carried to another machine
     } else if (std::FILE* git = popen("git rev-parse --short=12 HEAD 2>/dev/null", "r")) {
       char text[64] = {};
-      if (std::fgets(text, sizeof(text), git) != nullptr) commit_ = std::string(text, std::string_view(text).find_last_not_of('\n') + 1);
+      if (std::fgets(text, sizeof(text), git) != nullptr)
+        commit_ = std::string(text, std::string_view(text).find_last_not_of('\n') + 1);
       pclose(git);
     }
   }
@@ -80,8 +81,8 @@ class ResultLines {
     const std::time_t now = std::time(nullptr);
     char date[32];
     std::strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-    file_ << fmt::format("{{\"bench\": {}, \"date\": {}, \"commit\": {}, \"command\": {}, \"device\": {}, {}{}}}\n", quote(bench),
-                         quote(date), quote(commit_), quote(command_), quote(device_), fields,
+    file_ << fmt::format("{{\"bench\": {}, \"date\": {}, \"commit\": {}, \"command\": {}, \"device\": {}, {}{}}}\n",
+                         quote(bench), quote(date), quote(commit_), quote(command_), quote(device_), fields,
                          note_.empty() ? "" : ", \"note\": " + quote(note_));
     file_.flush();
   }

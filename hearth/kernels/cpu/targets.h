@@ -4,4 +4,6 @@
 // right, but slow).
 #pragma once
 
+// AVX3_DL is off unless asked for.
+#define HWY_WANT_AVX3_DL
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)

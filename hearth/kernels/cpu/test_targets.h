@@ -4,10 +4,12 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <hwy/highway.h>
-#include <hwy/targets.h>
 
 #include "hearth/base/function_ref.h"
+#include "hearth/kernels/cpu/targets.h"
+
+#include <hwy/highway.h>
+#include <hwy/targets.h>
 
 namespace hearth {
 
