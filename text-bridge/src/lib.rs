@@ -105,8 +105,10 @@ unsafe fn guard<T>(
                 .or_else(|| payload.downcast_ref::<String>().cloned())
                 .unwrap_or_else(|| "unknown cause".to_string());
             let at = PANIC_AT.take().unwrap_or_default();
-            // Dropping a payload may panic again.
-            std::mem::forget(payload);
+            // Dropping a payload may panic again; what that panics with is forgotten.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(again);
+            }
             Failure::new(
                 Status::Internal,
                 format!("panic in the text library at {at}: {what}"),
