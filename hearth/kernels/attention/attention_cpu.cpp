@@ -123,10 +123,7 @@ class UnitRows {
     direct_values_ = row_end - row_begin <= kBlockRows && head_dim_ % kTileLanes == 0;
     if (!direct_values_) copy_values(keys);
 
-    transpose_keys<Kv>(key_at_, keys, head_dim_, keys_);
-    const Product<float> scores{q_ + row_begin * width_,         width_,    keys_,     kTileKeys,
-                                scores_ + row_begin * kTileKeys, kTileKeys, head_dim_, false};
-    product(scores, row_end - row_begin, (keys + kTileLanes - 1) / kTileLanes * kTileLanes);
+    score(row_begin, row_end, keys);
     for (int64_t r = row_begin; r < row_end; ++r) {
       begin_[r] = std::max<int64_t>(0, key_begin_[r] - tile);
       end_[r] = std::min<int64_t>(kTileKeys, key_end_[r] - tile);
@@ -138,6 +135,19 @@ class UnitRows {
       }
     }
     for (int64_t r = row_begin; r < row_end; r += kBlockRows) add_values(r, std::min<int64_t>(r + kBlockRows, row_end));
+  }
+
+  // scores = Q K^T of rows [r0, r1) with the tile's keys.
+  void score(int64_t r0, int64_t r1, int64_t keys) {
+    const float* q = q_ + r0 * width_;
+    float* scores = scores_ + r0 * kTileKeys;
+#if HWY_TARGET != HWY_SCALAR
+    if (r1 - r0 <= kBlockRows && can_score_directly<Kv>(head_dim_))
+      return score_directly<Kv>(key_at_, keys, head_dim_, q, width_, r1 - r0, scores);
+#endif
+    transpose_keys<Kv>(key_at_, keys, head_dim_, keys_);
+    const Product<float> operands{q, width_, keys_, kTileKeys, scores, kTileKeys, head_dim_, false};
+    product(operands, r1 - r0, (keys + kTileLanes - 1) / kTileLanes * kTileLanes);
   }
 
   // Where the keys and values of positions [tile, tile + n) lie.

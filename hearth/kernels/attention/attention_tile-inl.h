@@ -90,26 +90,27 @@ HWY_NOINLINE void product(const Product<B>& p, int64_t rows, int64_t cols) {
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// Vector whose 128-bit block b is the four words at from[4 b].
-template <class D>
-HWY_INLINE hn::Vec<D> gather_blocks(D d, const uint32_t* const* from) {
+// Vector whose 128-bit block b is the four words at at(i, first + b).
+template <class D, class At>
+HWY_INLINE hn::Vec<D> gather_blocks(D d, const At& at, int64_t i, int64_t first) {
   if constexpr (hn::MaxLanes(D()) == 4) {
-    return hn::LoadU(d, from[0]);
+    return hn::LoadU(d, at(i, first));
   } else {
     const hn::Half<D> half;
     constexpr int64_t kHalfBlocks = static_cast<int64_t>(hn::MaxLanes(D())) / 8;
-    return hn::Combine(d, gather_blocks(half, from + 4 * kHalfBlocks), gather_blocks(half, from));
+    return hn::Combine(d, gather_blocks(half, at, i, first + kHalfBlocks), gather_blocks(half, at, i, first));
   }
 }
 
-// Four words of kTileLanes keys, transposed: put(w, v) receives word w of all of them.
-template <class Put>
-HWY_INLINE void transpose_words(const uint32_t* const* words, const Put& put) {
+// Four words of kTileLanes keys, transposed. at(i, b) points to those of key 4 b + i; put(w, v) receives
+// word w of all of them.
+template <class At, class Put>
+HWY_INLINE void transpose_words(const At& at, const Put& put) {
   const hn::RebindToUnsigned<TileTag> du;
   const hn::Repartition<uint64_t, decltype(du)> du64;
   // Vector i holds four words of the keys i, i + 4, ...: 4 x 4 transposes within the blocks finish it.
-  const auto a0 = gather_blocks(du, words), a1 = gather_blocks(du, words + 1);
-  const auto a2 = gather_blocks(du, words + 2), a3 = gather_blocks(du, words + 3);
+  const auto a0 = gather_blocks(du, at, 0, 0), a1 = gather_blocks(du, at, 1, 0);
+  const auto a2 = gather_blocks(du, at, 2, 0), a3 = gather_blocks(du, at, 3, 0);
   const auto low01 = hn::BitCast(du64, hn::InterleaveLower(du, a0, a1));
   const auto low23 = hn::BitCast(du64, hn::InterleaveLower(du, a2, a3));
   const auto up01 = hn::BitCast(du64, hn::InterleaveUpper(du, a0, a1));
@@ -119,6 +120,48 @@ HWY_INLINE void transpose_words(const uint32_t* const* words, const Put& put) {
   put(2, hn::BitCast(du, hn::InterleaveLower(du64, up01, up23)));
   put(3, hn::BitCast(du, hn::InterleaveUpper(du64, up01, up23)));
 }
+
+// put(c, channel c of kTileLanes keys) for the channels that fill whole steps, ascending; returns how many
+// these are. at(i, b, c) points to channel c of key 4 b + i.
+template <class T, class At, class Put>
+HWY_INLINE int64_t transpose_channels(int64_t head_dim, const At& at, const Put& put) {
+  const TileTag d;
+  const hn::RebindToUnsigned<TileTag> du;
+  constexpr int64_t kPerWord = 4 / sizeof(T);
+  int64_t c = 0;
+  for (; c + 4 * kPerWord <= head_dim; c += 4 * kPerWord) {
+    const auto at_c = [&](int64_t i, int64_t b) HWY_ATTR { return static_cast<const uint32_t*>(at(i, b, c)); };
+    transpose_words(at_c, [&](int64_t word, auto v) HWY_ATTR {
+      if constexpr (kPerWord == 1) {
+        put(c + word, hn::BitCast(d, v));
+      } else {  // two bf16, the even channel in the low half
+        put(c + 2 * word, hn::BitCast(d, hn::ShiftLeft<16>(v)));
+        put(c + 2 * word + 1, hn::BitCast(d, hn::And(v, hn::Set(du, 0xFFFF0000))));
+      }
+    });
+  }
+  return c;
+}
+
+// The same for the keys at from[kTileLanes].
+template <class T, class Put>
+HWY_INLINE int64_t transpose_group(const std::byte* const* from, int64_t head_dim, const Put& put) {
+  const auto channel = [](const std::byte* key, int64_t i) -> const void* {
+    return key + i * static_cast<int64_t>(sizeof(T));
+  };
+  // Keys of one block lie at one distance: a few addresses in registers instead of one per key in memory.
+  const int64_t stride = from[1] - from[0];
+  bool evenly = true;
+  for (int64_t i = 2; i < kTileLanes; ++i) evenly &= from[i] - from[i - 1] == stride;
+  if (!evenly) {
+    const auto at = [&](int64_t i, int64_t b, int64_t c) { return channel(from[4 * b + i], c); };
+    return transpose_channels<T>(head_dim, at, put);
+  }
+  const std::byte* quarter[kTileLanes / 4];
+  for (int64_t b = 0; b < kTileLanes / 4; ++b) quarter[b] = from[4 * b];
+  const auto at = [&](int64_t i, int64_t b, int64_t c) { return channel(quarter[b] + i * stride, c); };
+  return transpose_channels<T>(head_dim, at, put);
+}
 #endif
 
 // kt[c * kTileKeys + j] = channel c of the key at keys[j], for n keys rounded up to whole vectors (the last
@@ -126,31 +169,58 @@ HWY_INLINE void transpose_words(const uint32_t* const* words, const Put& put) {
 template <class T>
 HWY_NOINLINE void transpose_keys(const std::byte* const* keys, int64_t n, int64_t head_dim, float* kt) {
   for (int64_t j = 0; j < n; j += kTileLanes, kt += kTileLanes) {
-    const void* from[kTileLanes];
+    const std::byte* from[kTileLanes];
     for (int64_t i = 0; i < kTileLanes; ++i) from[i] = keys[std::min(j + i, n - 1)];
     int64_t c = 0;
 #if HWY_TARGET != HWY_SCALAR
-    const TileTag d;
-    const hn::RebindToUnsigned<TileTag> du;
-    constexpr int64_t kPerWord = 4 / sizeof(T);
-    for (; c + 4 * kPerWord <= head_dim; c += 4 * kPerWord) {
-      const uint32_t* words[kTileLanes];
-      for (int64_t i = 0; i < kTileLanes; ++i) words[i] = static_cast<const uint32_t*>(from[i]) + c / kPerWord;
-      transpose_words(words, [&](int64_t word, auto v) HWY_ATTR {
-        float* to = kt + (c + word * kPerWord) * kTileKeys;
-        if constexpr (kPerWord == 1) {
-          hn::StoreU(hn::BitCast(d, v), d, to);
-        } else {  // two bf16, the even channel in the low half
-          hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(v)), d, to);
-          hn::StoreU(hn::BitCast(d, hn::And(v, hn::Set(du, 0xFFFF0000))), d, to + kTileKeys);
-        }
-      });
-    }
+    c = transpose_group<T>(from, head_dim, [&](int64_t channel, TileVec v) HWY_ATTR {
+      hn::StoreU(v, TileTag(), kt + channel * kTileKeys);
+    });
 #endif
     for (; c < head_dim; ++c)
-      for (int64_t i = 0; i < kTileLanes; ++i) kt[c * kTileKeys + i] = to_float(static_cast<const T*>(from[i])[c]);
+      for (int64_t i = 0; i < kTileLanes; ++i)
+        kt[c * kTileKeys + i] = to_float(static_cast<const T*>(static_cast<const void*>(from[i]))[c]);
   }
 }
+
+// Few rows need no K^T in memory: their scores are added up while the keys are transposed in registers, in
+// the same order as the product's. True where the instruction set and the channels allow it.
+template <class T>
+constexpr bool can_score_directly(int64_t head_dim) {
+  return kTileLanes >= 4 && head_dim % (16 / static_cast<int64_t>(sizeof(T))) == 0;
+}
+
+#if HWY_TARGET != HWY_SCALAR
+template <class T, int kRows>
+HWY_INLINE void score_rows(const std::byte* const* keys, int64_t n, int64_t head_dim, const float* q, int64_t q_stride,
+                           float* scores) {
+  const TileTag d;
+  for (int64_t j = 0; j < n; j += kTileLanes) {
+    const std::byte* from[kTileLanes];
+    for (int64_t i = 0; i < kTileLanes; ++i) from[i] = keys[std::min(j + i, n - 1)];
+    TileVec acc[kRows];
+    for (int r = 0; r < kRows; ++r) acc[r] = hn::Zero(d);
+    transpose_group<T>(from, head_dim, [&](int64_t c, TileVec v) HWY_ATTR {
+      for (int r = 0; r < kRows; ++r) acc[r] = hn::MulAdd(hn::Set(d, q[r * q_stride + c]), v, acc[r]);
+    });
+    for (int r = 0; r < kRows; ++r) hn::StoreU(acc[r], d, scores + r * kTileKeys + j);
+  }
+}
+
+// scores[r * kTileKeys + j] for up to kBlockRows rows. REQUIRES: can_score_directly<T>(head_dim).
+template <class T>
+HWY_NOINLINE void score_directly(const std::byte* const* keys, int64_t n, int64_t head_dim, const float* q,
+                                 int64_t q_stride, int64_t rows, float* scores) {
+  switch (rows) {
+    case 6: return score_rows<T, 6>(keys, n, head_dim, q, q_stride, scores);
+    case 5: return score_rows<T, 5>(keys, n, head_dim, q, q_stride, scores);
+    case 4: return score_rows<T, 4>(keys, n, head_dim, q, q_stride, scores);
+    case 3: return score_rows<T, 3>(keys, n, head_dim, q, q_stride, scores);
+    case 2: return score_rows<T, 2>(keys, n, head_dim, q, q_stride, scores);
+    default: return score_rows<T, 1>(keys, n, head_dim, q, q_stride, scores);
+  }
+}
+#endif
 
 // One step of the online softmax (Milakov and Gimelshein, 2018) over the scores [begin, end) of a tile:
 // replaces them by exp(score - maximum), the rest of the tile by 0, and brings maximum, sum and the row
