@@ -3,7 +3,10 @@
 
 #include <sched.h>
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
+#include <exception>
 
 namespace hearth {
 namespace {
@@ -39,8 +42,15 @@ int ThreadPool::hardware_threads() {
 }
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads >= 1 ? num_threads : hardware_threads()) {
-  workers_.reserve(num_threads_ - 1);
-  for (int thread = 1; thread < num_threads_; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
+  try {
+    workers_.reserve(static_cast<size_t>(num_threads_) - 1);
+    for (int thread = 1; thread < num_threads_; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
+  } catch (const std::exception& e) {
+    // A limit on processes or memory: fewer threads compute the same.
+    const int started = static_cast<int>(workers_.size()) + 1;
+    spdlog::warn("{} of {} threads could be started: {}", started, num_threads_, e.what());
+    num_threads_ = started;
+  }
 }
 
 ThreadPool::~ThreadPool() {

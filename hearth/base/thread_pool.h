@@ -19,7 +19,8 @@ namespace hearth {
 
 class ThreadPool {
  public:
-  // num_threads counts the caller; values below 1 mean hardware_threads().
+  // num_threads counts the caller; values below 1 mean hardware_threads(). Where the system refuses to
+  // start that many, the team is smaller and a warning says so.
   explicit ThreadPool(int num_threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -40,12 +41,12 @@ class ThreadPool {
  private:
   void worker(int thread);
 
-  const int num_threads_;
+  int num_threads_;  // fixed after construction
   std::vector<std::thread> workers_;
-  const FunctionRef<void(int)>* body_ = nullptr;   // written by the owner before epoch_ moves
-  alignas(64) std::atomic<uint32_t> epoch_{0};     // moved by the owner: a run starts, or stop_ is set
-  alignas(64) std::atomic<int> running_{0};        // workers still in the body
-  bool stop_ = false;                              // written by the owner before epoch_ moves
+  const FunctionRef<void(int)>* body_ = nullptr;  // written by the owner before epoch_ moves
+  alignas(64) std::atomic<uint32_t> epoch_{0};    // moved by the owner: a run starts, or stop_ is set
+  alignas(64) std::atomic<int> running_{0};       // workers still in the body
+  bool stop_ = false;                             // written by the owner before epoch_ moves
 };
 
 }  // namespace hearth

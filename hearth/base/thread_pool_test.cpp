@@ -2,8 +2,11 @@
 #include "hearth/base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <numeric>
 
 namespace hearth {
@@ -43,6 +46,23 @@ TEST(ThreadPool, WakesSleepingWorkers) {
     pool.run([&](int) { count.fetch_add(1); });
     EXPECT_EQ(count.load(), 4);
   }
+}
+
+// In a process of its own: the limit cannot be taken back. Address space, because root is above RLIMIT_NPROC.
+TEST(ThreadPoolDeathTest, StartsSmallerWhereThreadsAreRefused) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need the address space that this test takes away";
+#endif
+  const auto run_with_little_memory = [] {
+    rlimit limit;
+    limit.rlim_cur = limit.rlim_max = 512 << 20;  // room for some stacks of 8 MiB
+    setrlimit(RLIMIT_AS, &limit);
+    ThreadPool pool(1000);
+    std::atomic<int> count{0};
+    pool.run([&](int) { count.fetch_add(1); });
+    std::_Exit(pool.size() < 1000 && count.load() == pool.size() ? 0 : 1);
+  };
+  EXPECT_EXIT(run_with_little_memory(), ::testing::ExitedWithCode(0), "");
 }
 
 }  // namespace

@@ -62,8 +62,7 @@ htb_status htb_tokenizer_add_tokens(htb_tokenizer* tokenizer, const uint8_t* jso
 // Ids of `text`. add_special_tokens: as the post-processor says. parse_special = 0: text that spells a special
 // token is plain text.
 htb_status htb_tokenizer_encode(const htb_tokenizer* tokenizer, const uint8_t* text, uint64_t text_size,
-                                int32_t add_special_tokens, int32_t parse_special, htb_ids* out,
-                                htb_buffer* error);
+                                int32_t add_special_tokens, int32_t parse_special, htb_ids* out, htb_buffer* error);
 
 // Text of `ids`; an id without a token adds nothing.
 htb_status htb_tokenizer_decode(const htb_tokenizer* tokenizer, const uint32_t* ids, uint64_t count,
@@ -75,11 +74,11 @@ htb_status htb_tokenizer_token_to_id(const htb_tokenizer* tokenizer, const uint8
 
 // How the decoder of the tokenizer puts tokens together; says how to stream (hearth/text/detokenizer.cpp).
 typedef enum htb_decoder_kind {
-  HTB_DECODER_OTHER = 0,       // depends on neighbours: only htb_tokenizer_decode knows
-  HTB_DECODER_BYTES = 1,       // the bytes of the tokens, one after the other
-  HTB_DECODER_FALLBACK = 2,    // as BYTES, but a run of HTB_PIECE_BYTE tokens is UTF-8 as a whole or one U+FFFD each
-  HTB_DECODER_METASPACE = 3,   // as BYTES, but the first token loses every U+2581 (strip_count = 1) or not (0)
-  HTB_DECODER_SPACED = 4,      // the tokens with one space between
+  HTB_DECODER_OTHER = 0,      // depends on neighbours: only htb_tokenizer_decode knows
+  HTB_DECODER_BYTES = 1,      // the bytes of the tokens, one after the other
+  HTB_DECODER_FALLBACK = 2,   // as BYTES, but a run of HTB_PIECE_BYTE tokens is UTF-8 as a whole or one U+FFFD each
+  HTB_DECODER_METASPACE = 3,  // as BYTES, but the first token loses every U+2581 (strip_count = 1) or not (0)
+  HTB_DECODER_SPACED = 4,     // the tokens with one space between
 } htb_decoder_kind;
 
 enum {
@@ -91,14 +90,14 @@ enum {
 // The whole vocabulary: token i's spelling is text[text_offsets[i] .. text_offsets[i+1]), the bytes that it adds to
 // a decoded text are bytes[byte_offsets[i] .. byte_offsets[i+1]), its HTB_PIECE_* flags are flags[i].
 typedef struct htb_vocabulary {
-  uint64_t count;             // one more than the largest id
+  uint64_t count;  // one more than the largest id
   htb_buffer text;
-  htb_ids text_offsets;       // count + 1
+  htb_ids text_offsets;  // count + 1
   htb_buffer bytes;
-  htb_ids byte_offsets;       // count + 1
-  htb_buffer flags;           // count
-  int32_t decoder_kind;       // htb_decoder_kind
-  uint32_t strip_char;        // FALLBACK: up to strip_count of this code point go away at the start of the text
+  htb_ids byte_offsets;  // count + 1
+  htb_buffer flags;      // count
+  int32_t decoder_kind;  // htb_decoder_kind
+  uint32_t strip_char;   // FALLBACK: up to strip_count of this code point go away at the start of the text
   uint32_t strip_count;
 } htb_vocabulary;
 htb_status htb_tokenizer_vocabulary(const htb_tokenizer* tokenizer, htb_vocabulary* out, htb_buffer* error);
@@ -122,8 +121,8 @@ void htb_template_free(htb_template* chat_template);
 
 // Renders with the members of the JSON object `variables`. HTB_INVALID_ARGUMENT: the template failed or raised an
 // exception; HTB_RESOURCE_EXHAUSTED and HTB_DEADLINE_EXCEEDED: a limit, named in the message.
-htb_status htb_template_render(const htb_template* chat_template, const uint8_t* variables,
-                               uint64_t variables_size, int64_t local_time_s, htb_buffer* out, htb_buffer* error);
+htb_status htb_template_render(const htb_template* chat_template, const uint8_t* variables, uint64_t variables_size,
+                               int64_t local_time_s, htb_buffer* out, htb_buffer* error);
 
 #ifdef __cplusplus
 }

@@ -4,9 +4,7 @@
 namespace hearth {
 namespace {
 
-bool is_float_16_or_32(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBf16;
-}
+bool is_float_16_or_32(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBf16; }
 
 // The rows of a matrix do not overlap, and its memory is there.
 Status validate_matrix(std::string_view name, const ConstTensorView& view, int64_t rows, int64_t cols) {

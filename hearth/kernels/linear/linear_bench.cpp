@@ -123,7 +123,8 @@ void bench_decode(const Model& model, DType dtype, const Options& options, Threa
         const double us = time_us([&] {
           run({.x = ConstTensorView(x.data(), DType::kF32, Shape{1, layer.k}),
                .weight = &weight,
-               .out = TensorView(out.data(), DType::kF32, Shape{1, layer.n})}, exec);
+               .out = TensorView(out.data(), DType::kF32, Shape{1, layer.n})},
+              exec);
         });
         spent[layer.name] += us / layer.count;
         token += us;
@@ -132,19 +133,21 @@ void bench_decode(const Model& model, DType dtype, const Options& options, Threa
     sum_us.add(sum), token_us.add(token), ratio.add(sum / token);
     for (const auto& [name, us] : spent) layer_us[name].add(us);
   }
-  fmt::print("decode {} {} {:.0f} MB, {} threads: token {:.0f} us ({:.1f} GB/s), read-only sum {:.0f} us ({:.1f} GB/s), "
-             "ratio {:.3f} [{:.3f}, {:.3f}]{}\n",
-             model.name, dtype_name(dtype), static_cast<double>(bytes) / 1e6, pool.size(), token_us.median(),
-             static_cast<double>(bytes) / token_us.median() / 1e3, sum_us.median(),
-             static_cast<double>(bytes) / sum_us.median() / 1e3, ratio.median(), ratio.percentile(10), ratio.percentile(90),
-             sink == 1 ? " " : "");
+  fmt::print(
+      "decode {} {} {:.0f} MB, {} threads: token {:.0f} us ({:.1f} GB/s), read-only sum {:.0f} us ({:.1f} GB/s), "
+      "ratio {:.3f} [{:.3f}, {:.3f}]{}\n",
+      model.name, dtype_name(dtype), static_cast<double>(bytes) / 1e6, pool.size(), token_us.median(),
+      static_cast<double>(bytes) / token_us.median() / 1e3, sum_us.median(),
+      static_cast<double>(bytes) / sum_us.median() / 1e3, ratio.median(), ratio.percentile(10), ratio.percentile(90),
+      sink == 1 ? " " : "");
   const auto write = [&](const std::string& layer, int64_t n, int64_t k, const Samples& us, double floor_us,
                          const std::string& more) {
-    lines.write("op.linear", fmt::format("\"format\": \"{}\", \"act\": \"f32\", \"config\": \"{}\", \"layer\": \"{}\", \"N\": {}, "
-                                         "\"K\": {}, \"M\": 1, \"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, "
-                                         "\"floor_us\": {:.1f}, \"path\": \"direct\"{}",
-                                         dtype_name(dtype), model.name, layer, n, k, us.median(), us.percentile(10),
-                                         us.percentile(90), floor_us, more));
+    lines.write("op.linear",
+                fmt::format("\"format\": \"{}\", \"act\": \"f32\", \"config\": \"{}\", \"layer\": \"{}\", \"N\": {}, "
+                            "\"K\": {}, \"M\": 1, \"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, "
+                            "\"floor_us\": {:.1f}, \"path\": \"direct\"{}",
+                            dtype_name(dtype), model.name, layer, n, k, us.median(), us.percentile(10),
+                            us.percentile(90), floor_us, more));
   };
   for (const Layer& layer : model.layers) {
     const double layer_bytes = static_cast<double>(dtype_bytes(dtype, layer.n * layer.k));
@@ -156,8 +159,8 @@ void bench_decode(const Model& model, DType dtype, const Options& options, Threa
   }
   // One token: all linears. The ratio is the median of each round's sum / token.
   write("all", 0, 0, token_us, sum_us.median(),
-        fmt::format(", \"ratio_median\": {:.3f}, \"ratio_p10\": {:.3f}, \"ratio_p90\": {:.3f}, \"rounds\": {}", ratio.median(),
-                    ratio.percentile(10), ratio.percentile(90), reps));
+        fmt::format(", \"ratio_median\": {:.3f}, \"ratio_p10\": {:.3f}, \"ratio_p90\": {:.3f}, \"rounds\": {}",
+                    ratio.median(), ratio.percentile(10), ratio.percentile(90), reps));
 }
 
 // One product of ours, timed.
@@ -196,7 +199,8 @@ void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, 
         fmt::print("  {}\n", matmul.error().message);
         continue;
       }
-      peers.push_back({fmt::format("onednn-{}{}", dtype_name(dtype), own_layout ? "-packed" : ""), std::move(*matmul), {}});
+      peers.push_back(
+          {fmt::format("onednn-{}{}", dtype_name(dtype), own_layout ? "-packed" : ""), std::move(*matmul), {}});
     }
 
   const int reps = options.reps > 0 ? options.reps : 10;
@@ -209,7 +213,8 @@ void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, 
       const double us = time_us([&] {
         run({.x = ConstTensorView(x[one.x_type].data(), one.x_type, Shape{m, k}),
              .weight = &weight,
-             .out = TensorView(out_data, DType::kF32, Shape{m, n})}, exec);
+             .out = TensorView(out_data, DType::kF32, Shape{m, n})},
+            exec);
       });
       if (rep >= 0) one.us.add(us);
     }
@@ -223,8 +228,9 @@ void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, 
   fmt::print("prefill {} {} M {} N {} K {}, {} threads\n", config, layer, m, n, k, pool.size());
   std::string peer_json;
   for (const Peer& peer : peers) {
-    fmt::print("  {:20} {:9.0f} us [{:.0f}, {:.0f}] {:6.1f} GFLOP/s  ({})\n", peer.name, peer.us.median(), peer.us.percentile(10),
-               peer.us.percentile(90), flops / peer.us.median() / 1e3, peer.matmul->implementation());
+    fmt::print("  {:20} {:9.0f} us [{:.0f}, {:.0f}] {:6.1f} GFLOP/s  ({})\n", peer.name, peer.us.median(),
+               peer.us.percentile(10), peer.us.percentile(90), flops / peer.us.median() / 1e3,
+               peer.matmul->implementation());
     peer_json += fmt::format("{}\"{}\": {:.1f}", peer_json.empty() ? "" : ", ", peer.name, peer.us.median());
   }
   for (const Ours& one : ours) {
@@ -232,12 +238,14 @@ void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, 
                one.us.percentile(90), flops / one.us.median() / 1e3);
     for (const Peer& peer : peers) fmt::print(" {:.3f} of {}", peer.us.median() / one.us.median(), peer.name);
     fmt::print("\n");
-    lines.write("op.linear",
-                fmt::format("\"format\": \"{}\", \"act\": \"{}\", \"config\": \"{}\", \"layer\": \"{}\", \"N\": {}, \"K\": {}, \"M\": {}, "
-                            "\"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, \"peers\": {{{}}}, \"path\": \"{}\"",
-                            dtype_name(one.weight_type), dtype_name(one.x_type), config, layer, n, k, m, one.us.median(),
-                            one.us.percentile(10), one.us.percentile(90), peer_json,
-                            m <= linear_plan::kDirectTokens ? "direct" : "panel"));
+    lines.write(
+        "op.linear",
+        fmt::format("\"format\": \"{}\", \"act\": \"{}\", \"config\": \"{}\", \"layer\": \"{}\", \"N\": {}, \"K\": {}, "
+                    "\"M\": {}, "
+                    "\"us\": {:.1f}, \"us_p10\": {:.1f}, \"us_p90\": {:.1f}, \"peers\": {{{}}}, \"path\": \"{}\"",
+                    dtype_name(one.weight_type), dtype_name(one.x_type), config, layer, n, k, m, one.us.median(),
+                    one.us.percentile(10), one.us.percentile(90), peer_json,
+                    m <= linear_plan::kDirectTokens ? "direct" : "panel"));
   }
 }
 
@@ -245,9 +253,11 @@ void bench_region(ThreadPool& pool) {
   Samples us;
   for (int batch = 0; batch < 200; ++batch)
     us.add(time_us([&] {
-      for (int i = 0; i < 100; ++i) pool.run([](int) {});
-    }) / 100);
-  fmt::print("region, {} threads: {:.2f} us [{:.2f}, {:.2f}]\n", pool.size(), us.median(), us.percentile(10), us.percentile(90));
+             for (int i = 0; i < 100; ++i) pool.run([](int) {});
+           }) /
+           100);
+  fmt::print("region, {} threads: {:.2f} us [{:.2f}, {:.2f}]\n", pool.size(), us.median(), us.percentile(10),
+             us.percentile(90));
 }
 
 int main_with(const Options& options, int argc, char** argv) {
@@ -293,7 +303,8 @@ void set_openmp(int threads, char** argv) {
 Options parse(int argc, char** argv) {
   Options options;
   const auto usage = [&] {
-    fmt::print(stderr, "usage: linear_bench [decode] [prefill] [batch] [region] [--only LAYER] [--threads N] [--reps N] "
+    fmt::print(stderr,
+               "usage: linear_bench [decode] [prefill] [batch] [region] [--only LAYER] [--threads N] [--reps N] "
                "[--jsonl FILE] [--note TEXT]\n");
     std::exit(exit_code(ErrorCode::kInvalidArgument));
   };
@@ -305,18 +316,29 @@ Options parse(int argc, char** argv) {
     };
     const auto number = [&](int& into) {
       const std::string_view text = value();
-      if (std::from_chars(text.data(), text.data() + text.size(), into).ptr != text.data() + text.size() || into < 1) usage();
+      if (std::from_chars(text.data(), text.data() + text.size(), into).ptr != text.data() + text.size() || into < 1)
+        usage();
     };
-    if (arg == "decode") options.decode = true;
-    else if (arg == "prefill") options.prefill = true;
-    else if (arg == "batch") options.batch = true;
-    else if (arg == "region") options.region = true;
-    else if (arg == "--threads") number(options.threads);
-    else if (arg == "--reps") number(options.reps);
-    else if (arg == "--only") options.only = value();
-    else if (arg == "--jsonl") options.jsonl = value();
-    else if (arg == "--note") options.note = value();
-    else usage();
+    if (arg == "decode")
+      options.decode = true;
+    else if (arg == "prefill")
+      options.prefill = true;
+    else if (arg == "batch")
+      options.batch = true;
+    else if (arg == "region")
+      options.region = true;
+    else if (arg == "--threads")
+      number(options.threads);
+    else if (arg == "--reps")
+      number(options.reps);
+    else if (arg == "--only")
+      options.only = value();
+    else if (arg == "--jsonl")
+      options.jsonl = value();
+    else if (arg == "--note")
+      options.note = value();
+    else
+      usage();
   }
   if (!options.decode && !options.prefill && !options.batch && !options.region)
     options.decode = options.prefill = options.batch = options.region = true;

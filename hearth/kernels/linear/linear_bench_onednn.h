@@ -21,8 +21,8 @@ class OneDnnMatmul {
 
 struct OneDnnArgs {
   int64_t m = 0, n = 0, k = 0;
-  DType type = DType::kF32;      // f32 or bf16
-  bool own_layout = false;       // W reordered into the layout that oneDNN prefers, when it is made
+  DType type = DType::kF32;  // f32 or bf16
+  bool own_layout = false;   // W reordered into the layout that oneDNN prefers, when it is made
   const void* x = nullptr;
   const void* weight = nullptr;
   float* out = nullptr;

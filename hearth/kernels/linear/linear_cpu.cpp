@@ -51,7 +51,8 @@ struct AsBf16 {
     odd = hn::Set(D(), from[1].to_float());
 #else
     const hn::RebindToUnsigned<D> du;
-    const auto words = hn::BitCast(du, hn::LoadU(hn::Repartition<uint16_t, D>(), reinterpret_cast<const uint16_t*>(from)));
+    const auto words =
+        hn::BitCast(du, hn::LoadU(hn::Repartition<uint16_t, D>(), reinterpret_cast<const uint16_t*>(from)));
     even = hn::BitCast(D(), hn::ShiftLeft<16>(words));
     odd = hn::BitCast(D(), hn::And(words, hn::Set(du, 0xFFFF0000u)));
 #endif
@@ -147,8 +148,8 @@ HWY_INLINE void add_lanes(V a, V b, V c, V e, bool first_block, float* sums) {
   const hn::Repartition<double, D> dd;
   const auto ab = hn::BitCast(dd, hn::Add(hn::InterleaveLower(D(), a, b), hn::InterleaveUpper(D(), a, b)));
   const auto ce = hn::BitCast(dd, hn::Add(hn::InterleaveLower(D(), c, e), hn::InterleaveUpper(D(), c, e)));
-  const V abce = hn::Add(hn::BitCast(D(), hn::InterleaveLower(dd, ab, ce)),
-                         hn::BitCast(D(), hn::InterleaveUpper(dd, ab, ce)));
+  const V abce =
+      hn::Add(hn::BitCast(D(), hn::InterleaveLower(dd, ab, ce)), hn::BitCast(D(), hn::InterleaveUpper(dd, ab, ce)));
   const hn::CappedTag<float, 4> d4;
   auto sum = fold_to_block(D(), abce);
   if (!first_block) sum = hn::Add(hn::LoadU(d4, sums), sum);
@@ -265,8 +266,8 @@ HWY_INLINE void tile_direct(int64_t tokens, const typename Weight::T* const (&ro
 template <class Weight>
 void direct(const lp::Job& job, lp::Range rows, std::byte* scratch) {
   auto* x = lp::as_floats(scratch);
-  float* tile_sums = x + job.m * job.padded_k;             // [token][row of a quarter][quarter]
-  float* sums = tile_sums + job.m * lp::kDirectRows;       // [row], of one token
+  float* tile_sums = x + job.m * job.padded_k;        // [token][row of a quarter][quarter]
+  float* sums = tile_sums + job.m * lp::kDirectRows;  // [row], of one token
   const auto* weight = static_cast<const typename Weight::T*>(job.weight);
   for (int64_t token = 0; token < job.m; token += kTileTokens)
     pack_tile<Weight>(job, token, std::min(kTileTokens, job.m - token), x + token * job.padded_k);
@@ -430,7 +431,8 @@ void run_direct(const lp::Job& job, int64_t threads, ExecContext& exec) {
   const int64_t bytes = lp::direct_bytes(job.m, job.k);
   const auto body = [&](int thread) {
     const lp::Range rows = lp::part(job.n, lp::kTileRows, threads, std::min<int64_t>(thread, threads));
-    if (thread < threads && rows.begin < rows.end) HWY_DYNAMIC_DISPATCH(direct_rows)(job, rows, exec.workspace.data() + thread * bytes);
+    if (thread < threads && rows.begin < rows.end)
+      HWY_DYNAMIC_DISPATCH(direct_rows)(job, rows, exec.workspace.data() + thread * bytes);
   };
   if (threads == 1) return body(0);
   exec.pool->run(body);
@@ -443,7 +445,8 @@ lp::Job slice_tokens(const lp::Job& job, int64_t begin, int64_t count) {
   slice.x = static_cast<const std::byte*>(job.x) + dtype_bytes(job.x_type, begin * job.x_stride);
   slice.out = static_cast<std::byte*>(job.out) + dtype_bytes(job.out_type, begin * job.out_stride);
   if (job.residual != nullptr)
-    slice.residual = static_cast<const std::byte*>(job.residual) + dtype_bytes(job.out_type, begin * job.residual_stride);
+    slice.residual =
+        static_cast<const std::byte*>(job.residual) + dtype_bytes(job.out_type, begin * job.residual_stride);
   return slice;
 }
 
@@ -453,8 +456,9 @@ void run_panels(const lp::Job& job, int64_t threads, ExecContext& exec) {
   const int64_t block = lp::token_block(job.m);
   for (int64_t begin = 0; begin < job.m; begin += block) {
     const lp::Job slice = slice_tokens(job, begin, std::min(block, job.m - begin));
-    exec.pool->parallel_for(slice.m, lp::kTokenUnit,
-                            [&](int64_t first, int64_t last, int) { HWY_DYNAMIC_DISPATCH(pack_tokens)(slice, {first, last}, packed); });
+    exec.pool->parallel_for(slice.m, lp::kTokenUnit, [&](int64_t first, int64_t last, int) {
+      HWY_DYNAMIC_DISPATCH(pack_tokens)(slice, {first, last}, packed);
+    });
     const lp::Grid grid = lp::split(slice.m, slice.n, threads);
     exec.pool->run([&](int thread) {
       if (thread >= grid.rows * grid.tokens) return;

@@ -25,7 +25,10 @@ namespace {
 class GuardedMatrix {
  public:
   GuardedMatrix(DType dtype, int64_t rows, int64_t cols, int64_t extra_stride = 0)
-      : dtype_(dtype), rows_(rows), cols_(cols), stride_(cols + extra_stride),
+      : dtype_(dtype),
+        rows_(rows),
+        cols_(cols),
+        stride_(cols + extra_stride),
         bytes_(static_cast<size_t>(2 * kGuard + dtype_bytes(dtype, std::max<int64_t>(rows * stride_, 1)))) {
     poison();
   }
@@ -96,7 +99,8 @@ class Workspace {
   }
   std::span<std::byte> span() { return {memory_.data() + offset_, static_cast<size_t>(bytes_)}; }
   bool guard_intact() const {
-    return std::all_of(memory_.begin() + offset_ + bytes_, memory_.end(), [](std::byte b) { return b == std::byte{0xFF}; });
+    return std::all_of(memory_.begin() + offset_ + bytes_, memory_.end(),
+                       [](std::byte b) { return b == std::byte{0xFF}; });
   }
 
  private:
@@ -156,9 +160,9 @@ struct Case {
 };
 
 void check_against_ref(const Case& test, uint64_t seed, ThreadPool& pool) {
-  SCOPED_TRACE(fmt::format("seed {} m {} n {} k {} x {} w {} out {} bias {} residual {} threads {}", seed, test.m, test.n,
-                           test.k, dtype_name(test.x), dtype_name(test.w), dtype_name(test.out), dtype_name(test.bias),
-                           dtype_name(test.residual), pool.size()));
+  SCOPED_TRACE(fmt::format("seed {} m {} n {} k {} x {} w {} out {} bias {} residual {} threads {}", seed, test.m,
+                           test.n, test.k, dtype_name(test.x), dtype_name(test.w), dtype_name(test.out),
+                           dtype_name(test.bias), dtype_name(test.residual), pool.size()));
   Random random(seed);
   GuardedMatrix x(test.x, test.m, test.k, 3), w(test.w, test.n, test.k, random.below(2) * 5);
   x.fill(random, 1.0f);
@@ -200,7 +204,8 @@ TEST(LinearCpu, MatchesTheReferenceAtEdges) {
       for (int64_t k : {1, 7, 15, 16, 17, 31, 32, 33, 97, 1023, 1024, 1025, 2100})
         for (int64_t m : {1, 3, 26}) check_against_ref({m, 6, k, x, w, x, DType::kBool, DType::kBool}, ++seed, pool);
       for (int64_t n : {1, 3, 4, 5, 63, 64, 65, 241, 500})
-        for (int64_t m : {1, 2, 5, 6, 7, 24, 25}) check_against_ref({m, n, 33, x, w, x, DType::kBool, DType::kBool}, ++seed, pool);
+        for (int64_t m : {1, 2, 5, 6, 7, 24, 25})
+          check_against_ref({m, n, 33, x, w, x, DType::kBool, DType::kBool}, ++seed, pool);
     }
 }
 
@@ -248,7 +253,8 @@ void check_rows_are_bit_equal(DType w_type, DType type, int64_t n, int64_t k, ui
         for (int64_t r = 0; r < m; ++r) strided_x.copy_row(r, x, first + r);
         ASSERT_TRUE(run_cpu({.x = strided_x.view(), .weight = &weight, .out = out.view()}, pool));
         for (int64_t r = 0; r < m; ++r)
-          ASSERT_TRUE(same_row(out, r, alone, first + r, n)) << "row " << r << " of " << m << ", " << threads << " threads";
+          ASSERT_TRUE(same_row(out, r, alone, first + r, n))
+              << "row " << r << " of " << m << ", " << threads << " threads";
         EXPECT_TRUE(out.guards_intact());
       }
     }
@@ -258,7 +264,7 @@ void check_rows_are_bit_equal(DType w_type, DType type, int64_t n, int64_t k, ui
 TEST(LinearCpu, RowsAreBitEqualForEveryBatchPositionAndThreadCount) {
   uint64_t seed = 3000;
   for (DType w : kWeightTypes) {
-    check_rows_are_bit_equal(w, DType::kF32, 133, 97, ++seed);   // two panels
+    check_rows_are_bit_equal(w, DType::kF32, 133, 97, ++seed);    // two panels
     check_rows_are_bit_equal(w, DType::kBf16, 13, 1100, ++seed);  // two blocks of k
   }
 }
@@ -288,11 +294,13 @@ TEST(LinearCpu, ResidualMayBeOut) {
       for (int64_t m : {1, 6, 40}) {
         Random random(77);
         const int64_t n = 130, k = 65;
-        GuardedMatrix x(type, m, k), w(DType::kBf16, n, k), residual(type, m, n, 3), apart(type, m, n), same(type, m, n, 3);
+        GuardedMatrix x(type, m, k), w(DType::kBf16, n, k), residual(type, m, n, 3), apart(type, m, n),
+            same(type, m, n, 3);
         x.fill(random, 1.0f), w.fill(random, 0.1f), residual.fill(random, 1.0f);
         for (int64_t r = 0; r < m; ++r) same.copy_row(r, residual, r);
         const LinearWeight weight = weight_of(w, n, k, DType::kBf16);
-        ASSERT_TRUE(run_cpu({.x = x.view(), .weight = &weight, .residual = residual.view(), .out = apart.view()}, pool));
+        ASSERT_TRUE(
+            run_cpu({.x = x.view(), .weight = &weight, .residual = residual.view(), .out = apart.view()}, pool));
         ASSERT_TRUE(run_cpu({.x = x.view(), .weight = &weight, .residual = same.view(), .out = same.view()}, pool));
         for (int64_t r = 0; r < m; ++r) EXPECT_TRUE(same_row(apart, r, same, r, n));
       }
