@@ -57,7 +57,9 @@ Result<std::shared_ptr<const Model>> Model::load(const Checkpoint& checkpoint, c
   const std::string where = checkpoint.dir().string();
   HEARTH_TRY_ASSIGN(const ModelConfig config, parse_model_config(checkpoint.config()).with_context(where));
   CheckpointSource source(checkpoint);
-  return bind(config, source, ops, options, pool).with_context(where);
+  HEARTH_TRY_ASSIGN(auto model, bind(config, source, ops, options, pool).with_context(where));
+  HEARTH_TRY(source.check_all_used().with_context(where));
+  return model;
 }
 
 Result<std::shared_ptr<const Model>> Model::dummy(const ModelConfig& config, const OpTable& ops,

@@ -2,10 +2,12 @@
 #include "hearth/model/model.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <barrier>
 #include <cstring>
+#include <fstream>
 #include <thread>
 
 #include "hearth/model/architecture.h"
@@ -141,6 +143,26 @@ TEST(Model, LoadNamesWhatTheCheckpointLacks) {
                 "layer 0 qkv_proj: the cpu backend has no linear op for bf16 weights and f32 activations"),
             std::string::npos)
       << no_op.error().message;
+}
+
+// A checkpoint that holds more than the configuration describes would run as another model, silently.
+TEST(Model, RefusesTensorsThatItHasNoPlaceFor) {
+  const std::filesystem::path dir =
+      std::filesystem::path(::testing::TempDir()) / fmt::format("hearth-extra-{}", getpid());
+  std::filesystem::create_directories(dir);
+  std::filesystem::copy_file("tests/fixtures/llama3/model.safetensors", dir / "model.safetensors",
+                             std::filesystem::copy_options::overwrite_existing);
+  nlohmann::json config = *read_json_object("tests/fixtures/llama3/config.json");
+  config["num_hidden_layers"] = 1;
+  std::ofstream(dir / "config.json") << config;
+  ThreadPool pool(1);
+  auto checkpoint = Checkpoint::open(dir);
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  const auto model = Model::load(*checkpoint, cpu_ops(), {}, pool);
+  std::filesystem::remove_all(dir);
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, ErrorCode::kUnsupported);
+  EXPECT_NE(model.error().message.find("tensor 'model.layers.1."), std::string::npos) << model.error().message;
 }
 
 TEST(Runner, RefusesWhatDoesNotFitAndStaysUsable) {

@@ -43,6 +43,16 @@ void fill(uint64_t seed, uint64_t stream, bool is_norm, int64_t first, std::span
 
 }  // namespace
 
+Status CheckpointSource::check_all_used() const {
+  for (const TensorEntry& entry : checkpoint_.tensors()) {
+    if (asked_.contains(entry.name) || entry.name.ends_with("rotary_emb.inv_freq")) continue;
+    return unsupported(
+        "tensor '{}' {} is in the checkpoint, but the model that config.json describes has no place for it", entry.name,
+        to_string(entry.shape));
+  }
+  return {};
+}
+
 const TensorEntry* DummySource::find(const std::string& name, const Shape& wanted) {
   if (tied_ && name == "lm_head.weight") return nullptr;
   TensorEntry entry;

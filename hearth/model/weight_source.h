@@ -3,7 +3,9 @@
 // weights of plausible scale, so that it can be measured without its files.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <set>
 #include <string>
 
 #include "hearth/base/result.h"
@@ -27,14 +29,22 @@ class CheckpointSource final : public WeightSource {
  public:
   // REQUIRES: `checkpoint` outlives this.
   explicit CheckpointSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-  const TensorEntry* find(const std::string& name, const Shape&) override { return checkpoint_.find(name); }
+  const TensorEntry* find(const std::string& name, const Shape&) override {
+    asked_.insert(name);
+    return checkpoint_.find(name);
+  }
   Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const override {
     return checkpoint_.read_part(entry, begin, dst);
   }
   std::string name() const override { return checkpoint_.dir().string(); }
 
+  // After binding: Unsupported if the checkpoint holds a tensor that the model did not ask for, because
+  // what it was trained with is then not what would run. Rotary frequencies of old files are recomputed.
+  Status check_all_used() const;
+
  private:
   const Checkpoint& checkpoint_;
+  std::set<std::string, std::less<>> asked_;
 };
 
 // Linear weights uniform with a standard deviation of 0.02, as transformers are initialised; norm weights 1.
