@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the README's table of numbers from bench/results, the newest line of a key winning.
+
+`scripts/readme_numbers.py` rewrites the part of README.md between its two markers; `--check` only
+compares and exits 1 where they differ.
+"""
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
+
+
+def newest():
+    lines = {}
+    for file in sorted((ROOT / "bench/results").glob("*.jsonl")):
+        for text in file.read_text().splitlines():
+            line = json.loads(text)
+            key = tuple(line.get(k) for k in ("bench", "model", "config", "layer", "text", "format", "act", "activation",
+                                              "device", "M", "rows", "hidden", "residual"))
+            if key not in lines or lines[key]["date"] <= line["date"]:
+                lines[key] = line
+    return list(lines.values())
+
+
+def table(lines):
+    rows = []
+    for line in lines:
+        where = f"{line['device']}, {line['date'][:10]}, `{line['command']}`"
+        if line["bench"] == "eval.quality" and line["activation"] == "f32":
+            if "ppl" in line:
+                rows.append((f"{line['model']}, perplexity of {line['text']}", f"{line['ppl']:.4f}", where))
+            else:
+                rows.append((f"{line['model']}, LAMBADA accuracy", f"{line['correct']} of {line['n']}", where))
+        elif line["bench"] == "model.decode":
+            rows.append((f"{line['config']}, decode at batch 1, {line['format']} weights",
+                         f"{line['tokens_per_s']:.1f} tokens/s, {line['ratio_median']:.2f} of reading the weights", where))
+        elif line["bench"] == "op.linear" and line["format"] == "bf16" and line["act"] == "f32" and line["M"] == 512 \
+                and line["config"] == "Llama-3-8B":
+            ratio = line["peers"]["onednn-f32"] / line["us"]
+            rows.append((f"linear {line['N']} x {line['K']}, 512 tokens, bf16 weights", f"{ratio:.2f} of oneDNN f32", where))
+        elif line["bench"] == "op.rmsnorm" and "H100" in line["device"] and line["act"] == "bf16" and line["residual"] \
+                and line["hidden"] == 4096 and line["rows"] in (1, 4096):
+            rows.append((f"RMSNorm + residual, {line['rows']} x {line['hidden']}, bf16",
+                         f"{line['us']:.2f} us; torch compiled {line['peers']['torch_compile']:.2f}, eager {line['peers']['torch']:.2f}",
+                         where))
+    head = "| what | figure | device, date, command |\n|---|---|---|\n"
+    return head + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in sorted(rows))
+
+
+def main():
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    drawn = text[:begin] + table(newest()) + text[end:]
+    if "--check" in sys.argv:
+        if drawn != text:
+            sys.exit("readme_numbers: README.md differs from bench/results; run scripts/readme_numbers.py")
+        return
+    readme.write_text(drawn)
+
+
+main()
