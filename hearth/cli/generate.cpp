@@ -159,23 +159,35 @@ class GenerateRun {
   int64_t completion_tokens_ = 0;
 };
 
+// Tokenizing costs a hundred times the text's memory, so a text that cannot fit is refused by its bytes: no
+// token stands for more of them than the longest one.
+Status check_prompt_bytes(std::string_view prompt, const Tokenizer& tokenizer, int64_t context) {
+  int64_t longest = 64;
+  for (TokenId id = 0; id < tokenizer.vocab_size(); ++id)
+    longest = std::max(longest, std::ssize(tokenizer.token_bytes(id)));
+  if (std::ssize(prompt) / longest <= context) return {};
+  return invalid_argument("the prompt has {} bytes; the context of {} tokens holds at most {}", prompt.size(), context,
+                          context * longest);
+}
+
 Result<int> run_generate(const GenerateSettings& s) {
   if (s.logprobs_option->count() > 0 && !s.json) return invalid_argument("--logprobs: needs --json");
   HEARTH_TRY_ASSIGN(const std::string prompt, read_prompt(s));
   const std::unique_ptr<ThreadPool> pool = make_pool(s.model);
   HEARTH_TRY_ASSIGN(const Session session, open_session(s.model, *pool));
   HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, session, random_seed()));
+  const ModelConfig& config = session.model->config();
+  HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, config, kNoLimit));
+  HEARTH_TRY(check_prompt_bytes(prompt, session.tokenizer, context));
   HEARTH_TRY_ASSIGN(
       const std::vector<int32_t> ids,
       session.tokenizer.encode(prompt, {.add_special_tokens = !s.no_special_tokens}).with_context("prompt"));
   if (ids.empty())
     return invalid_argument("the prompt has no tokens, and {}; give a text",
                             s.no_special_tokens ? "--no-special-tokens adds none" : "this model's tokenizer adds none");
-  const ModelConfig& config = session.model->config();
   for (const int32_t id : ids)
     if (id >= config.vocab_size)
       return invalid_argument("the prompt has token {}; the model's vocabulary has {}", id, config.vocab_size);
-  HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, config, kNoLimit));
   HEARTH_TRY_ASSIGN(plan.max_tokens, fit_max_tokens(s.sampling.max_tokens, std::ssize(ids), context));
   if (plan.min_tokens > plan.max_tokens)
     return invalid_argument("--min-tokens {} is more than the {} tokens to write", plan.min_tokens, plan.max_tokens);
