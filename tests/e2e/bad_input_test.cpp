@@ -186,6 +186,8 @@ TEST(BadPrompt, TooLong) {
   expect_error(generate({"--prompt", "a", "--max-tokens", "1024"}), kWrongInput, {"2 tokens", "1024"});
   expect_error(generate({"--prompt", "a b c d", "--max-model-len", "4"}), kWrongInput, {"--max-model-len", "4"});
   expect_error(generate({"--prompt", "a", "--max-model-len", "5000"}), kWrongInput, {"5000", "1024"});
+  // Refused before it is tokenized: 1,024 tokens of 64 bytes.
+  expect_error(generate({"--prompt", std::string(65600, 'a')}), kWrongInput, {"65600 bytes", "1024 tokens", "65536"});
 }
 
 TEST(BadPrompt, MissingEmptyOrNoText) {
