@@ -3,6 +3,7 @@
 // (tests/fixtures). The tolerance is the project's promise for float32.
 #include <gtest/gtest.h>
 
+#include "hearth/kernels/cpu/test_targets.h"
 #include "hearth/model/golden_for_test.h"
 
 namespace hearth {
@@ -61,6 +62,19 @@ TEST_P(Fixture, ChunkedBatchedAndAloneAgreeBitForBit) {
     for (size_t i = 0; i < 11; ++i) EXPECT_EQ(rows[i], wanted[i]);
     EXPECT_EQ(rows[11], wanted.back());
     for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(rows[12 + i], wanted[i]);
+  }
+}
+
+TEST(InstructionSets, EachMatchesTransformersInFloat32) {
+  for (const char* fixture : {"llama31", "qwen3_swa"}) {
+    const std::filesystem::path dir = std::filesystem::path("tests/fixtures") / fixture;
+    const auto golden = testing::read_golden(dir);
+    ThreadPool pool(2);
+    const auto model = testing::load_model(dir, pool);
+    for_each_cpu_target([&] {
+      Runner runner = testing::make_runner(model, pool, {.max_context = 72, .chunk_tokens = 48, .max_logit_rows = 48});
+      testing::expect_golden(runner, golden, kTolerance, 48);
+    });
   }
 }
 

@@ -37,6 +37,17 @@ const std::vector<RefusedField>& refused_fields() {
       {"rope_interleaved", false},
       {"use_qk_norm", false},
       {"lm_head_bias", false},
+      {"logit_scale", 1.0},
+      {"clip_qkv", nullptr},
+      {"no_rope_layers", nullptr},
+      {"scale_emb", 1.0},
+      {"scale_depth", nullptr},
+      {"use_bidirectional_attention", false},
+      {"is_causal", true},
+      {"attention_sink", nullptr},
+      {"n_routed_experts", 0},
+      {"compression_config", nullptr},
+      {"alibi", false},
       {"add_cross_attention", false},
       {"is_encoder_decoder", false},
   };
@@ -263,6 +274,11 @@ Result<const Architecture*> read_architecture(const json& config) {
   const std::string name = it->front().get<std::string>();
   const Architecture* architecture = find_architecture(name);
   if (!architecture) return unsupported("architecture '{}' is not supported; hearth supports {}", name, supported);
+  // Where the two disagree, others follow model_type: another model than the one named here.
+  const auto type = config.find("model_type");
+  if (type != config.end() && !type->is_null() && *type != architecture->model_type)
+    return unsupported("config.json: 'model_type' is {}, but {} is \"{}\"", Fields::shown(*type), name,
+                       architecture->model_type);
   return architecture;
 }
 
@@ -280,8 +296,9 @@ Result<ModelConfig> parse_model_config(const json& config) {
       return unsupported("config.json: '{}' is {}, which changes the result and is not supported", refused.name,
                          Fields::shown(*value));
   }
-  if (const json* act = fields.get("hidden_act"); act && *act != "silu" && *act != "swish")
-    return unsupported("config.json: 'hidden_act' is {}; hearth supports silu", Fields::shown(*act));
+  for (const char* name : {"hidden_act", "hidden_activation"})
+    if (const json* act = fields.get(name); act && *act != "silu" && *act != "swish")
+      return unsupported("config.json: '{}' is {}; hearth supports silu", name, Fields::shown(*act));
 
   HEARTH_TRY_ASSIGN(out.vocab_size, fields.integer("vocab_size", 1, kMaxDim, std::nullopt));
   HEARTH_TRY_ASSIGN(out.hidden_size, fields.integer("hidden_size", 1, kMaxDim, std::nullopt));

@@ -144,6 +144,13 @@ TEST(ModelConfig, RefusesWhatItDoesNotHave) {
   EXPECT_EQ(message_of(with("partial_rotary_factor", 0.5), ErrorCode::kUnsupported),
             "config.json: 'partial_rotary_factor' is 0.5, which changes the result and is not supported");
   EXPECT_TRUE(parse_model_config(with("partial_rotary_factor", 1.0)));
+  EXPECT_EQ(message_of(with("logit_scale", 0.5), ErrorCode::kUnsupported),
+            "config.json: 'logit_scale' is 0.5, which changes the result and is not supported");
+  EXPECT_EQ(message_of(with("hidden_activation", "gelu"), ErrorCode::kUnsupported),
+            "config.json: 'hidden_activation' is \"gelu\"; hearth supports silu");
+  EXPECT_EQ(message_of(with("model_type", "qwen2"), ErrorCode::kUnsupported),
+            "config.json: 'model_type' is \"qwen2\", but LlamaForCausalLM is \"llama\"");
+  EXPECT_TRUE(parse_model_config(with("model_type", "llama")));
 }
 
 TEST(ModelConfig, NamesTheFieldThatIsWrong) {
