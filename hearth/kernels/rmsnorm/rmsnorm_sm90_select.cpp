@@ -20,12 +20,14 @@ int select_rmsnorm_config(const RmsNormArgs& args) {
   const int64_t row_bytes = dtype_bytes(args.x.dtype, args.x.cols());
   const bool vectors = row_bytes % kVectorBytes == 0 && is_aligned(args.x) && is_aligned(args.out) &&
                        is_aligned(args.weight) && (!args.residual || is_aligned(args.residual));
-  for (int i = 0; i < kRmsNormConfigCount; ++i) {
+  constexpr int kLast = kRmsNormConfigCount - 1;
+  static_assert(kRmsNormConfigs[kLast].row_vectors == 0 && !kRmsNormConfigs[kLast].f32_only, "it takes every row");
+  for (int i = 0; i < kLast; ++i) {
     const RmsNormConfig& config = kRmsNormConfigs[i];
     if (config.f32_only && args.x.dtype != DType::kF32) continue;
     if (config.row_vectors == 0 || (vectors && row_bytes / kVectorBytes <= config.max_vectors())) return i;
   }
-  HEARTH_CHECK(false, "the last config of rmsnorm takes every row");
+  return kLast;
 }
 
 }  // namespace hearth::sm90
