@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 
 #include "hearth/base/check.h"
 
@@ -35,7 +36,10 @@ uint64_t sum_words(const uint64_t* words, int64_t count) {
     s7 = hn::Add(s7, hn::LoadU(d, at + 3 * part + lanes));
   }
   const auto low = hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)), high = hn::Add(hn::Add(s4, s5), hn::Add(s6, s7));
-  uint64_t sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(low, high)));
+  // SumOfLanes may add as int64_t, whose overflow is undefined.
+  std::array<uint64_t, hn::MaxLanes(d)> sums;
+  hn::StoreU(hn::Add(low, high), d, sums.data());
+  uint64_t sum = std::accumulate(sums.begin(), sums.begin() + lanes, uint64_t{0});
   for (int64_t i = 4 * part; i < count; ++i) sum += words[i];
   return sum;
 }
