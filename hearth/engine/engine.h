@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Engine: continuous batching of many requests over one or more models. The only place where threads meet.
+// docs/design/engine.md says how; in short: the planner thread plans step k + 1 while the step thread computes
+// step k, and workers turn ids into text.
+//   I1. Every choice of a submitted request gets exactly one Output with `finish`, its last, whatever happens.
+//   I2. What a choice's stream says depends on its request alone, bit for bit: not on other requests, on how
+//       its steps were cut, on preemption or on timing.
+//   I3. KV blocks of a request are back in the pool once all of its choices have finished.
+//   I4. A reader that does not read delays nobody: its sequence pauses.
+// Any thread may call any method.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "hearth/base/clock.h"
+#include "hearth/base/result.h"
+#include "hearth/engine/observer.h"
+#include "hearth/engine/request.h"
+
+namespace hearth {
+
+struct EngineOptions {
+  int threads = 0;             // of the step's team; 0: the machine's
+  int text_workers = 2;        // threads for grammars and text
+  int64_t max_sequences = 64;  // of one model in a step
+  int64_t step_tokens = 512;   // of a step; prompts longer than that take several
+  int64_t block_tokens = 16;   // of a KV block
+  int64_t kv_bytes = 0;        // of each model's KV pool; 0: a quarter of the free memory, or what max_sequences whole
+                               // contexts need if that is less
+  int64_t max_waiting = 1024;  // choices that wait to be admitted
+  int64_t max_unread = 256;    // tokens of a choice that its reader has not consumed before it pauses
+};
+
+// Called by an engine thread, one call at a time for each request. Must not block or throw. The last call has
+// the last choice's `finish`; none follows it.
+using OnOutput = std::function<void(Output&&)>;
+
+class Submission;  // internal to the engine
+
+// The caller's end of a request. Destroying it before the request has finished cancels it.
+class RequestHandle {
+ public:
+  RequestHandle() = default;
+  explicit RequestHandle(std::shared_ptr<Submission> submission);
+  RequestHandle(RequestHandle&&) noexcept = default;
+  RequestHandle& operator=(RequestHandle&& other) noexcept;
+  ~RequestHandle();
+
+  // All choices end with kCancelled as soon as the step they are in has ended.
+  void cancel();
+  // The reader has taken this many tokens of the choice (OutputToken and PromptLogprob alike): room for as many more.
+  void consumed(int32_t choice, int64_t tokens);
+
+ private:
+  std::shared_ptr<Submission> submission_;
+};
+
+// A model's numbers at one moment.
+struct ModelStats {
+  std::string model;
+  int64_t running = 0;  // choices admitted
+  int64_t waiting = 0;  // choices not yet admitted, or preempted
+  int64_t kv_blocks = 0;
+  int64_t kv_blocks_used = 0;
+  int64_t block_tokens = 0;
+  int64_t max_sequences = 0;
+};
+
+class Engine {
+ public:
+  // `observer` may be null; it outlives the engine. Starts the threads.
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, EngineObserver* observer,
+                                                const Clock& clock);
+  // Cancels what is left and joins.
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Sets the model's buffers and KV pool aside. InvalidArgument: a model of that name is there;
+  // ResourceExhausted: no memory, with what was wanted.
+  Status add_model(std::shared_ptr<const ServedModel> model);
+  // New requests for it are refused; those that run finish, then its memory is given back. NotFound.
+  Status remove_model(const std::string& name);
+
+  // Takes a request, checked against its model, or says why not: InvalidArgument; NotFound for a model that was not
+  // added; ResourceExhausted where max_waiting choices wait; Unavailable while draining.
+  Result<RequestHandle> submit(Request request, OnOutput on_output);
+
+  // From now on submit() refuses. Returns whether nothing runs any more.
+  bool drain();
+
+  std::vector<ModelStats> stats() const;
+
+ private:
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// The checks of submit() that need no engine: InvalidArgument naming the field, what was found and wanted.
+Status validate(const Request& request);
+
+}  // namespace hearth

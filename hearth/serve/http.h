@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// HTTP/1.1 for a few routes and many connections: Boost.Beast, one coroutine for each connection. Knows nothing
+// of models: a guard looks at the head of each request, a handler answers it.
+//   I1. No client can make the server hold more than its limits allow, or wait for longer than its timeouts.
+//   I2. A handler runs on its connection's strand and must not block; long work goes to a WorkerPool.
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "hearth/base/result.h"
+
+namespace hearth {
+
+template <class T = void>
+using Async = boost::asio::awaitable<T>;
+
+struct HttpLimits {
+  int64_t header_bytes = 16 << 10;
+  int64_t body_bytes = 32 << 20;
+  int64_t connections = 1024;
+  int64_t header_timeout_ms = 10'000;  // from the first byte of a request to the end of its header
+  int64_t body_timeout_ms = 60'000;    // of the whole body
+  int64_t idle_timeout_ms = 75'000;    // between two requests of a connection
+  int64_t write_timeout_ms = 30'000;   // without the client taking a byte
+};
+
+struct HttpHead {
+  std::string method;      // "GET"
+  std::string path;        // "/v1/models", without the query, percent-decoded
+  std::string query;       // after '?', as sent
+  std::string request_id;  // the client's x-request-id where it is 1 to 128 visible ASCII characters, else a new one
+  std::string remote;      // "127.0.0.1:51234"
+  std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
+
+  // The first header of that (lower case) name; empty where there is none.
+  std::string_view header(std::string_view name) const;
+};
+
+struct HttpReply {
+  int status = 200;
+  std::string body;
+  std::string content_type = "application/json";
+  std::vector<std::pair<std::string, std::string>> headers;  // beside content-type, content-length, x-request-id
+};
+
+// One request and the way to answer it. Lives as long as the handler's coroutine.
+class HttpExchange {
+ public:
+  virtual ~HttpExchange() = default;
+  virtual const HttpHead& head() const = 0;
+  // The whole body; the handler may move it away.
+  virtual std::string& body() = 0;
+  // The connection's strand.
+  virtual boost::asio::any_io_executor executor() const = 0;
+
+  // `gone` is called once, on the strand, if the client closes the connection before the answer is complete;
+  // at once if it already has. Works for answers that are not streamed too: the socket is watched.
+  virtual void on_disconnect(std::function<void()> gone) = 0;
+
+  // A whole answer. Once per exchange, unless start_stream() was called.
+  virtual Async<Status> reply(HttpReply reply) = 0;
+
+  // An answer in pieces (chunked; for HTTP/1.0 until the connection closes). `reply.body` is the first piece.
+  virtual Async<Status> start_stream(HttpReply reply) = 0;
+  // Returns when the bytes are with the socket: Cancelled where the client is gone, DeadlineExceeded after
+  // write_timeout_ms without progress. After an error every further write returns it again.
+  virtual Async<Status> write(std::string bytes) = 0;
+  virtual Async<Status> finish_stream() = 0;
+};
+
+// Looks at a request's head before its body is read: an answer here ends the exchange (the key is wrong, the
+// route unknown, the server full), and the body is not read. May set a smaller body limit.
+struct HttpVerdict {
+  std::optional<HttpReply> refusal;
+  std::optional<int64_t> body_bytes;
+};
+using HttpGuard = std::function<HttpVerdict(const HttpHead& head)>;
+// Answers. What it throws is logged and answered with 500 where nothing was sent, bad_alloc with 503.
+using HttpHandler = std::function<Async<void>(HttpExchange& exchange)>;
+// The body of an answer that the HTTP layer gives by itself (400, 408, 413, 417, 431, 500, 503).
+using HttpErrorBody = std::function<std::string(int status, std::string_view message)>;
+
+// A finished exchange, for metrics and the access log. Called on the connection's strand.
+struct HttpRecord {
+  std::string_view method, path, request_id, remote;
+  int status = 0;
+  int64_t sent_bytes = 0;
+  double seconds = 0;
+};
+
+struct HttpServerOptions {
+  std::string address = "127.0.0.1";
+  uint16_t port = 8000;  // 0: any free one
+  int threads = 2;
+  HttpLimits limits;
+  HttpGuard guard;
+  HttpHandler handler;
+  HttpErrorBody error_body;
+  std::function<void(const HttpRecord&)> on_done;
+};
+
+class HttpServer {
+ public:
+  // Binds and listens, so that the port is known; nothing is accepted before start(). InvalidArgument: no such
+  // address; Unavailable: the port is taken.
+  static Result<std::unique_ptr<HttpServer>> create(HttpServerOptions options);
+  // Closes what is left and joins.
+  virtual ~HttpServer() = default;
+
+  virtual uint16_t port() const = 0;
+  virtual void start() = 0;
+  // No new connections; those without a request in progress are closed; others after their answer.
+  virtual void drain() = 0;
+  // Waits until no connection is left, at most timeout_ms; true where none is.
+  virtual bool wait_drained(int64_t timeout_ms) = 0;
+  virtual int64_t connections() const = 0;
+};
+
+}  // namespace hearth

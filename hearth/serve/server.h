@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Server: models, engine, API and HTTP as one object. Serves /health from start() on, while the models load.
+// Any thread may call any method.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hearth/base/result.h"
+#include "hearth/engine/engine.h"
+#include "hearth/engine/served_model.h"
+#include "hearth/serve/http.h"
+#include "hearth/serve/limits.h"
+
+namespace hearth {
+
+struct ModelSource {
+  std::vector<std::string> names;  // what requests call it; the first is the one in answers
+  std::filesystem::path dir;
+};
+
+struct ServeOptions {
+  std::string address = "127.0.0.1";
+  uint16_t port = 8000;
+  int http_threads = 2;
+  HttpLimits http;
+  ApiLimits api;
+  std::vector<std::string> api_keys;  // empty: none is asked for
+  int request_workers = 2;            // threads for JSON, templates, tokenizing
+  int64_t waiting_requests = 256;     // that wait for such a thread; more get 503
+  EngineOptions engine;
+  LoadOptions load;
+  bool reference_ops = false;  // --device ref
+  std::vector<ModelSource> models;
+  bool access_log = false;
+};
+
+class Server {
+ public:
+  // Binds the address. Errors of HttpServer::create; InvalidArgument: no model, or two of one name.
+  static Result<std::unique_ptr<Server>> create(ServeOptions options);
+  virtual ~Server() = default;
+
+  virtual uint16_t port() const = 0;
+  // Serves from now on and loads the models, one after the other, on the calling thread. On an error the server
+  // is of no use; it stays live and not ready until it is destroyed.
+  virtual Status start() = 0;
+  virtual bool ready() const = 0;
+  // Takes no more requests; waits for those in flight, at most timeout_ms; then cancels them. True where all
+  // had finished.
+  virtual bool drain(int64_t timeout_ms) = 0;
+};
+
+}  // namespace hearth
