@@ -17,40 +17,10 @@
 #include <vector>
 
 #include "hearth/base/result.h"
+#include "hearth/serve/async.h"
+#include "hearth/serve/http_message.h"
 
 namespace hearth {
-
-template <class T = void>
-using Async = boost::asio::awaitable<T>;
-
-struct HttpLimits {
-  int64_t header_bytes = 16 << 10;
-  int64_t body_bytes = 32 << 20;
-  int64_t connections = 1024;
-  int64_t header_timeout_ms = 10'000;  // from the first byte of a request to the end of its header
-  int64_t body_timeout_ms = 60'000;    // of the whole body
-  int64_t idle_timeout_ms = 75'000;    // between two requests of a connection
-  int64_t write_timeout_ms = 30'000;   // without the client taking a byte
-};
-
-struct HttpHead {
-  std::string method;      // "GET"
-  std::string path;        // "/v1/models", without the query, percent-decoded
-  std::string query;       // after '?', as sent
-  std::string request_id;  // the client's x-request-id where it is 1 to 128 visible ASCII characters, else a new one
-  std::string remote;      // "127.0.0.1:51234"
-  std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
-
-  // The first header of that (lower case) name; empty where there is none.
-  std::string_view header(std::string_view name) const;
-};
-
-struct HttpReply {
-  int status = 200;
-  std::string body;
-  std::string content_type = "application/json";
-  std::vector<std::pair<std::string, std::string>> headers;  // beside content-type, content-length, x-request-id
-};
 
 // One request and the way to answer it. Lives as long as the handler's coroutine.
 class HttpExchange {
