@@ -26,10 +26,17 @@ else()
   endif()
   set(bridge_lib ${CMAKE_BINARY_DIR}/lib/libhearth_text_bridge.a)
   set(bridge_target_dir ${PROJECT_SOURCE_DIR}/build/cargo)
+  # Panic messages name crates, not the folders of this machine. Not through RUSTFLAGS, which would split at
+  # spaces and hide a user's own; where RUSTFLAGS is set, cargo takes that alone.
+  set(bridge_home $ENV{CARGO_HOME})
+  if(NOT bridge_home)
+    set(bridge_home $ENV{HOME}/.cargo)
+  endif()
+  set(bridge_remap "\"--remap-path-prefix=${PROJECT_SOURCE_DIR}=.\", \"--remap-path-prefix=${bridge_home}=cargo\"")
   file(GLOB_RECURSE bridge_sources CONFIGURE_DEPENDS ${bridge_dir}/src/*.rs)
   add_custom_command(OUTPUT ${bridge_lib}.stamp BYPRODUCTS ${bridge_lib}
     COMMAND ${CMAKE_COMMAND} -E env CARGO_TARGET_DIR=${bridge_target_dir}
-      ${bridge_cargo} build --release --locked --quiet --manifest-path ${bridge_dir}/Cargo.toml
+      ${bridge_cargo} --config "build.rustflags=[${bridge_remap}]" build --release --locked --quiet --manifest-path ${bridge_dir}/Cargo.toml
     COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/lib
     COMMAND ${CMAKE_COMMAND} -E copy_if_different ${bridge_target_dir}/release/libhearth_text_bridge.a ${bridge_lib}
     COMMAND ${CMAKE_COMMAND} -E touch ${bridge_lib}.stamp

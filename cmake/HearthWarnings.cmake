@@ -7,7 +7,9 @@ target_compile_options(hearth_flags INTERFACE
   -Wno-missing-field-initializers -Werror>
   # A fused multiply-add happens where the code says so, nowhere else: results may not depend on
   # what the compiler contracts.
-  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-omit-frame-pointer>)
+  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-omit-frame-pointer>
+  # Messages and debug information name hearth/base/log.cpp, not where this tree happened to lie.
+  $<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=>)
 if(HEARTH_SANITIZE)
   # g++ 12 reports uninitialized uses that are none in instrumented code; the release build judges those.
   target_compile_options(hearth_flags INTERFACE

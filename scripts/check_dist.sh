@@ -3,7 +3,7 @@
 # scripts/check_dist.sh [TAR]: proves that a distribution runs where nothing but glibc is. Unpacks it into
 # a folder with a space in its name and checks: every library that an ELF file needs is glibc's or lies in
 # lib/; search paths are $ORIGIN alone; no symbol is newer than glibc HEARTH_DIST_GLIBC (2.36, Debian 12);
-# the size is under 40 MiB. Then starts it in a root that holds nothing but this machine's glibc, and, with
+# bin/hearth names neither this source tree nor a home folder; the size is under 40 MiB. Then starts it in a root that holds nothing but this machine's glibc, and, with
 # HEARTH_UBUNTU_MIRROR=<url> and debootstrap, in a bare Ubuntu 24.04. Starting needs root.
 set -eu
 cd "$(dirname "$0")/.."
@@ -50,6 +50,12 @@ for file in "$dist"/bin/* "$dist"/lib/*; do
     newest=$(objdump -T "$file" | grep -o 'GLIBC_[0-9][0-9.]*' | sed 's/GLIBC_//' | sort -Vu | tail -n 1)
     if [ -n "$newest" ] && [ "$(printf '%s\n%s\n' "$newest" "$glibc_wanted" | sort -V | tail -n 1)" != "$glibc_wanted" ]; then
         fail "$short needs glibc $newest, wanted at most $glibc_wanted"
+    fi
+done
+for folder in "$(pwd)" "${HOME:-}" "${CARGO_HOME:-}"; do
+    case $folder in '' | /) continue ;; esac
+    if LC_ALL=C grep -aqF "$folder/" "$dist/bin/hearth"; then
+        fail "bin/hearth holds a path of the build machine: $(strings "$dist/bin/hearth" | grep -oF -m 1 "$folder/")"
     fi
 done
 # What the loader itself resolves, with its own default paths.

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -13,6 +15,7 @@
 namespace hearth::e2e {
 namespace {
 
+namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -289,6 +292,19 @@ TEST(Version, SaysWhatThisIs) {
   const json parsed = json::parse(run_hearth({"version", "--json"}).out);
   EXPECT_GE(parsed["threads"].get<int>(), 1);
   EXPECT_EQ(parsed["backends"], json({"cpu", "ref"}));
+}
+
+// What is given to others does not say where it was built.
+TEST(Version, TheBinaryHoldsNoPathOfTheBuildMachine) {
+  std::ifstream file(HEARTH_BINARY, std::ios::binary);
+  const std::string binary(std::istreambuf_iterator<char>(file), {});
+  ASSERT_THAT(binary, HasSubstr("hearth/checkpoint/"));  // messages of our own bugs name the file
+  for (const std::string& folder :
+       {fs::current_path().string(), std::string(std::getenv("HOME") ? std::getenv("HOME") : "")}) {
+    if (folder.size() < 2) continue;
+    const size_t at = binary.find(folder + "/");
+    EXPECT_EQ(at, std::string::npos) << binary.substr(at, 120);
+  }
 }
 
 TEST(Help, EveryCommandHasOne) {
