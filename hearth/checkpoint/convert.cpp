@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops are kept free of branches where the compiler can then use SIMD: the widening directions, and
-// f32 -> bf16.
+// f32 -> bf16, and the search for numbers that are none.
 #include "hearth/checkpoint/convert.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -53,7 +54,38 @@ Converter converter_of(DType src, DType dst) {
   }
 }
 
+// A float whose exponent bits are all set is infinite or not a number. Looks at kBlock elements at once and
+// element by element only in a block that has one.
+template <class Bits>
+std::optional<int64_t> find_full_exponent(std::span<const std::byte> values, Bits exponent) {
+  constexpr int64_t kBlock = 1024;
+  const int64_t count = static_cast<int64_t>(values.size() / sizeof(Bits));
+  const auto full = [&](int64_t i) {
+    Bits bits;
+    std::memcpy(&bits, values.data() + static_cast<size_t>(i) * sizeof(Bits), sizeof(Bits));  // any alignment
+    return static_cast<Bits>((bits & exponent) == exponent);
+  };
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, count);
+    Bits any = 0;
+    for (int64_t i = begin; i < end; ++i) any |= full(i);
+    if (any == 0) continue;
+    for (int64_t i = begin; i < end; ++i)
+      if (full(i) != 0) return i;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+std::optional<int64_t> find_non_finite(DType dtype, std::span<const std::byte> values) {
+  switch (dtype) {
+    case DType::kF32: return find_full_exponent<uint32_t>(values, 0x7F800000);
+    case DType::kF16: return find_full_exponent<uint16_t>(values, 0x7C00);
+    case DType::kBf16: return find_full_exponent<uint16_t>(values, 0x7F80);
+    default: return std::nullopt;
+  }
+}
 
 Status convert_floats(DType src_dtype, std::span<const std::byte> src, DType dst_dtype, std::span<std::byte> dst) {
   const Converter converter = converter_of(src_dtype, dst_dtype);

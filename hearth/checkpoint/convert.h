@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <span>
 
 #include "hearth/base/result.h"
@@ -16,5 +18,10 @@ namespace hearth {
 // f16 overflows to infinity. Equal types copy bits. Unsupported for another dtype.
 // REQUIRES: both spans hold the same whole number of elements.
 Status convert_floats(DType src_dtype, std::span<const std::byte> src, DType dst_dtype, std::span<std::byte> dst);
+
+// The index of the first element of `values` [n] dtype, dense, of any alignment, that is infinite or not a
+// number. None for a dtype other than f32, f16 and bf16: quantized codes are all numbers.
+// REQUIRES: a whole number of elements.
+std::optional<int64_t> find_non_finite(DType dtype, std::span<const std::byte> values);
 
 }  // namespace hearth

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "hearth/checkpoint/test_util.h"
@@ -110,6 +111,42 @@ TEST(ConvertFloats, TakesAnyAlignmentAndLeavesTheRestAlone) {
 TEST(ConvertFloats, NamesWhatItDoesNotConvert) {
   EXPECT_ERROR(convert_floats(DType::kI8, {}, DType::kF32, {}), kUnsupported, "conversion of i8 to f32");
   EXPECT_ERROR(convert_floats(DType::kF32, {}, DType::kE4m3, {}), kUnsupported, "conversion of f32 to e4m3");
+}
+
+template <class T>
+std::optional<int64_t> find(const std::vector<T>& values) {
+  return find_non_finite(kDTypeOf<T>, std::as_bytes(std::span(values)));
+}
+
+// Every pattern of 16 bits alone: found exactly where its value is not finite.
+TEST(FindNonFinite, JudgesEveryPattern) {
+  for (uint32_t i = 0; i < 65536; ++i) {
+    const f16 half{static_cast<uint16_t>(i)};
+    const bf16 brain{static_cast<uint16_t>(i)};
+    ASSERT_EQ(find<f16>({half}).has_value(), !std::isfinite(half.to_float())) << i;
+    ASSERT_EQ(find<bf16>({brain}).has_value(), !std::isfinite(brain.to_float())) << i;
+    const float f = std::bit_cast<float>(i << 16 | 1);
+    ASSERT_EQ(find<float>({f}).has_value(), !std::isfinite(f)) << i;
+  }
+}
+
+TEST(FindNonFinite, NamesTheFirstPlaceAtAnySizeAndAlignment) {
+  for (const size_t size : {1u, 7u, 1023u, 1024u, 1025u, 3000u}) {
+    std::vector<float> values(size, std::numeric_limits<float>::max());
+    EXPECT_EQ(find(values), std::nullopt) << size;
+    for (const size_t place : {size_t{0}, size / 2, size - 1}) {
+      auto bad = values;
+      bad[place] = -kInf;
+      bad[size - 1] = std::numeric_limits<float>::quiet_NaN();
+      EXPECT_EQ(find(bad), static_cast<int64_t>(place)) << size;
+      std::vector<std::byte> shifted(size * sizeof(float) + 1);
+      std::memcpy(shifted.data() + 1, bad.data(), size * sizeof(float));
+      EXPECT_EQ(find_non_finite(DType::kF32, std::span(shifted).subspan(1)), static_cast<int64_t>(place)) << size;
+    }
+  }
+  EXPECT_EQ(find(std::vector<float>()), std::nullopt);
+  // Codes of other types are no such numbers.
+  EXPECT_EQ(find(std::vector<uint8_t>(64, 0xFF)), std::nullopt);
 }
 
 }  // namespace

@@ -7,7 +7,11 @@
 
 namespace hearth {
 
-// 'name' in quotes, control characters as \xNN, cut after 120 bytes: a name out of a file may hold
+// `text` with control characters (C0 but newline and tab, DEL, and C1 in UTF-8) as \xNN, so that a terminal
+// shows it and does not obey it.
+std::string escape_controls(std::string_view text);
+
+// 'name' in quotes, all control characters as \xNN, cut after 120 bytes: a name out of a file may hold
 // anything and be of any length, a message goes to a terminal.
 std::string quote_name(std::string_view name);
 

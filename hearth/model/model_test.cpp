@@ -165,6 +165,80 @@ TEST(Model, RefusesTensorsThatItHasNoPlaceFor) {
   EXPECT_NE(model.error().message.find("tensor 'model.layers.1."), std::string::npos) << model.error().message;
 }
 
+// A copy of a fixture with one element of one tensor overwritten by `bits`, loaded.
+Result<std::shared_ptr<const Model>> load_with_element(const std::string& fixture, const std::string& tensor,
+                                                       int64_t index, uint32_t bits, const ModelOptions& options = {}) {
+  namespace fs = std::filesystem;
+  const fs::path dir = fs::path(::testing::TempDir()) / fmt::format("hearth-element-{}", getpid());
+  fs::create_directories(dir);
+  for (const char* name : {"config.json", "model.safetensors"})
+    fs::copy_file("tests/fixtures/" + fixture + "/" + name, dir / name, fs::copy_options::overwrite_existing);
+  HEARTH_TRY_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(dir));
+  const TensorEntry* const entry = checkpoint.find(tensor);
+  HEARTH_CHECK(entry != nullptr, "no {} in {}", tensor, fixture);
+  const int64_t width = dtype_bytes(entry->dtype, 1);
+  std::fstream file(dir / "model.safetensors", std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(entry->offset_bytes + index * width);
+  file.write(reinterpret_cast<const char*>(&bits), width);
+  file.close();
+  ThreadPool pool(3);
+  auto model = Model::load(checkpoint, cpu_ops(), options, pool);
+  fs::remove_all(dir);
+  return model;
+}
+
+// One number that is none makes every token of the model none: the file is broken, and is so at load.
+TEST(Model, NamesTheTensorThatHoldsNoNumber) {
+  constexpr uint32_t kNanBf16 = 0x7FC1, kInfBf16 = 0xFF80, kNanF32 = 0xFFC00000, kMaxBf16 = 0x7F7F;
+  struct Case {
+    const char* fixture;
+    const char* tensor;
+    int64_t index;
+    uint32_t bits;
+    const char* wanted;
+  };
+  const Case cases[] = {
+      {"qwen25", "model.embed_tokens.weight", 56 * 112 + 55, kNanBf16, "nan at [112, 55]"},
+      {"qwen25", "lm_head.weight", 0, kNanBf16, "nan at [0, 0]"},
+      {"qwen25", "model.layers.0.input_layernorm.weight", 55, kNanBf16, "nan at [55]"},
+      {"qwen25", "model.layers.0.self_attn.k_proj.bias", 3, kInfBf16, "-inf at [3]"},
+      {"qwen25", "model.layers.0.self_attn.v_proj.weight", 57, kInfBf16, "-inf at [1, 1]"},
+      {"qwen25", "model.layers.1.mlp.up_proj.weight", 0, kNanBf16, "nan at [0, 0]"},
+      {"qwen25", "model.norm.weight", 0, kInfBf16, "-inf at [0]"},
+      {"qwen3", "model.layers.1.self_attn.q_norm.weight", 15, kNanBf16, "nan at [15]"},
+      {"llama_bias", "model.layers.0.mlp.down_proj.bias", 31, kNanF32, "nan at [31]"},
+      {"llama_bias", "model.layers.1.mlp.down_proj.weight", 56 * 31 + 2, kNanF32, "nan at [31, 2]"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.tensor);
+    const auto model = load_with_element(c.fixture, c.tensor, c.index, c.bits);
+    ASSERT_FALSE(model);
+    EXPECT_EQ(model.error().code, ErrorCode::kCorrupt);
+    EXPECT_NE(model.error().message.find(fmt::format("tensor '{}' is", c.tensor)), std::string::npos)
+        << model.error().message;
+    EXPECT_NE(model.error().message.find(c.wanted), std::string::npos) << model.error().message;
+  }
+  // The largest number is one, unless the type that is wanted does not have it.
+  EXPECT_TRUE(load_with_element("qwen25", "model.norm.weight", 0, kMaxBf16));
+  const char* const down = "model.layers.0.mlp.down_proj.weight";
+  EXPECT_TRUE(load_with_element("llama_bias", down, 0, 0x7F7FFFFF));
+  const auto rounded = load_with_element("llama_bias", down, 0, 0x7F7FFFFF, {.activation = DType::kBf16});
+  ASSERT_FALSE(rounded);
+  EXPECT_NE(rounded.error().message.find("is inf at [0, 0] as bf16; wanted finite numbers"), std::string::npos)
+      << rounded.error().message;
+}
+
+TEST(Runner, CountsItsPoolWithoutOverflow) {
+  ThreadPool pool(1);
+  auto model = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kF32, 1, pool);
+  ASSERT_TRUE(model);
+  // A token is 2 * 2 * 2 * 8 floats: 2^60 of them are 2^68 bytes, which are 0 in 64 bits.
+  const auto runner = Runner::create(*model, {.max_context = int64_t{1} << 60}, pool);
+  ASSERT_FALSE(runner);
+  EXPECT_EQ(runner.error().code, ErrorCode::kResourceExhausted) << runner.error().message;
+  EXPECT_NE(runner.error().message.find("more bytes than can be counted"), std::string::npos) << runner.error().message;
+}
+
 TEST(Runner, RefusesWhatDoesNotFitAndStaysUsable) {
   ThreadPool pool(1);
   auto model = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kF32, 1, pool);

@@ -24,7 +24,8 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
   runner.blocks_per_slot_ = (wanted.max_context + wanted.block_tokens - 1) / wanted.block_tokens;
   const KvLayout& layout = runner.kv_.layout;
   int64_t pool_bytes = 0;
-  if (__builtin_mul_overflow(runner.blocks_per_slot_ * layout.block_bytes(), wanted.max_sequences, &pool_bytes))
+  if (__builtin_mul_overflow(runner.blocks_per_slot_, layout.block_bytes(), &pool_bytes) ||
+      __builtin_mul_overflow(pool_bytes, wanted.max_sequences, &pool_bytes))
     return resource_exhausted("KV pool for {} sequences of {} tokens: more bytes than can be counted",
                               wanted.max_sequences, wanted.max_context);
   HEARTH_TRY_ASSIGN(runner.pool_memory_,

@@ -7,6 +7,7 @@
 
 #include "hearth/base/log.h"
 #include "hearth/checkpoint/convert.h"
+#include "hearth/checkpoint/quote.h"
 #include "hearth/model/rope_frequencies.h"
 
 namespace hearth {
@@ -243,6 +244,8 @@ class Binder {
           status = source_.read_part(entry, from, staging);
           if (status) status = convert_floats(entry.dtype, staging, dtype, to);
         }
+        // What was stored, in the type that will be used: a large f32 may round to infinity in bf16.
+        if (status) status = check_finite(part, row, dtype, to);
         if (!status) {
           failures[static_cast<size_t>(thread)] = std::move(status);
           return;
@@ -253,6 +256,26 @@ class Binder {
     done_ += dtype_bytes(entry.dtype, part.rows * part.cols);
     if (progress_) progress_(done_, total_);
     return {};
+  }
+
+  // Corrupt where the rows of `part` from `row` on, stored in `values`, hold a number that is none: everything
+  // computed from it would be none either.
+  Status check_finite(const Part& part, int64_t row, DType dtype, std::span<const std::byte> values) const {
+    const std::optional<int64_t> found = find_non_finite(dtype, values);
+    if (!found) return {};
+    const int64_t width = dtype_bytes(dtype, 1);
+    float value = 0;
+    const Status widened =
+        convert_floats(dtype, values.subspan(static_cast<size_t>(*found * width), static_cast<size_t>(width)),
+                       DType::kF32, std::as_writable_bytes(std::span(&value, 1)));
+    HEARTH_CHECK(widened, "{}", widened.error().message);
+    const TensorEntry& entry = *part.entry;
+    const int64_t column = part.col_begin + *found % part.cols;
+    const int64_t tensor_row = part.row_begin + row + *found / part.cols;
+    const std::string place =
+        entry.shape.rank() == 1 ? fmt::format("{}", column) : fmt::format("{}, {}", tensor_row, column);
+    return corrupt("tensor {} is {} at [{}]{}; wanted finite numbers", quote_name(entry.name), value, place,
+                   entry.dtype == dtype ? "" : fmt::format(" as {}", dtype_name(dtype)));
   }
 
   Result<bool> same_bytes(const TensorEntry& a, const TensorEntry& b) {

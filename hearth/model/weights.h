@@ -66,7 +66,8 @@ using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)
 // Reads the shard of every weight that the architecture needs, on all threads of the pool.
 // `activation` kBf16 turns f32 and f16 linear weights into bf16; kF32 keeps them.
 // Errors: NotFound for a missing tensor, InvalidArgument for a wrong shape or a shard that does not
-// divide the heads, Unsupported for a dtype, ResourceExhausted for too little memory.
+// divide the heads, Unsupported for a dtype, Corrupt for a weight that is infinite or not a number, as stored
+// or as converted, ResourceExhausted for too little memory.
 Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard,
                                   ThreadPool& pool, const LoadProgress& progress);
 
