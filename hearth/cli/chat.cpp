@@ -132,22 +132,27 @@ class Chat {
     return session_.tokenizer.encode(prompt, {.add_special_tokens = false});
   }
 
+  // Why the dialogue with these ids cannot be answered; empty: it can.
+  std::string refusal(const Result<std::vector<int32_t>>& ids) const {
+    if (!ids) return ids.error().message;
+    const int64_t vocab = session_.model->config().vocab_size;
+    for (const int32_t id : *ids)
+      if (id >= vocab) return fmt::format("the message has token {} and the model's vocabulary has {}", id, vocab);
+    if (ids->empty()) return "the dialogue has no tokens";
+    if (std::ssize(*ids) < runner_.max_context()) return "";
+    return fmt::format("the dialogue has {} tokens with this message and the context holds {}", ids->size(),
+                       runner_.max_context());
+  }
+
   Status answer(const std::string& message) {
     messages_.push_back({{"role", "user"}, {"content", message}});
-    auto ids = prompt_ids();
-    if (!ids) {
+    const auto ids = prompt_ids();
+    if (const std::string why = refusal(ids); !why.empty()) {
       messages_.erase(messages_.size() - 1);
-      return std::move(ids).error().with_context("chat template");
-    }
-    const int64_t left = runner_.max_context() - std::ssize(*ids);
-    if (left < 1 || ids->empty()) {
-      messages_.erase(messages_.size() - 1);
-      notice(
-          fmt::format("the dialogue has {} tokens with this message and the context holds {}; the message was left "
-                      "out, /reset starts anew",
-                      ids->size(), runner_.max_context()));
+      notice(why + "; the message was left out, /reset starts anew");
       return {};
     }
+    const int64_t left = runner_.max_context() - std::ssize(*ids);
     plan_.max_tokens = std::min(left, settings_.sampling.max_tokens.value_or(kDefaultMaxTokens));
     interrupt_.clear();
     const OnText on_text = [](std::string_view piece) { return write_stdout(piece); };
@@ -181,8 +186,7 @@ Result<int> run_chat(const ChatSettings& s) {
   if (session.tokenizer.chat_templates().count("default") == 0)
     return invalid_argument(
         "{} has no chat template, so it was not trained to chat; `hearth generate` continues a text", session.name);
-  HEARTH_TRY_ASSIGN(ChatTemplate chat_template,
-                    ChatTemplate::from_tokenizer(session.tokenizer).with_context("chat template"));
+  HEARTH_TRY_ASSIGN(ChatTemplate chat_template, ChatTemplate::from_tokenizer(session.tokenizer));
   HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, session, random_seed()));
   HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, session.model->config(), kDefaultContext));
   const RunnerOptions options = {.max_sequences = 1,

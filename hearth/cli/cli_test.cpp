@@ -35,6 +35,14 @@ TEST(Numbers, SaysWhatWasFoundAndWanted) {
     EXPECT_THAT(parse_number(bad, kShare).error().message, HasSubstr("is not a number; wanted 0 to 1")) << bad;
 }
 
+TEST(Numbers, ALargeLimitIsStatedAndNoneIsNot) {
+  constexpr Setting<int64_t> kLarge{"--large", "N", 0, int64_t{1} << 40, "", ""},
+      kOpen{"--open", "N", 1, kNoLimit, "", ""};
+  EXPECT_EQ(parse_number("1099511627777", kLarge).error().message,
+            "1099511627777 is out of range; wanted 0 to 1099511627776");
+  EXPECT_EQ(parse_number("0", kOpen).error().message, "0 is out of range; wanted at least 1");
+}
+
 TEST(LogitBiasFlag, Parses) {
   EXPECT_EQ(parse_logit_bias("17=-2.5")->token, 17);
   EXPECT_EQ(parse_logit_bias("17=-2.5")->bias, -2.5f);
@@ -72,7 +80,7 @@ TEST(Help, StatesDefaultsUnitsAndRanges) {
   add_sampling_options(app, s, "128, or what fits");
   const std::string help = app.help();
   EXPECT_THAT(help, HasSubstr("--max-tokens N"));
-  EXPECT_THAT(help, HasSubstr("(at least 1 tokens; default: 128, or what fits)"));
+  EXPECT_THAT(help, HasSubstr("(1 to 2147483648 tokens; default: 128, or what fits)"));
   EXPECT_THAT(help, HasSubstr("-2 to 2; default: 0"));
   // No line is wider than the help's width.
   size_t begin = 0;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // hearth generate: continues a text.
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "hearth/cli/commands.h"
@@ -8,7 +12,6 @@
 #include "hearth/cli/options.h"
 #include "hearth/cli/session.h"
 #include "hearth/cli/terminal.h"
-#include "hearth/eval/tokens.h"
 
 namespace hearth {
 namespace {
@@ -43,17 +46,50 @@ constexpr Setting<int64_t> kLogprobs{
     "--logprobs",    "K",      0,
     kMaxTopLogprobs, "tokens", "With --json: the log probability of each token, and the K likeliest beside it."};
 
-Result<std::string> read_prompt(const GenerateSettings& s) {
-  if (s.prompt_option->count() > 0 && !s.prompt_file.empty())
-    return invalid_argument("--prompt and --prompt-file are both given; wanted one of them");
-  if (s.prompt_option->count() > 0) return s.prompt;
-  if (s.prompt_file.empty())
-    return invalid_argument("no prompt; give --prompt TEXT or --prompt-file FILE (- for standard input)");
-  auto text = s.prompt_file == "-" ? read_stdin() : read_text_file(s.prompt_file);
-  HEARTH_TRY_ASSIGN(std::string prompt, std::move(text).with_context("--prompt-file"));
-  if (!prompt.empty() && prompt.back() == '\n') prompt.pop_back();
-  return prompt;
-}
+// Where the prompt comes from: found before the model is loaded, read once it is known how much can fit.
+class PromptSource {
+ public:
+  static Result<PromptSource> open(const GenerateSettings& s) {
+    PromptSource source;
+    const bool given = s.prompt_option->count() > 0;
+    if (given && !s.prompt_file.empty())
+      return invalid_argument("--prompt and --prompt-file are both given; wanted one of them");
+    if (!given && s.prompt_file.empty())
+      return invalid_argument("no prompt; give --prompt TEXT or --prompt-file FILE (- for standard input)");
+    source.text_ = s.prompt;
+    if (given) return source;
+    source.name_ = s.prompt_file == "-" ? "standard input" : s.prompt_file;
+    std::error_code ignored;
+    if (s.prompt_file == "-") {
+      source.file_ = {stdin, [](std::FILE*) { return 0; }};
+    } else if (std::filesystem::is_directory(s.prompt_file, ignored)) {
+      return invalid_argument("--prompt-file: {} is a folder; wanted a file", source.name_);
+    } else {
+      source.file_ = {std::fopen(s.prompt_file.c_str(), "rb"), std::fclose};
+    }
+    if (source.file_ != nullptr) return source;
+    if (errno == ENOENT) return not_found("--prompt-file: {}: no such file", source.name_);
+    return unavailable("--prompt-file: cannot open {}: {}", source.name_, std::strerror(errno));
+  }
+
+  // The prompt. One that is longer than limit_bytes ends soon after that: what comes may have no end.
+  Result<std::string> read(int64_t limit_bytes) {
+    if (file_ == nullptr) return std::move(text_);
+    char buffer[1 << 16];
+    size_t got = 0;
+    while (std::ssize(text_) <= limit_bytes + 1 && (got = std::fread(buffer, 1, sizeof buffer, file_.get())) > 0)
+      text_.append(buffer, got);
+    if (std::ferror(file_.get()) != 0)
+      return unavailable("--prompt-file: cannot read {}: {}", name_, std::strerror(errno));
+    if (!text_.empty() && text_.back() == '\n') text_.pop_back();
+    return std::move(text_);
+  }
+
+ private:
+  std::string text_;
+  std::string name_;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_{nullptr, std::fclose};
+};
 
 // How many tokens may follow a prompt of `prompt_tokens` in a context of `context`.
 Result<int64_t> fit_max_tokens(const std::optional<int64_t>& wanted, int64_t prompt_tokens, int64_t context) {
@@ -159,26 +195,29 @@ class GenerateRun {
   int64_t completion_tokens_ = 0;
 };
 
-// Tokenizing costs a hundred times the text's memory, so a text that cannot fit is refused by its bytes: no
-// token stands for more of them than the longest one.
-Status check_prompt_bytes(std::string_view prompt, const Tokenizer& tokenizer, int64_t context) {
+// Reads the prompt. Tokenizing costs a hundred times the text's memory, so a text that cannot fit is refused by
+// its bytes: no token stands for more of them than the longest one.
+Result<std::string> read_prompt(PromptSource source, const Tokenizer& tokenizer, int64_t context) {
   int64_t longest = 64;
   for (TokenId id = 0; id < tokenizer.vocab_size(); ++id)
     longest = std::max(longest, std::ssize(tokenizer.token_bytes(id)));
-  if (std::ssize(prompt) / longest <= context) return {};
-  return invalid_argument("the prompt has {} bytes; the context of {} tokens holds at most {}", prompt.size(), context,
-                          context * longest);
+  const int64_t limit_bytes = context * longest;
+  HEARTH_TRY_ASSIGN(std::string prompt, source.read(limit_bytes));
+  if (std::ssize(prompt) <= limit_bytes) return prompt;
+  return invalid_argument("the prompt has {} bytes or more; the context of {} tokens holds at most {}", prompt.size(),
+                          context, limit_bytes);
 }
 
 Result<int> run_generate(const GenerateSettings& s) {
   if (s.logprobs_option->count() > 0 && !s.json) return invalid_argument("--logprobs: needs --json");
-  HEARTH_TRY_ASSIGN(const std::string prompt, read_prompt(s));
+  HEARTH_TRY(find_model(s.model.model));  // before the prompt: the first word first
+  HEARTH_TRY_ASSIGN(PromptSource source, PromptSource::open(s));
   const std::unique_ptr<ThreadPool> pool = make_pool(s.model);
   HEARTH_TRY_ASSIGN(const Session session, open_session(s.model, *pool));
   HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, session, random_seed()));
   const ModelConfig& config = session.model->config();
   HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, config, kNoLimit));
-  HEARTH_TRY(check_prompt_bytes(prompt, session.tokenizer, context));
+  HEARTH_TRY_ASSIGN(const std::string prompt, read_prompt(std::move(source), session.tokenizer, context));
   HEARTH_TRY_ASSIGN(
       const std::vector<int32_t> ids,
       session.tokenizer.encode(prompt, {.add_special_tokens = !s.no_special_tokens}).with_context("prompt"));

@@ -6,6 +6,7 @@
 
 #include "hearth/checkpoint/checkpoint.h"
 #include "hearth/checkpoint/json.h"
+#include "hearth/checkpoint/quote.h"
 #include "hearth/cli/commands.h"
 #include "hearth/cli/session.h"
 #include "hearth/cli/terminal.h"
@@ -35,7 +36,8 @@ class Report {
   void add_line(const std::string& line) { text_ += line + "\n"; }
   nlohmann::json& json() { return json_; }
   Status print(bool as_json) const {
-    return write_stdout(as_json ? json_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n" : text_);
+    return write_stdout(as_json ? json_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
+                                : escape_controls(text_));
   }
 
  private:

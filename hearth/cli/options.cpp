@@ -42,11 +42,11 @@ constexpr Setting<double> kBias{"", "", -100, 100, "", ""};
 std::string number_text(int64_t value) { return fmt::format("{}", value); }
 std::string number_text(double value) { return fmt::format("{:g}", value); }
 
-// "1 to 100 tokens", "at least 0"
+// "1 to 100 tokens", "at least 0" where there is no limit above
 template <class T>
 std::string range_text(const Setting<T>& s) {
   const std::string unit = *s.unit ? fmt::format(" {}", s.unit) : "";
-  if (static_cast<double>(s.max) >= 0x1p31 - 1) return fmt::format("at least {}{}", number_text(s.min), unit);
+  if (s.max == std::numeric_limits<T>::max()) return fmt::format("at least {}{}", number_text(s.min), unit);
   return fmt::format("{} to {}{}", number_text(s.min), number_text(s.max), unit);
 }
 

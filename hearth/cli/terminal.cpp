@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "hearth/checkpoint/quote.h"
+
 namespace hearth {
 namespace {
 
@@ -40,17 +42,8 @@ Status write_stdout(std::string_view text) {
 }
 
 void write_stderr(std::string_view line) {
-  std::fwrite(line.data(), 1, line.size(), stderr);
-  std::fputc('\n', stderr);
-}
-
-Result<std::string> read_stdin() {
-  std::string text;
-  char buffer[1 << 16];
-  size_t got = 0;
-  while ((got = std::fread(buffer, 1, sizeof buffer, stdin)) > 0) text.append(buffer, got);
-  if (std::ferror(stdin)) return unavailable("cannot read standard input: {}", std::strerror(errno));
-  return text;
+  const std::string shown = escape_controls(line) + "\n";
+  std::fwrite(shown.data(), 1, shown.size(), stderr);
 }
 
 InterruptGuard::InterruptGuard() { clear(); }

@@ -19,11 +19,9 @@ bool stderr_is_terminal();
 
 // Writes to stdout and flushes. Unavailable where that fails.
 Status write_stdout(std::string_view text);
-// Writes a line to stderr; what fails there has nowhere to be told.
+// Writes a line to stderr, its control characters escaped: it may hold what a file said. What fails there has
+// nowhere to be told.
 void write_stderr(std::string_view line);
-
-// Everything on stdin. Unavailable where it cannot be read.
-Result<std::string> read_stdin();
 
 // While one lives, Ctrl-C sets a flag instead of ending the process; a second Ctrl-C before clear() ends
 // it as usual. One at a time.

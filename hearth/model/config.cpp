@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "hearth/checkpoint/quote.h"
 #include "hearth/model/architecture.h"
 
 namespace hearth {
@@ -100,7 +101,7 @@ class Fields {
   }
 
   static std::string shown(const json& value) {
-    std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
+    std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
     if (text.size() > 80) text = text.substr(0, 77) + "...";
     return text;
   }
@@ -148,8 +149,8 @@ Status read_rope(const Fields& fields, ModelConfig& out) {
     return invalid_argument("config.json: '{}' is {}; wanted an object", name, Fields::shown(*dict));
   for (const auto& [key, value] : dict->items())
     if (value.is_object())
-      return unsupported(
-          "config.json: '{}' has parameters per layer type ('{}'); hearth supports one set for all layers", name, key);
+      return unsupported("config.json: '{}' has parameters per layer type ({}); hearth supports one set for all layers",
+                         name, quote_name(key));
 
   const Fields scaling_fields(*dict, std::string(name) + ".");
   HEARTH_TRY_ASSIGN(const double outer_theta, fields.number("rope_theta", 1, kHuge, 10000.0));
@@ -184,8 +185,8 @@ Status read_rope(const Fields& fields, ModelConfig& out) {
   } else if (type_name == "yarn") {
     scaling.type = RopeScaling::Type::kYarn;
   } else {
-    return unsupported("config.json: rope type '{}' is not supported; hearth supports default, linear, llama3 and yarn",
-                       type_name);
+    return unsupported("config.json: rope type {} is not supported; hearth supports default, linear, llama3 and yarn",
+                       quote_name(type_name));
   }
   HEARTH_TRY_ASSIGN(scaling.factor, scaling_fields.number("factor", 1e-6, kHuge, default_factor));
   if (scaling.type == RopeScaling::Type::kYarn) HEARTH_TRY(read_yarn(scaling_fields, scaling));
@@ -273,7 +274,8 @@ Result<const Architecture*> read_architecture(const json& config) {
                             it == config.end() ? "missing" : Fields::shown(*it), supported);
   const std::string name = it->front().get<std::string>();
   const Architecture* architecture = find_architecture(name);
-  if (!architecture) return unsupported("architecture '{}' is not supported; hearth supports {}", name, supported);
+  if (!architecture)
+    return unsupported("architecture {} is not supported; hearth supports {}", quote_name(name), supported);
   // Where the two disagree, others follow model_type: another model than the one named here.
   const auto type = config.find("model_type");
   if (type != config.end() && !type->is_null() && *type != architecture->model_type)

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "hearth/base/random.h"
+#include "hearth/checkpoint/quote.h"
 
 namespace hearth {
 namespace {
@@ -47,8 +48,8 @@ Status CheckpointSource::check_all_used() const {
   for (const TensorEntry& entry : checkpoint_.tensors()) {
     if (asked_.contains(entry.name) || entry.name.ends_with("rotary_emb.inv_freq")) continue;
     return unsupported(
-        "tensor '{}' {} is in the checkpoint, but the model that config.json describes has no place for it", entry.name,
-        to_string(entry.shape));
+        "tensor {} {} is in the checkpoint, but the model that config.json describes has no place for it",
+        quote_name(entry.name), to_string(entry.shape));
   }
   return {};
 }

@@ -79,6 +79,7 @@ TEST_F(BadModel, TheCopyItselfWorks) {
 
 TEST_F(BadModel, MissingFolderAndFiles) {
   expect_error(run_hearth({"generate", "/nowhere/model", "--prompt", "a", "-q"}), kNotFound, {"/nowhere/model"});
+  expect_error(run_hearth({"generate", "/nowhere/model"}), kNotFound, {"/nowhere/model"});
   expect_error(
       run_hearth({"generate", "org/model", "--prompt", "a", "-q"}, {.environment = {{"HF_HUB_CACHE", dir_.string()}}}),
       kNotFound, {"org/model"});
@@ -100,6 +101,82 @@ TEST_F(BadModel, TruncatedWeights) {
   expect_error(generate(), kCorrupt, {"model.safetensors"});
   write("model.safetensors", "");
   expect_error(generate(), kCorrupt, {"model.safetensors"});
+}
+
+TEST_F(BadModel, WeightsThatAreNoNumbers) {
+  std::string bytes = read("models/fable-13m/model.safetensors");
+  bytes.replace(bytes.size() - 2, 2, "\xC0\x7F");  // a NaN of bf16 as the last element
+  write("model.safetensors", bytes);
+  expect_error(generate(), kCorrupt, {dir_.string(), "tensor 'model.norm.weight' is nan at [383]", "finite"});
+}
+
+// A terminal obeys escape sequences: what files say is shown, never sent.
+TEST_F(BadModel, NothingThatAFileSaysReachesTheTerminalRaw) {
+  const std::string evil =
+      "\x1b]0;owned\x07\xc2\x9b"
+      "31m\x7f";
+  const auto expect_plain = [](const ProcessResult& result, int exit_code) {
+    EXPECT_EQ(result.exit_code, exit_code) << result.err;
+    for (const std::string* text : {&result.out, &result.err})
+      for (const char* bad : {"\x1b", "\x07", "\xc2\x9b", "\x7f"})
+        EXPECT_EQ(text->find(bad), std::string::npos) << *text;
+    EXPECT_THAT(result.out + result.err, HasSubstr("owned"));
+  };
+  set("architectures", {evil});
+  expect_plain(generate(), kUnsupported);
+  expect_plain(run_hearth({"inspect", dir_.string()}), 0);
+  set("model_type", evil);
+  expect_plain(generate(), kUnsupported);
+  set("torch_dtype", evil);  // not a field that hearth knows
+  EXPECT_EQ(generate().exit_code, 0);
+  set("hidden_act", evil);
+  expect_plain(generate(), kUnsupported);
+  set("rope_scaling", {{"rope_type", evil}, {"factor", 4.0}});
+  expect_plain(generate(), kUnsupported);
+  set("rope_scaling", {{evil, json::object()}});
+  expect_plain(generate(), kUnsupported);
+  set("vocab_size", evil);
+  expect_plain(generate(), kWrongInput);
+  set("hidden_size", 384);
+  write("generation_config.json", json{{"top_p", evil}}.dump());
+  expect_plain(generate(), kCorrupt);
+  write("generation_config.json", "{}");
+  json tokenizer = json::parse(read("models/fable-13m/tokenizer.json"));
+  const json whole = tokenizer;
+  tokenizer["model"]["type"] = evil;
+  write("tokenizer.json", tokenizer.dump());
+  EXPECT_EQ(generate().err.find('\x1b'), std::string::npos);
+  write("tokenizer.json", whole.dump());
+
+  // A header of our own: the tensor's name, its type, and the name of the file that should have it.
+  const auto with_header = [&](const json& header, size_t data_bytes) {
+    const std::string text = header.dump();
+    std::string file;
+    for (size_t i = 0; i < 8; ++i) file += static_cast<char>(text.size() >> (8 * i) & 0xFF);
+    write("model.safetensors", file + text + std::string(data_bytes, '\0'));
+  };
+  with_header({{evil, {{"dtype", "F32"}, {"shape", {1}}, {"data_offsets", {0, 8}}}}}, 8);
+  expect_plain(generate(), kCorrupt);
+  with_header({{"x", {{"dtype", evil}, {"shape", {1}}, {"data_offsets", {0, 8}}}}}, 8);
+  expect_plain(generate(), kUnsupported);
+  with_header({{evil, {{"dtype", "F32"}, {"shape", {2}}, {"data_offsets", {0, 8}}}}}, 8);
+  expect_plain(run_hearth({"inspect", dir_.string(), "--tensors"}), 0);
+  fs::remove(weights());
+  write("model.safetensors.index.json", json{{"weight_map", {{"x", evil}}}}.dump());
+  expect_plain(generate(), kNotFound);
+  // A tensor too many, beside all that the model needs.
+  std::string bytes = read("models/fable-13m/model.safetensors");
+  size_t header_bytes = 0;
+  for (size_t i = 8; i-- > 0;) header_bytes = header_bytes << 8 | static_cast<unsigned char>(bytes[i]);
+  json header = json::parse(bytes.substr(8, header_bytes));
+  const size_t data = bytes.size() - 8 - header_bytes;
+  header[evil] = {{"dtype", "F32"}, {"shape", {1}}, {"data_offsets", {data, data + 4}}};
+  fs::remove(dir_ / "model.safetensors.index.json");
+  const std::string text = header.dump();
+  std::string file;
+  for (size_t i = 0; i < 8; ++i) file += static_cast<char>(text.size() >> (8 * i) & 0xFF);
+  write("model.safetensors", file + text + bytes.substr(8 + header_bytes) + std::string(4, '\0'));
+  expect_plain(generate(), kUnsupported);
 }
 
 TEST_F(BadModel, WrongJson) {
@@ -165,7 +242,31 @@ TEST_F(BadModel, ChatWithoutATemplate) {
   expect_error(run_hearth({"chat", dir_.string(), "-q"}), kWrongInput, {"chat template", "hearth generate"});
   config["chat_template"] = "{% if %}";
   write("tokenizer_config.json", config.dump());
-  expect_error(run_hearth({"chat", dir_.string(), "-q"}), kWrongInput, {"chat template"});
+  const ProcessResult broken = run_hearth({"chat", dir_.string(), "-q"});
+  expect_error(broken, kWrongInput, {"chat template"});
+  EXPECT_EQ(broken.err.find("chat template: chat template"), std::string::npos) << broken.err;
+}
+
+// A message that the template or the model refuses is left out; the dialogue goes on.
+TEST_F(BadModel, ChatGoesOnAfterAMessageThatIsRefused) {
+  json config = json::parse(read("models/fable-13m/tokenizer_config.json"));
+  config["chat_template"] =
+      "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no such word') }}{% endif %}"
+      "{{ m.content }} {% endfor %}";
+  write("tokenizer_config.json", config.dump());
+  json tokenizer = json::parse(read("models/fable-13m/tokenizer.json"));
+  json extra = tokenizer["added_tokens"].back();
+  extra["id"] = 8192;  // the first one that the model does not have
+  extra["content"] = "<beyond>";
+  tokenizer["added_tokens"].push_back(extra);
+  write("tokenizer.json", tokenizer.dump());
+  const ProcessResult result = run_hearth({"chat", dir_.string(), "-q", "--max-tokens", "2", "--temperature", "0"},
+                                          {.stdin_text = "bad\n<beyond>\nIt was\n"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("no such word"));
+  EXPECT_EQ(result.err.find("chat template: chat template"), std::string::npos) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("token 8192 and the model's vocabulary has 8192; the message was left out"));
+  EXPECT_GT(result.out.size(), 1u) << result.err;  // the answer to the third message
 }
 
 TEST_F(BadModel, KlNeedsOneVocabulary) {
@@ -188,6 +289,13 @@ TEST(BadPrompt, TooLong) {
   expect_error(generate({"--prompt", "a", "--max-model-len", "5000"}), kWrongInput, {"5000", "1024"});
   // Refused before it is tokenized: 1,024 tokens of 64 bytes.
   expect_error(generate({"--prompt", std::string(65600, 'a')}), kWrongInput, {"65600 bytes", "1024 tokens", "65536"});
+  // And not read to an end that it may not have.
+  expect_error(generate({"--prompt-file", "/dev/zero"}), kWrongInput, {"the prompt has", "1024 tokens", "65536"});
+  const std::string file = testing::TempDir() + "hearth_e2e_long_prompt.txt";
+  std::ofstream(file) << std::string(65537, 'a') << '\n';
+  expect_error(generate({"--prompt-file", file}), kWrongInput, {"65537 bytes", "1024 tokens", "65536"});
+  std::ofstream(file) << std::string(65536, 'a') << '\n';  // may fit by its bytes: the tokens decide
+  expect_error(generate({"--prompt-file", file}), kWrongInput, {"the prompt has", "tokens; the context"});
 }
 
 TEST(BadPrompt, MissingEmptyOrNoText) {
@@ -210,7 +318,9 @@ TEST(BadFlag, ValuesAndNames) {
   expect_error(with({"--temperature", "hot"}), kWrongInput, {"--temperature", "'hot'"});
   expect_error(with({"--top-p", "1.5"}), kWrongInput, {"--top-p", "1.5"});
   expect_error(with({"--top-k", "-2"}), kWrongInput, {"--top-k", "-2"});
-  expect_error(with({"--max-tokens", "0"}), kWrongInput, {"--max-tokens", "0", "at least 1"});
+  expect_error(with({"--max-tokens", "0"}), kWrongInput, {"--max-tokens", "0", "1 to 2147483648 tokens"});
+  expect_error(with({"--max-tokens", "2147483649"}), kWrongInput, {"2147483649", "1 to 2147483648 tokens"});
+  expect_error(with({"--seed", "9007199254740992"}), kWrongInput, {"0 to 9007199254740991"});
   expect_error(with({"--max-tokens", "ten"}), kWrongInput, {"--max-tokens", "'ten' is not a whole number"});
   expect_error(with({"--seed", "-3"}), kWrongInput, {"--seed", "-3"});
   expect_error(with({"--dtype", "fp8"}), kWrongInput, {"--dtype", "'fp8'", "bf16"});
