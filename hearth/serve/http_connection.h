@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the listener and its connections share, and how a connection begins. Private to the HTTP layer.
+//   I1. A connection is registered from its start to the end of its object, so that drain and the destructor
+//       reach every one.
+//   I2. A connection's state is touched on its strand only; HttpHub is guarded by its mutex.
+#pragma once
+
+#include <boost/asio/ip/tcp.hpp>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "hearth/serve/http.h"
+
+namespace hearth {
+
+class HttpConnection;
+
+class HttpHub {
+ public:
+  explicit HttpHub(HttpServerOptions o) : options(std::move(o)) {}
+
+  const HttpServerOptions options;
+
+  // Registers; false where the server drains already.
+  bool add(const std::shared_ptr<HttpConnection>& connection, bool refused);
+  void remove(HttpConnection* connection, bool refused);
+  // From now on connections end: without a request in progress at once, else after it; with `abort` in its middle.
+  void drain(bool abort);
+  bool draining() const;
+  // Connections that are served, and those that are only told that there are too many.
+  int64_t served() const;
+  int64_t refused() const;
+  bool wait_empty(int64_t timeout_ms);
+
+  HttpReply error_reply(int status, std::string_view message) const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable empty_;
+  std::unordered_map<HttpConnection*, std::weak_ptr<HttpConnection>> all_;  // guarded by mutex_
+  int64_t refused_ = 0;                                                     // guarded by mutex_
+  bool draining_ = false;                                                   // guarded by mutex_
+};
+
+// Serves the socket until it closes; with `refuse` answers 503 to whatever it asks, and closes it. The socket's
+// executor is a strand.
+void serve_http_connection(std::shared_ptr<HttpHub> hub, boost::asio::ip::tcp::socket socket, bool refuse);
+
+}  // namespace hearth
