@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's front: checks, models' memory, and the threads' beginning and end.
+#include "hearth/engine/engine.h"
+
+#include <algorithm>
+#include <mutex>
+#include <thread>
+
+#include "hearth/base/worker_pool.h"
+#include "hearth/engine/inbox.h"
+#include "hearth/engine/planner.h"
+#include "hearth/engine/step_thread.h"
+#include "hearth/engine/submission.h"
+
+namespace hearth {
+namespace {
+
+// Rows of logits that a step may want beyond one for each sequence: prompts' logprobs. Bounds their memory.
+constexpr int64_t kPromptRowBytes = int64_t{64} << 20;
+constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
+
+int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+
+// Bytes of a model's KV pool: what is asked for, else a quarter of what is free, but no more than max_sequences
+// whole contexts need.
+int64_t kv_pool_bytes(const EngineOptions& options, const ServedModel& model, const KvLayout& layout) {
+  if (options.kv_bytes > 0) return options.kv_bytes;
+  int64_t all = 0;
+  const int64_t context_bytes = blocks_for(model.max_context, options.block_tokens) * layout.block_bytes();
+  if (__builtin_mul_overflow(context_bytes, options.max_sequences, &all)) all = std::numeric_limits<int64_t>::max();
+  return std::min(all, std::max(available_host_bytes() / 4, context_bytes));
+}
+
+Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served, const EngineOptions& options,
+                                               ThreadPool& pool) {
+  const ModelConfig& c = served->model->config();
+  const int64_t step_tokens = std::max(options.step_tokens, options.max_sequences);
+  const int64_t row_bytes = c.vocab_size * static_cast<int64_t>(sizeof(float));
+  const int64_t max_rows =
+      options.max_sequences + std::clamp(kPromptRowBytes / row_bytes, kMinPromptRows, kMaxPromptRows);
+  HEARTH_TRY_ASSIGN(
+      ForwardBuffers buffers,
+      ForwardBuffers::create(
+          *served->model, {.max_tokens = step_tokens, .max_logit_rows = max_rows, .max_context = served->max_context},
+          pool));
+  auto state = std::make_shared<ModelState>(std::move(buffers));
+  state->max_sequences = options.max_sequences;
+  state->step_tokens = step_tokens;
+  state->max_rows = max_rows;
+  state->block_tokens = options.block_tokens;
+  HEARTH_TRY_ASSIGN(state->kv.layout, KvLayout::make(served->kv_format, c.layers, served->model->local_kv_heads(),
+                                                     c.head_dim, options.block_tokens));
+  const KvLayout& layout = state->kv.layout;
+  const int64_t blocks = kv_pool_bytes(options, *served, layout) / layout.block_bytes();
+  if (blocks < 1)
+    return invalid_argument("a KV pool of {} bytes holds no block: one of {} tokens has {} bytes", options.kv_bytes,
+                            options.block_tokens, layout.block_bytes());
+  HEARTH_TRY_ASSIGN(
+      state->kv_memory,
+      HostBuffer::allocate(blocks * layout.block_bytes()).with_context(fmt::format("KV pool of {} blocks", blocks)));
+  state->kv.base = state->kv_memory.data();
+  state->blocks = std::make_unique<FixedBlockPool>(layout.block_bytes(), blocks);
+  state->sampled.resize(static_cast<size_t>(options.max_sequences));
+  for (int64_t place = options.max_sequences - 1; place >= 0; --place) state->free_places.push_back(place);
+  state->served = std::move(served);
+  return state;
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(const EngineOptions& o, EngineObserver* observer, const Clock& c)
+      : options(o),
+        clock(c),
+        workers(o.text_workers, std::numeric_limits<int64_t>::max()),
+        steps(o.threads, c, [box = inbox] { box->poke(); }),
+        planner(inbox, steps, observer, c, o.max_unread, shared),
+        planner_thread([this] { planner.run(); }) {}
+
+  ~Impl() {
+    {
+      const std::lock_guard lock(mutex);
+      draining = true;
+    }
+    planner.stop();
+    planner_thread.join();
+    inbox->close();
+  }
+
+  struct Entry {
+    std::shared_ptr<const ServedModel> served;
+    int64_t kv_tokens = 0;  // that the pool holds
+  };
+
+  const EngineOptions options;
+  const Clock& clock;
+  std::shared_ptr<Inbox> inbox = std::make_shared<Inbox>();
+  SharedStats shared;
+  WorkerPool workers;
+  StepThread steps;
+  Planner planner;
+
+  std::mutex mutex;
+  std::vector<Entry> entries;  // guarded by mutex
+  bool draining = false;       // guarded by mutex
+
+  std::thread planner_thread;  // last: starts when all else is there
+};
+
+RequestHandle::RequestHandle(std::shared_ptr<Submission> submission) : submission_(std::move(submission)) {}
+
+RequestHandle& RequestHandle::operator=(RequestHandle&& other) noexcept {
+  std::swap(submission_, other.submission_);
+  return *this;
+}
+
+RequestHandle::~RequestHandle() { cancel(); }
+
+void RequestHandle::cancel() {
+  if (submission_) submission_->cancel();
+}
+
+void RequestHandle::consumed(int32_t choice, int64_t tokens) {
+  if (submission_) submission_->consumed(choice, tokens);
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, EngineObserver* observer,
+                                               const Clock& clock) {
+  const auto at_least_one = [](std::string_view name, int64_t value) -> Status {
+    if (value < 1) return invalid_argument("engine: {} is {}; wanted at least 1", name, value);
+    return {};
+  };
+  HEARTH_TRY(at_least_one("max_sequences", options.max_sequences));
+  HEARTH_TRY(at_least_one("step_tokens", options.step_tokens));
+  HEARTH_TRY(at_least_one("block_tokens", options.block_tokens));
+  HEARTH_TRY(at_least_one("max_waiting", options.max_waiting));
+  HEARTH_TRY(at_least_one("max_unread", options.max_unread));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options, observer, clock)));
+}
+
+Status Engine::add_model(std::shared_ptr<const ServedModel> model) {
+  const auto known = [&] {
+    return std::ranges::any_of(impl_->entries, [&](const Impl::Entry& e) { return e.served->name == model->name; });
+  };
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (known()) return invalid_argument("the engine has a model '{}' already", model->name);
+  }
+  HEARTH_TRY_ASSIGN(std::shared_ptr<ModelState> state,
+                    make_state(model, impl_->options, impl_->steps.pool()).with_context(model->name));
+  const int64_t kv_tokens = state->blocks->total() * state->block_tokens;
+  const std::lock_guard lock(impl_->mutex);
+  if (known()) return invalid_argument("the engine has a model '{}' already", model->name);
+  impl_->entries.push_back({std::move(model), kv_tokens});
+  impl_->inbox->post({.kind = Message::Kind::kAddModel, .added = std::move(state)});
+  return {};
+}
+
+Status Engine::remove_model(const std::string& name) {
+  const std::lock_guard lock(impl_->mutex);
+  const auto removed = std::erase_if(impl_->entries, [&](const Impl::Entry& e) { return e.served->name == name; });
+  if (removed == 0) return not_found("the engine has no model '{}'", name);
+  impl_->inbox->post({.kind = Message::Kind::kRemoveModel, .name = name});
+  return {};
+}
+
+Result<RequestHandle> Engine::submit(Request request, OnOutput on_output) {
+  HEARTH_TRY(validate(request));
+  const int64_t n = request.n;
+  HEARTH_TRY_ASSIGN(std::shared_ptr<Submission> submission,
+                    Submission::create(std::move(request), std::move(on_output), impl_->workers, impl_->inbox,
+                                       impl_->clock.now_ns()));
+  const Request& r = submission->request();
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->draining) return unavailable("the server takes no more requests: it is shutting down");
+  const auto entry = std::ranges::find(impl_->entries, r.model, &Impl::Entry::served);
+  if (entry == impl_->entries.end()) return not_found("the model '{}' is not served", r.model->name);
+  if (const int64_t tokens = std::ssize(r.prompt) + r.max_tokens; tokens > entry->kv_tokens)
+    return invalid_argument("{} prompt tokens and {} more need a KV cache of {} tokens; it holds {}", r.prompt.size(),
+                            r.max_tokens, tokens, entry->kv_tokens);
+  if (impl_->shared.waiting.load() + n > impl_->options.max_waiting)
+    return resource_exhausted("{} requests wait, no more are taken", impl_->shared.waiting.load());
+  impl_->shared.waiting.fetch_add(n);
+  impl_->shared.unfinished.fetch_add(n);
+  impl_->inbox->post({.kind = Message::Kind::kSubmit, .submission = submission});
+  return RequestHandle(std::move(submission));
+}
+
+bool Engine::drain() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->draining = true;
+  return impl_->shared.unfinished.load() == 0;
+}
+
+std::vector<ModelStats> Engine::stats() const {
+  const std::lock_guard lock(impl_->shared.mutex);
+  return impl_->shared.models;
+}
+
+}  // namespace hearth

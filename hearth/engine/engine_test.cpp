@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine against the same requests computed alone, under load, preemption, cancellation and readers that do
+// not read. Everything must agree bit for bit.
+#include "hearth/engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "hearth/base/random.h"
+#include "hearth/engine/test_util.h"
+
+namespace hearth {
+namespace {
+
+using engine_test::expect_same;
+using engine_test::kContext;
+using engine_test::ReadChoice;
+using engine_test::Reader;
+using engine_test::run_alone;
+using engine_test::small_model;
+using ::testing::HasSubstr;
+
+const std::shared_ptr<const ServedModel>& model() {
+  static const std::shared_ptr<const ServedModel> served = small_model();
+  return served;
+}
+
+std::vector<int32_t> random_prompt(Random& random, int64_t tokens) {
+  std::vector<int32_t> prompt;
+  for (int64_t i = 0; i < tokens; ++i) prompt.push_back(static_cast<int32_t>(random.below(8192)));
+  return prompt;
+}
+
+Request request_of(std::vector<int32_t> prompt, int64_t max_tokens) {
+  Request request;
+  request.id = "test";
+  request.model = model();
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  return request;
+}
+
+// Any combination of what a request can ask for.
+Request random_request(Random& random) {
+  Request r = request_of(random_prompt(random, 1 + random.below(random.below(3) ? 40 : 200)), 1 + random.below(60));
+  r.params.temperature = random.below(4) ? random.uniform(0.5f, 1.5f) : 0.0f;
+  r.params.seed = random.next_u64();
+  if (random.below(3) == 0) r.params.top_p = random.uniform(0.3f, 1.0f);
+  if (random.below(3) == 0) r.params.top_k = static_cast<int32_t>(1 + random.below(50));
+  if (random.below(3) == 0) r.params.repetition_penalty = 1.2f;
+  if (random.below(3) == 0) r.params.frequency_penalty = 0.5f;
+  if (random.below(3) == 0) r.logprobs = static_cast<int32_t>(random.below(5));
+  if (random.below(4) == 0) r.prompt_logprobs = static_cast<int32_t>(random.below(4));
+  if (random.below(3) == 0) r.stop = {"e", "th"};
+  if (random.below(4) == 0) r.n = static_cast<int32_t>(2 + random.below(3));
+  // Tokens that end the text, frequent enough to be met.
+  for (int64_t i = random.below(2) * 400; i > 0; --i) r.end_ids.push_back(static_cast<int32_t>(random.below(8192)));
+  std::ranges::sort(r.end_ids);
+  if (random.below(3) == 0) r.min_tokens = std::min<int64_t>(5, r.max_tokens);
+  return r;
+}
+
+std::unique_ptr<Engine> make_engine(const EngineOptions& options, EngineObserver* observer = nullptr) {
+  static const SteadyClock clock;
+  auto engine = Engine::create(options, observer, clock);
+  HEARTH_CHECK(engine.has_value(), "{}", engine.error().message);
+  const Status added = (*engine)->add_model(model());
+  HEARTH_CHECK(added.has_value(), "{}", added.error().message);
+  return std::move(engine).value();
+}
+
+EngineOptions small_options() {
+  return {.threads = 2, .text_workers = 2, .max_sequences = 8, .step_tokens = 64, .kv_bytes = int64_t{1} << 20};
+}
+
+// Bytes of a KV pool that holds `tokens`.
+int64_t kv_bytes_for(int64_t tokens) {
+  const auto& c = model()->model->config();
+  return KvLayout::make(KvFormatId::kF32, c.layers, c.kv_heads, c.head_dim, 16)->bytes_per_token() * tokens;
+}
+
+struct Running {
+  Request request;
+  std::shared_ptr<Reader> reader;
+  RequestHandle handle;
+};
+
+Running start(Engine& engine, const Request& request) {
+  Running running{request, std::make_shared<Reader>(request.n), {}};
+  auto handle = engine.submit(request, Reader::sink(running.reader));
+  HEARTH_CHECK(handle.has_value(), "{}", handle.error().message);
+  running.handle = std::move(handle).value();
+  return running;
+}
+
+// KV blocks in use, once nothing runs any more; -1 if that does not come.
+int64_t blocks_left_in_use(Engine& engine) {
+  for (int i = 0; i < 2000; ++i) {
+    const auto stats = engine.stats();
+    if (!stats.empty() && stats[0].running == 0 && stats[0].waiting == 0) return stats[0].kv_blocks_used;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return -1;
+}
+
+TEST(Engine, OneRequestIsWhatItsModelComputes) {
+  Random random(1);
+  auto engine = make_engine(small_options());
+  Request request = request_of(random_prompt(random, 100), 40);
+  request.params.seed = 5;
+  request.logprobs = 3;
+  request.prompt_logprobs = 2;
+  Running running = start(*engine, request);
+  ASSERT_TRUE(running.reader->wait());
+  expect_same(running.reader->choice(), run_alone(request, 0));
+}
+
+// I2, I3: more than fits, of every kind, with a pool that is far too small for all.
+TEST(Engine, UnderLoadEveryTextIsItsSingleRun) {
+  constexpr uint64_t kSeed = 20261122;
+  SCOPED_TRACE(kSeed);
+  Random random(kSeed);
+  struct Counter final : EngineObserver {
+    std::atomic<int64_t> preemptions = 0, steps = 0, finished = 0;
+    void on_step(const StepRecord& record) override {
+      preemptions += record.preemptions;
+      ++steps;
+    }
+    void on_choice(const ChoiceRecord&) override { ++finished; }
+  } counter;
+  EngineOptions options = small_options();
+  options.kv_bytes = kv_bytes_for(384);
+  auto engine = make_engine(options, &counter);
+  std::vector<Running> all;
+  int64_t choices = 0;
+  for (int i = 0; i < 60; ++i) {
+    all.push_back(start(*engine, random_request(random)));
+    choices += all.back().request.n;
+    if (random.below(3) == 0) std::this_thread::sleep_for(std::chrono::milliseconds(random.below(10)));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    SCOPED_TRACE(i);
+    ASSERT_TRUE(all[i].reader->wait());
+    for (int32_t c = 0; c < all[i].request.n; ++c) expect_same(all[i].reader->choice(c), run_alone(all[i].request, c));
+  }
+  EXPECT_EQ(blocks_left_in_use(*engine), 0);
+  engine.reset();
+  EXPECT_GT(counter.preemptions, 0) << "the pool was not small enough for this test";
+  EXPECT_EQ(counter.finished, choices);
+}
+
+TEST(Engine, ChoicesShareTheirPromptsBlocks) {
+  Random random(3);
+  auto engine = make_engine(small_options());
+  Request request = request_of(random_prompt(random, 100), 8);
+  request.n = 4;
+  request.params.seed = 9;
+  Running running = start(*engine, request);
+  ASSERT_TRUE(running.reader->wait());
+  for (int32_t c = 0; c < 4; ++c) {
+    SCOPED_TRACE(c);
+    expect_same(running.reader->choice(c), run_alone(request, c));
+    EXPECT_EQ(running.reader->choice(c).shared_prompt_tokens, c == 0 ? 0 : 96);
+  }
+  EXPECT_NE(running.reader->choice(0).ids, running.reader->choice(1).ids);
+  EXPECT_EQ(blocks_left_in_use(*engine), 0);
+}
+
+// I1, I3
+TEST(Engine, CancellationAtAnyMomentGivesEverythingBack) {
+  constexpr uint64_t kSeed = 7;
+  SCOPED_TRACE(kSeed);
+  Random random(kSeed);
+  EngineOptions options = small_options();
+  options.kv_bytes = kv_bytes_for(512);
+  auto engine = make_engine(options);
+  std::vector<Running> all;
+  for (int i = 0; i < 80; ++i) {
+    Request request = random_request(random);
+    request.stop.clear();
+    request.end_ids.clear();
+    request.max_tokens = kContext - std::ssize(request.prompt);
+    request.min_tokens = 0;
+    all.push_back(start(*engine, request));
+    if (random.below(2) == 0) std::this_thread::sleep_for(std::chrono::microseconds(random.below(5000)));
+    const size_t victim = static_cast<size_t>(random.below(std::ssize(all)));
+    if (random.below(2) == 0) {
+      all[victim].handle.cancel();
+      all[victim].handle.cancel();
+    } else {
+      all[victim].handle = {};  // the reader goes away
+    }
+  }
+  for (Running& running : all) running.handle.cancel();
+  int cancelled = 0;
+  for (Running& running : all) {
+    ASSERT_TRUE(running.reader->wait());
+    for (int32_t c = 0; c < running.request.n; ++c) {
+      const ReadChoice found = running.reader->choice(c);
+      EXPECT_EQ(found.pieces_after_end, 0);
+      cancelled += found.finish == FinishReason::kCancelled;
+      // What was said before is the beginning of the single run.
+      Request part = running.request;
+      part.max_tokens = std::ssize(found.ids);
+      if (random.below(8) == 0) {
+        EXPECT_EQ(found.ids, run_alone(part, c).ids);
+      }
+    }
+  }
+  EXPECT_GT(cancelled, 40);
+  EXPECT_EQ(blocks_left_in_use(*engine), 0);
+}
+
+// I4
+TEST(Engine, AReaderThatDoesNotReadDelaysNobody) {
+  Random random(5);
+  EngineOptions options = small_options();
+  options.max_sequences = 2;
+  options.max_unread = 10;
+  auto engine = make_engine(options);
+  Running slow = start(*engine, request_of(random_prompt(random, 20), 100));
+  Running slower = start(*engine, request_of(random_prompt(random, 20), 100));
+  ASSERT_TRUE(slow.reader->wait_for_tokens(10));
+  ASSERT_TRUE(slower.reader->wait_for_tokens(10));
+  // Both places are taken by readers that do not read; others still get theirs.
+  for (int i = 0; i < 4; ++i) {
+    Running other = start(*engine, request_of(random_prompt(random, 20), 9));
+    ASSERT_TRUE(other.reader->wait());
+    expect_same(other.reader->choice(), run_alone(other.request, 0));
+  }
+  EXPECT_LE(slow.reader->tokens(), 12u);
+  EXPECT_FALSE(slow.reader->choice().finish.has_value());
+  for (size_t read = 0; !slow.reader->choice().finish;) {
+    ASSERT_TRUE(slow.reader->wait_for_tokens(read + 1));
+    const size_t now = slow.reader->tokens();
+    slow.handle.consumed(0, static_cast<int64_t>(now - read));
+    read = now;
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  expect_same(slow.reader->choice(), run_alone(slow.request, 0));
+}
+
+TEST(Engine, OnlyThePromptsLogprobs) {
+  Random random(6);
+  auto engine = make_engine(small_options());
+  for (const int64_t tokens : {1, 2, 17, 200}) {
+    Request request = request_of(random_prompt(random, tokens), 0);
+    request.prompt_logprobs = 1;
+    Running running = start(*engine, request);
+    ASSERT_TRUE(running.reader->wait());
+    expect_same(running.reader->choice(), run_alone(request, 0));
+  }
+  EXPECT_EQ(blocks_left_in_use(*engine), 0);
+}
+
+TEST(Engine, AGrammarIsKept) {
+  Random random(8);
+  auto engine = make_engine(small_options());
+  auto grammar = model()->grammars->compile({.kind = GrammarKind::kRegex, .source = "(yes|no), [0-9]{3}"});
+  ASSERT_TRUE(grammar) << grammar.error().message;
+  std::vector<Running> all;
+  for (int i = 0; i < 6; ++i) {
+    Request request = request_of(random_prompt(random, 30), 100);
+    request.grammar = *grammar;
+    request.end_ids = model()->end_ids;
+    request.params.seed = static_cast<uint64_t>(i);
+    request.n = i % 2 + 1;
+    all.push_back(start(*engine, request));
+    all.push_back(start(*engine, random_request(random)));
+  }
+  std::set<std::string> texts;
+  for (Running& running : all) {
+    ASSERT_TRUE(running.reader->wait());
+    for (int32_t c = 0; c < running.request.n; ++c) {
+      const ReadChoice found = running.reader->choice(c);
+      if (!running.request.grammar) {
+        expect_same(found, run_alone(running.request, c));
+        continue;
+      }
+      EXPECT_THAT(found.text, ::testing::MatchesRegex("(yes|no), [0-9][0-9][0-9]"));
+      EXPECT_EQ(found.finish, FinishReason::kStop);
+      texts.insert(found.text);
+    }
+  }
+  EXPECT_GT(texts.size(), 3u);
+}
+
+TEST(Engine, ModelsShareTheStepLoop) {
+  Random random(9);
+  auto engine = make_engine(small_options());
+  const auto other = small_model("other", 2);
+  ASSERT_TRUE(engine->add_model(other));
+  EXPECT_THAT(engine->add_model(other).error().message, HasSubstr("has a model 'other' already"));
+  std::vector<Running> all;
+  for (int i = 0; i < 12; ++i) {
+    Request request = random_request(random);
+    if (i % 2) request.model = other;
+    all.push_back(start(*engine, request));
+  }
+  ASSERT_TRUE(engine->remove_model("other"));
+  EXPECT_EQ(engine->remove_model("other").error().code, ErrorCode::kNotFound);
+  Request late = random_request(random);
+  late.model = other;
+  EXPECT_EQ(engine->submit(late, {}).error().code, ErrorCode::kNotFound);
+  for (Running& running : all) {
+    ASSERT_TRUE(running.reader->wait());
+    for (int32_t c = 0; c < running.request.n; ++c)
+      expect_same(running.reader->choice(c), run_alone(running.request, c));
+  }
+  for (int i = 0; i < 1000 && engine->stats().size() > 1; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_EQ(engine->stats().size(), 1u) << "a model that has left still holds its memory";
+}
+
+TEST(Engine, RefusesWhatItCannotDo) {
+  EngineOptions options = small_options();
+  options.kv_bytes = kv_bytes_for(64);
+  options.max_waiting = 3;
+  auto engine = make_engine(options);
+  const auto why = [&](Request request) {
+    auto handle = engine->submit(std::move(request), {});
+    return handle ? std::string("taken") : handle.error().message;
+  };
+  EXPECT_THAT(why(request_of({}, 1)), HasSubstr("no tokens"));
+  EXPECT_THAT(why(request_of({8192}, 1)), HasSubstr("token 8192; the model's vocabulary is 0 to 8191"));
+  EXPECT_THAT(why(request_of({-1}, 1)), HasSubstr("token -1"));
+  EXPECT_THAT(why(request_of({1}, kContext)), HasSubstr("more than the model's context of 320"));
+  EXPECT_THAT(why(request_of({1, 2}, 100)), HasSubstr("need a KV cache of 102 tokens; it holds 64"));
+  Request many = request_of({1}, 4);
+  many.n = 4;
+  EXPECT_THAT(why(many), HasSubstr("no more are taken"));
+  Request adapter = request_of({1}, 4);
+  adapter.adapter = 0;
+  EXPECT_THAT(why(adapter), HasSubstr("adapter 0"));
+  Request hot = request_of({1}, 4);
+  hot.params.temperature = -1;
+  EXPECT_THAT(why(hot), HasSubstr("temperature"));
+  Request stop = request_of({1}, 4);
+  stop.stop = {""};
+  EXPECT_THAT(why(stop), HasSubstr("stop"));
+  engine->drain();
+  EXPECT_EQ(engine->submit(request_of({1}, 4), {}).error().code, ErrorCode::kUnavailable);
+}
+
+// I1
+TEST(Engine, EndsEveryTextWhenItIsDestroyed) {
+  Random random(10);
+  std::vector<Running> all;
+  {
+    auto engine = make_engine(small_options());
+    for (int i = 0; i < 30; ++i) all.push_back(start(*engine, request_of(random_prompt(random, 50), 200)));
+    ASSERT_TRUE(all[0].reader->wait_for_tokens(3));
+  }
+  for (Running& running : all) {
+    EXPECT_TRUE(running.reader->choice().finish.has_value());
+    running.handle.cancel();  // late, and harmless
+  }
+}
+
+TEST(Engine, StepsAreRecordedAndPredicted) {
+  struct Records final : EngineObserver {
+    std::mutex mutex;
+    std::vector<StepRecord> steps;
+    void on_step(const StepRecord& record) override {
+      const std::lock_guard lock(mutex);
+      steps.push_back(record);
+    }
+    void on_choice(const ChoiceRecord&) override {}
+  } records;
+  Random random(12);
+  auto engine = make_engine(small_options(), &records);
+  Running running = start(*engine, request_of(random_prompt(random, 100), 30));
+  ASSERT_TRUE(running.reader->wait());
+  engine.reset();
+  int64_t generated = 0, prefill = 0, predicted = 0;
+  for (const StepRecord& step : records.steps) {
+    generated += step.generated_tokens;
+    prefill += step.features.prefill_tokens;
+    predicted += step.predicted_us > 0;
+    EXPECT_GT(step.measured_us, 0);
+  }
+  EXPECT_EQ(generated, 30);
+  EXPECT_EQ(prefill, 99);
+  EXPECT_GT(predicted, 20);
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inbox: what other threads tell the planner thread. Outlives the engine in the handles that callers keep, so
+// that a late cancel() finds a closed box and not freed memory.
+// Any thread may post; the planner alone takes.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace hearth {
+
+class Submission;
+struct ModelState;
+
+struct Message {
+  enum class Kind : uint8_t {
+    kSubmit,       // submission
+    kCancel,       // submission
+    kMaskReady,    // submission, choice: the grammar's mask for its next token is there
+    kChoiceDone,   // submission, choice: its text has ended; the last message of the choice
+    kRead,         // a paused reader has made room
+    kAddModel,     // added
+    kRemoveModel,  // name
+  };
+  Kind kind = Kind::kRead;
+  std::shared_ptr<Submission> submission{};
+  int32_t choice = 0;
+  std::shared_ptr<ModelState> added{};
+  std::string name{};
+};
+
+class Inbox {
+ public:
+  // False, and nothing kept, after close().
+  bool post(Message message) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (closed_) return false;
+      messages_.push_back(std::move(message));
+    }
+    wake_.notify_one();
+    return true;
+  }
+
+  // Wakes the planner without a message: a step has ended, or the engine is being destroyed.
+  void poke() {
+    {
+      const std::lock_guard lock(mutex_);
+      poked_ = true;
+    }
+    wake_.notify_one();
+  }
+
+  // What is there, at once.
+  std::vector<Message> take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(messages_, {});
+  }
+
+  // Returns when there is a message or a poke since the last wait().
+  void wait() {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [this] { return poked_ || !messages_.empty(); });
+    poked_ = false;
+  }
+
+  void close() {
+    std::vector<Message> dropped;  // destroyed outside the lock
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    dropped.swap(messages_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Message> messages_;  // guarded by mutex_, as the rest
+  bool poked_ = false;
+  bool closed_ = false;
+};
+
+}  // namespace hearth

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop, and how requests become sequences and leave again; planner_step.cpp plans and collects.
+#include "hearth/engine/planner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "hearth/base/log.h"
+
+namespace hearth {
+
+void Planner::run() {
+  while (true) {
+    for (Message& message : inbox_->take()) handle(message);
+    if (stopping_.load()) {
+      for (const auto& model : models_)
+        for (const auto& sequence : model->sequences) cancel(*sequence);
+    }
+    while (auto step = steps_.finished()) collect(std::move(step));
+    for (const auto& model : models_) sweep(*model);
+    std::erase_if(models_, [](const auto& model) { return model->leaving && model->sequences.empty(); });
+    publish();
+    if (in_flight_ < 2 && plan_and_launch()) continue;
+    if (stopping_.load() && in_flight_ == 0 && stats_.unfinished.load() == 0) return;
+    inbox_->wait();
+  }
+}
+
+void Planner::stop() {
+  stopping_.store(true);
+  inbox_->poke();
+}
+
+ModelState* Planner::state_of(const Request& request) {
+  for (const auto& model : models_)
+    if (model->served == request.model) return model.get();
+  return nullptr;
+}
+
+Sequence* Planner::find(const Submission& submission, int32_t choice) {
+  ModelState* model = state_of(submission.request());
+  if (model == nullptr) return nullptr;
+  for (const auto& sequence : model->sequences)
+    if (sequence->submission.get() == &submission && sequence->choice == choice) return sequence.get();
+  return nullptr;
+}
+
+void Planner::handle(Message& message) {
+  switch (message.kind) {
+    case Message::Kind::kSubmit: submit(message.submission); break;
+    case Message::Kind::kCancel:
+      for (int32_t i = 0; i < message.submission->request().n; ++i)
+        if (Sequence* sequence = find(*message.submission, i)) cancel(*sequence);
+      break;
+    case Message::Kind::kMaskReady:
+      if (Sequence* sequence = find(*message.submission, message.choice)) sequence->mask_ready = true;
+      break;
+    case Message::Kind::kChoiceDone:
+      if (Sequence* sequence = find(*message.submission, message.choice)) choice_done(*sequence);
+      break;
+    case Message::Kind::kRead: break;
+    case Message::Kind::kAddModel: models_.push_back(std::move(message.added)); break;
+    case Message::Kind::kRemoveModel:
+      for (const auto& model : models_)
+        if (model->served->name == message.name) model->leaving = true;
+      break;
+  }
+}
+
+void Planner::submit(const std::shared_ptr<Submission>& submission) {
+  const Request& request = submission->request();
+  ModelState* model = state_of(request);
+  HEARTH_CHECK(model != nullptr, "a request for the model {} that the planner does not have", request.model->name);
+  auto share = std::make_shared<PromptShare>();
+  share->tokens = (std::ssize(request.prompt) - 1) / model->block_tokens * model->block_tokens;
+  share->waiting = request.n - 1;
+  const int64_t arrival = arrivals_++;
+  // Behind all of its priority, before the less urgent.
+  auto at = std::ranges::upper_bound(model->sequences, request.priority, {},
+                                     [](const auto& sequence) { return sequence->request().priority; });
+  for (int32_t i = 0; i < request.n; ++i) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->submission = submission;
+    sequence->choice = i;
+    sequence->arrival = arrival;
+    if (request.n > 1 && share->tokens > 0) sequence->share = share;
+    at = std::next(model->sequences.insert(at, std::move(sequence)));
+  }
+  for (int32_t i = 0; i < request.n; ++i) {
+    if (request.grammar) submission->push({.choice = i, .kind = TokenEvent::Kind::kStart});
+    if (Sequence* sequence = find(*submission, i); sequence->feed_end() <= 0)
+      end(*sequence, FinishReason::kLength, {});  // nothing is wanted
+  }
+  submission->flush();
+}
+
+void Planner::cancel(Sequence& sequence) {
+  if (!sequence.ended) end(sequence, FinishReason::kCancelled, {});
+}
+
+// Nothing more is planned for it; the text side is told, and closes the choice in its own time.
+void Planner::end(Sequence& sequence, FinishReason reason, std::optional<Error> error) {
+  sequence.ended = true;
+  sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.shared_tokens);
+  sequence.submission->push(
+      {.choice = sequence.choice, .kind = TokenEvent::Kind::kEnd, .reason = reason, .error = std::move(error)});
+  sequence.submission->flush();
+}
+
+// The text has ended: by a stop string the planner knows nothing of, or after end().
+void Planner::choice_done(Sequence& sequence) {
+  sequence.ended = true;
+  sequence.done = true;
+  stats_.unfinished.fetch_sub(1);
+  if (observer_ == nullptr) return;
+  const Submission& submission = *sequence.submission;
+  const Request& request = submission.request();
+  const auto seconds = [&](int64_t ns) {
+    return ns < 0 ? -1.0 : static_cast<double>(ns - submission.submitted_ns()) * 1e-9;
+  };
+  observer_->on_choice({.model = request.model->name,
+                        .request = request.id,
+                        .reason = submission.reason(sequence.choice),
+                        .prompt_tokens = sequence.prompt_size(),
+                        .shared_prompt_tokens = sequence.shared_tokens,
+                        .generated_tokens = submission.generated_tokens(sequence.choice),
+                        .max_tokens = request.max_tokens,
+                        .n = request.n,
+                        .admitted_s = seconds(sequence.admitted_ns),
+                        .first_token_s = seconds(sequence.first_token_ns),
+                        .finished_s = seconds(clock_.now_ns())});
+}
+
+// Takes out what has ended and is in no step any more.
+void Planner::sweep(ModelState& model) {
+  for (const auto& sequence : model.sequences) {
+    if (!sequence->ended || sequence->in_flight > 0) continue;
+    if (sequence->running()) give_back(model, *sequence);
+    if (std::exchange(sequence->counted_waiting, false)) stats_.waiting.fetch_sub(1);
+    leave_share(model, *sequence);
+  }
+  std::erase_if(model.sequences, [](const auto& sequence) {
+    return sequence->done && sequence->in_flight == 0 && !sequence->running();
+  });
+}
+
+void Planner::publish() {
+  const std::lock_guard lock(stats_.mutex);
+  stats_.models.resize(models_.size());
+  for (size_t i = 0; i < models_.size(); ++i) {
+    const ModelState& model = *models_[i];
+    ModelStats& stats = stats_.models[i];
+    const auto running = std::ranges::count_if(model.sequences, [](const auto& s) { return s->running(); });
+    const auto open = std::ranges::count_if(model.sequences, [](const auto& s) { return !s->ended; });
+    if (stats.model != model.served->name) stats.model = model.served->name;
+    stats.running = running;
+    stats.waiting = std::max<int64_t>(0, open - running);
+    stats.kv_blocks = model.blocks->total();
+    stats.kv_blocks_used = model.blocks->total() - model.blocks->available();
+    stats.block_tokens = model.block_tokens;
+    stats.max_sequences = model.max_sequences;
+  }
+}
+
+}  // namespace hearth

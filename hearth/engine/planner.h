@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Planner: the loop plan / launch / collect. Owns all sequences, places and KV blocks; plans step k + 1 while the
+// step thread computes step k, so that a device never waits for the host, and learns one step late what was
+// sampled.
+//   P1. At most two steps are with the step thread: one computing, one waiting.
+//   P2. Blocks and the place of a sequence are given back only when it is in no step in flight.
+// One thread runs run(); others speak through the inbox.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "hearth/base/clock.h"
+#include "hearth/engine/engine.h"
+#include "hearth/engine/inbox.h"
+#include "hearth/engine/step.h"
+#include "hearth/engine/step_thread.h"
+#include "hearth/schedule/step_policy.h"
+
+namespace hearth {
+
+// Numbers that other threads read while the planner writes them.
+struct SharedStats {
+  mutable std::mutex mutex;
+  std::vector<ModelStats> models;       // guarded by mutex
+  std::atomic<int64_t> waiting = 0;     // choices submitted and not admitted
+  std::atomic<int64_t> unfinished = 0;  // choices submitted and not done
+};
+
+class Planner {
+ public:
+  Planner(std::shared_ptr<Inbox> inbox, StepThread& steps, EngineObserver* observer, const Clock& clock,
+          int64_t max_unread, SharedStats& stats)
+      : inbox_(std::move(inbox)),
+        steps_(steps),
+        observer_(observer),
+        clock_(clock),
+        max_unread_(max_unread),
+        stats_(stats) {}
+
+  // Returns after stop(), when every choice has ended.
+  void run();
+  // Any thread: cancel all, then return.
+  void stop();
+
+ private:
+  void handle(Message& message);
+  void submit(const std::shared_ptr<Submission>& submission);
+  void cancel(Sequence& sequence);
+  void choice_done(Sequence& sequence);
+  ModelState* state_of(const Request& request);
+  Sequence* find(const Submission& submission, int32_t choice);
+
+  // One step of the next model that has work. False: nothing can be fed now.
+  bool plan_and_launch();
+  std::unique_ptr<Step> plan(const std::shared_ptr<ModelState>& model);
+  PolicySequence view(const ModelState& model, Sequence& sequence) const;
+  bool reader_keeps_up(Sequence& sequence) const;
+  int64_t own_blocks(const ModelState& model, const Sequence& sequence) const;
+  void admit(ModelState& model, Sequence& sequence);
+  void preempt(ModelState& model, Sequence& sequence);
+  void give_back(ModelState& model, Sequence& sequence);
+  bool drop_shares(ModelState& model);
+  void leave_share(ModelState& model, Sequence& sequence);
+  void keep_share(ModelState& model, Sequence& sequence);
+  void add_to_step(Step& step, Sequence& sequence, int64_t tokens);
+  void add_row(Step& step, Sequence& sequence, int64_t token_index, int64_t prompt_index);
+  void finish_arrays(Step& step);
+
+  void collect(std::unique_ptr<Step> step);
+  void collect_row(Step& step, size_t row, std::vector<float>& ttft_s, std::vector<float>& inter_token_s,
+                   int64_t& generated);
+  void end(Sequence& sequence, FinishReason reason, std::optional<Error> error);
+  void sweep(ModelState& model);
+  void publish();
+
+  std::shared_ptr<Inbox> inbox_;
+  StepThread& steps_;
+  EngineObserver* const observer_;
+  const Clock& clock_;
+  const int64_t max_unread_;
+  SharedStats& stats_;
+  std::atomic<bool> stopping_ = false;
+
+  std::vector<std::shared_ptr<ModelState>> models_;
+  size_t next_model_ = 0;  // whose turn it is
+  int in_flight_ = 0;
+  int64_t step_count_ = 0;
+  int64_t arrivals_ = 0;
+  std::vector<std::unique_ptr<Step>> spare_steps_;
+  std::vector<PolicySequence> views_;
+};
+
+}  // namespace hearth

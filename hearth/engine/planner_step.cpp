@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+// Planning a step of one model, and taking in what a step has brought.
+#include <algorithm>
+#include <utility>
+
+#include "hearth/base/log.h"
+#include "hearth/engine/planner.h"
+
+namespace hearth {
+
+bool Planner::reader_keeps_up(Sequence& sequence) const {
+  if (sequence.submission->unread(sequence.choice) < max_unread_) return true;
+  sequence.submission->wait_for_reader(sequence.choice);
+  return sequence.submission->unread(sequence.choice) < max_unread_;  // it may have read just before
+}
+
+// Blocks that come free with it: those that no other choice of its request reads.
+int64_t Planner::own_blocks(const ModelState& model, const Sequence& sequence) const {
+  if (sequence.request().n == 1) return std::ssize(sequence.blocks);
+  return std::ranges::count_if(sequence.blocks, [&](int64_t block) { return !model.blocks->shared(block); });
+}
+
+PolicySequence Planner::view(const ModelState& model, Sequence& sequence) const {
+  PolicySequence view;
+  view.running = sequence.running();
+  view.in_flight = sequence.in_flight > 0;
+  if (sequence.ended) return view;  // neither ready nor of use as a victim: its blocks come back by themselves
+  view.fed = sequence.fed;
+  view.blocks = std::ssize(sequence.blocks);
+  if (!sequence.running() && sequence.choice > 0 && sequence.share && sequence.share->computed) {
+    view.fed = sequence.share->tokens;
+    view.blocks = std::ssize(sequence.share->blocks);
+  }
+  view.own_blocks = own_blocks(model, sequence);
+  view.pending = std::max<int64_t>(0, sequence.feed_end() - view.fed);
+  const Request& request = sequence.request();
+  view.row_per_token =
+      request.prompt_logprobs != kNoLogprobs && sequence.choice == 0 && sequence.prompt_scored < sequence.prompt_size();
+  view.paused = !reader_keeps_up(sequence);
+  // The first choice computes the shared prefix; the others start where it ends.
+  const bool has_prefix = sequence.running() || sequence.choice == 0 || !sequence.share || sequence.share->computed;
+  // A mask belongs to one token: with a grammar the next step waits until the text side knows it.
+  const bool has_mask = !request.grammar || sequence.mask_ready;
+  view.ready = view.pending > 0 && !view.paused && has_prefix && has_mask;
+  return view;
+}
+
+bool Planner::plan_and_launch() {
+  for (size_t tried = 0; tried < models_.size(); ++tried) {
+    const std::shared_ptr<ModelState>& model = models_[next_model_++ % models_.size()];
+    std::unique_ptr<Step> step = plan(model);
+    if (!step) continue;
+    ++in_flight_;
+    steps_.launch(std::move(step));
+    return true;
+  }
+  return false;
+}
+
+std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
+  views_.clear();
+  for (const auto& sequence : model->sequences) views_.push_back(view(*model, *sequence));
+  if (std::ranges::none_of(views_, [](const PolicySequence& v) { return v.ready; })) return nullptr;
+  const StepChoice choice = choose_step(views_, {.tokens = model->step_tokens,
+                                                 .rows = model->max_rows,
+                                                 .sequences = model->max_sequences,
+                                                 .block_tokens = model->block_tokens,
+                                                 .free_blocks = model->blocks->available()});
+  for (const int64_t index : choice.preempted) preempt(*model, *model->sequences[static_cast<size_t>(index)]);
+  if (choice.feeds.empty()) {
+    // Prefixes kept for choices that wait may be all that is in the way, once no step will free anything.
+    const bool idle = std::ranges::none_of(model->sequences, [](const auto& s) { return s->in_flight > 0; });
+    const bool dropped = choice.short_of_blocks && idle && drop_shares(*model);
+    if (dropped || !choice.preempted.empty()) inbox_->poke();  // plan again
+    return nullptr;
+  }
+  std::unique_ptr<Step> step = std::make_unique<Step>();
+  if (!spare_steps_.empty()) {
+    step = std::move(spare_steps_.back());
+    spare_steps_.pop_back();
+  }
+  step->model = model;
+  for (const StepFeed& feed : choice.feeds) {
+    Sequence& sequence = *model->sequences[static_cast<size_t>(feed.sequence)];
+    if (!sequence.running()) admit(*model, sequence);
+    for (int64_t i = 0; i < feed.new_blocks; ++i) {
+      const auto block = model->blocks->allocate();
+      HEARTH_CHECK(block.has_value(), "the step policy gave out more KV blocks than {}", model->blocks->total());
+      sequence.blocks.push_back(*block);
+    }
+    add_to_step(*step, sequence, feed.tokens);
+    keep_share(*model, sequence);
+  }
+  finish_arrays(*step);
+  const StepFeatures& f = step->features;
+  step->predicted_us = model->cost.predict_us({.tokens = static_cast<double>(f.tokens),
+                                               .context_tokens = static_cast<double>(f.context_tokens),
+                                               .logit_rows = static_cast<double>(f.logit_rows)});
+  return step;
+}
+
+void Planner::admit(ModelState& model, Sequence& sequence) {
+  sequence.place = model.free_places.back();
+  model.free_places.pop_back();
+  sequence.new_place = true;
+  if (sequence.admitted_ns < 0) sequence.admitted_ns = clock_.now_ns();
+  if (std::exchange(sequence.counted_waiting, false)) stats_.waiting.fetch_sub(1);
+  if (sequence.choice == 0 || !sequence.share) return;
+  for (const int64_t block : sequence.share->blocks) {
+    model.blocks->retain(block);
+    sequence.blocks.push_back(block);
+  }
+  sequence.fed = sequence.shared_tokens = sequence.share->tokens;
+  leave_share(model, sequence);
+}
+
+// Everything that the sequence has in the batch and in the KV cache goes back; its tokens stay known.
+void Planner::give_back(ModelState& model, Sequence& sequence) {
+  HEARTH_CHECK(sequence.in_flight == 0, "a sequence in {} steps gives its blocks back", sequence.in_flight);
+  for (const int64_t block : sequence.blocks) model.blocks->release(block);
+  sequence.blocks.clear();
+  sequence.fed = 0;
+  sequence.shared_tokens = 0;
+  model.free_places.push_back(sequence.place);
+  sequence.place = -1;
+}
+
+void Planner::preempt(ModelState& model, Sequence& sequence) {
+  SPDLOG_DEBUG("{}: choice {} of request {} gives its KV blocks up at {} tokens", model.served->name, sequence.choice,
+               sequence.request().id, sequence.fed);
+  give_back(model, sequence);
+  ++model.preemptions;
+}
+
+// The first choice has been fed past the shared prefix: keeps its blocks for the others.
+void Planner::keep_share(ModelState& model, Sequence& sequence) {
+  PromptShare* share = sequence.share.get();
+  if (share == nullptr || sequence.choice != 0 || share->computed || sequence.fed < share->tokens) return;
+  share->computed = true;
+  if (share->waiting > 0) {
+    share->blocks.assign(sequence.blocks.begin(), sequence.blocks.begin() + share->tokens / model.block_tokens);
+    for (const int64_t block : share->blocks) model.blocks->retain(block);
+  }
+  sequence.share.reset();
+}
+
+void Planner::leave_share(ModelState& model, Sequence& sequence) {
+  const std::shared_ptr<PromptShare> share = std::exchange(sequence.share, nullptr);
+  if (!share) return;
+  if (sequence.choice == 0) {
+    share->computed = true;  // it ended before: the others compute the prompt themselves, from nothing
+    if (share->blocks.empty()) share->tokens = 0;
+    return;
+  }
+  if (--share->waiting > 0) return;
+  for (const int64_t block : share->blocks) model.blocks->release(block);
+  share->blocks.clear();
+}
+
+bool Planner::drop_shares(ModelState& model) {
+  const int64_t before = model.blocks->available();
+  for (const auto& sequence : model.sequences)
+    if (sequence->choice > 0 && sequence->share && sequence->share->computed) leave_share(model, *sequence);
+  return model.blocks->available() > before;
+}
+
+void Planner::add_row(Step& step, Sequence& sequence, int64_t token_index, int64_t prompt_index) {
+  const Request& request = sequence.request();
+  SampleRow row;
+  if (prompt_index > 0) {
+    row.params.temperature = 0;
+    row.forced_token = request.prompt[static_cast<size_t>(prompt_index)];
+    row.top_logprobs = request.prompt_logprobs;
+  } else {
+    row.params = request.params;
+    row.params.choice = static_cast<uint32_t>(sequence.choice);
+    row.prompt_tokens = request.prompt;
+    row.logit_bias = request.logit_bias;
+    row.allowed = request.grammar ? sequence.submission->mask(sequence.choice) : request.model->allowed;
+    if (sequence.planned < request.min_tokens) row.banned = request.end_ids;
+    row.top_logprobs = request.logprobs;
+  }
+  row.position = sequence.fed;
+  step.logit_rows.push_back(static_cast<int32_t>(token_index));
+  step.rows.push_back(row);
+  step.owners.push_back({.sequence = &sequence, .place = sequence.place, .prompt_index = prompt_index});
+}
+
+void Planner::add_to_step(Step& step, Sequence& sequence, int64_t tokens) {
+  const Request& request = sequence.request();
+  if (std::exchange(sequence.new_place, false)) step.new_places.push_back({sequence.place, sequence.outputs});
+  const int64_t prompt_size = sequence.prompt_size(), end = sequence.fed + tokens;
+  const bool scores_prompt = request.prompt_logprobs != kNoLogprobs && sequence.choice == 0;
+  for (int64_t i = sequence.fed; i < end; ++i) {
+    const int64_t index = std::ssize(step.tokens);
+    int32_t id = 0;
+    if (i < prompt_size) {
+      id = request.prompt[static_cast<size_t>(i)];
+    } else if (i - prompt_size < std::ssize(sequence.outputs)) {
+      id = sequence.outputs[static_cast<size_t>(i - prompt_size)];
+    } else {
+      step.from_place.push_back({.token = index, .place = sequence.place});
+    }
+    step.tokens.push_back(id);
+    step.positions.push_back(static_cast<int32_t>(i));
+    step.features.context_tokens += i + 1;
+    step.features.prefill_tokens += i + 1 < sequence.known();
+    if (scores_prompt && i + 1 < prompt_size && i + 1 >= sequence.prompt_scored) {
+      add_row(step, sequence, index, i + 1);
+      sequence.prompt_scored = i + 2;
+    }
+  }
+  sequence.fed = end;
+  if (end == sequence.known() && sequence.planned < request.max_tokens) {
+    add_row(step, sequence, std::ssize(step.tokens) - 1, 0);
+    ++sequence.planned;
+    sequence.mask_ready = false;
+  }
+  if (step.query_start.empty()) step.query_start.push_back(0);
+  step.query_start.push_back(static_cast<int32_t>(step.tokens.size()));
+  step.context_len.push_back(static_cast<int32_t>(end));
+  step.sequences.push_back(&sequence);
+  step.block_table_stride = std::max(step.block_table_stride, std::ssize(sequence.blocks));
+  ++sequence.in_flight;
+}
+
+// What can be laid out only when the whole step is known.
+void Planner::finish_arrays(Step& step) {
+  for (const Sequence* sequence : step.sequences) {
+    const size_t begin = step.block_table.size();
+    step.block_table.insert(step.block_table.end(), sequence->blocks.begin(), sequence->blocks.end());
+    step.block_table.resize(begin + static_cast<size_t>(step.block_table_stride), 0);
+  }
+  size_t top = 0;
+  for (const SampleRow& row : step.rows) top += static_cast<size_t>(std::max(row.top_logprobs, 0));
+  step.top.resize(top);
+  step.results.assign(step.rows.size(), {});
+  top = 0;
+  for (size_t r = 0; r < step.rows.size(); ++r) {
+    const auto count = static_cast<size_t>(std::max(step.rows[r].top_logprobs, 0));
+    step.results[r].top = std::span(step.top).subspan(top, count);
+    top += count;
+  }
+  step.features.tokens = std::ssize(step.tokens);
+  step.features.sequences = std::ssize(step.sequences);
+  step.features.logit_rows = std::ssize(step.rows);
+}
+
+void Planner::collect_row(Step& step, size_t row, std::vector<float>& ttft_s, std::vector<float>& inter_token_s,
+                          int64_t& generated) {
+  Sequence& sequence = *step.owners[row].sequence;
+  const SampleResult& result = step.results[row];
+  if (sequence.ended) return;  // it ended while this step was under way: dropped, and not billed
+  if (result.outcome != SampleOutcome::kOk) {
+    const Status why = sample_status({&result, 1});
+    return end(sequence, FinishReason::kError, why.error());
+  }
+  std::vector<TokenLogprob> top(result.top.begin(), result.top.end());
+  if (step.owners[row].prompt_index > 0) {
+    sequence.submission->push({.choice = sequence.choice,
+                               .kind = TokenEvent::Kind::kPrompt,
+                               .prompt = {.logprob = result.logprob, .top = std::move(top)}});
+    return;
+  }
+  const Request& request = sequence.request();
+  const int64_t now_ns = clock_.now_ns();
+  const bool first = sequence.first_token_ns < 0;
+  const int64_t since_ns = first ? sequence.submission->submitted_ns() : sequence.last_token_ns;
+  (first ? ttft_s : inter_token_s).push_back(static_cast<float>(static_cast<double>(now_ns - since_ns) * 1e-9));
+  if (first) sequence.first_token_ns = now_ns;
+  sequence.last_token_ns = now_ns;
+  sequence.outputs.push_back(result.token);
+  ++generated;
+  const bool stop = std::ranges::binary_search(request.end_ids, result.token);
+  sequence.submission->push(
+      {.choice = sequence.choice,
+       .kind = TokenEvent::Kind::kToken,
+       .token = {.id = result.token, .logprob = result.logprob, .top = std::move(top), .text = {}},
+       .stop_token = stop});
+  if (stop) {
+    sequence.ended = true;
+    sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.shared_tokens);
+  } else if (std::ssize(sequence.outputs) >= request.max_tokens) {
+    end(sequence, FinishReason::kLength, {});
+  }
+}
+
+void Planner::collect(std::unique_ptr<Step> step) {
+  --in_flight_;
+  ModelState& model = *step->model;
+  std::vector<float> ttft_s, inter_token_s;
+  int64_t generated = 0;
+  for (Sequence* sequence : step->sequences) --sequence->in_flight;
+  if (!step->status) {
+    SPDLOG_ERROR("{}: a step failed: {}", model.served->name, step->status.error().message);
+    for (Sequence* sequence : step->sequences)
+      if (!sequence->ended) end(*sequence, FinishReason::kError, step->status.error());
+  } else {
+    for (size_t row = 0; row < step->owners.size(); ++row) collect_row(*step, row, ttft_s, inter_token_s, generated);
+    for (Sequence* sequence : step->sequences) {
+      const bool only_prompt = sequence->request().max_tokens == 0 && sequence->fed == sequence->prompt_size() - 1;
+      if (!sequence->ended && only_prompt && sequence->in_flight == 0) end(*sequence, FinishReason::kLength, {});
+      sequence->submission->flush();
+    }
+    const StepFeatures& f = step->features;
+    model.cost.observe({.tokens = static_cast<double>(f.tokens),
+                        .context_tokens = static_cast<double>(f.context_tokens),
+                        .logit_rows = static_cast<double>(f.logit_rows)},
+                       static_cast<double>(step->measured_ns) * 1e-3);
+  }
+  if (observer_ != nullptr)
+    observer_->on_step({.model = model.served->name,
+                        .step = step_count_,
+                        .features = step->features,
+                        .predicted_us = static_cast<int64_t>(step->predicted_us),
+                        .measured_us = step->measured_ns / 1000,
+                        .generated_tokens = generated,
+                        .preemptions = std::exchange(model.preemptions, 0),
+                        .ttft_s = ttft_s,
+                        .inter_token_s = inter_token_s});
+  ++step_count_;
+  sweep(model);
+  step->clear();
+  spare_steps_.push_back(std::move(step));
+}
+
+}  // namespace hearth

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// One forward step between its planning and its collection: what the step thread computes and what it found.
+// Filled by the planner, computed by the step thread, read by the planner; the queue between them hands it over.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "hearth/base/result.h"
+#include "hearth/comm/comm.h"
+#include "hearth/engine/observer.h"
+#include "hearth/engine/sequence.h"
+#include "hearth/kernels/sample/sample.h"
+#include "hearth/kv/block_pool.h"
+#include "hearth/memory/host_buffer.h"
+#include "hearth/model/model.h"
+#include "hearth/schedule/cost_model.h"
+#include "hearth/tensor/kv_layout.h"
+
+namespace hearth {
+
+// A model inside the engine.
+struct ModelState {
+  explicit ModelState(ForwardBuffers planned) : buffers(std::move(planned)) {}
+
+  std::shared_ptr<const ServedModel> served;
+  int64_t max_sequences = 0;
+  int64_t step_tokens = 0;
+  int64_t max_rows = 0;
+  int64_t block_tokens = 0;
+  HostBuffer kv_memory;
+  std::unique_ptr<KvBlocks> blocks;  // the planner's
+
+  // ---- the step thread's
+  ForwardBuffers buffers;
+  KvView kv;
+  SingleRank comm;
+  // What a place of the batch has sampled: the ids stay where they were made, and the next step takes its
+  // input from here without the planner having seen it.
+  std::vector<std::vector<int32_t>> sampled;  // [max_sequences] outputs of the sequence in that place
+
+  // ---- the planner's
+  std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of service
+  std::vector<int64_t> free_places;
+  StepCostModel cost;
+  int64_t preemptions = 0;  // not yet told
+  bool leaving = false;
+};
+
+// Whom a row of logits belongs to.
+struct StepRow {
+  Sequence* sequence = nullptr;
+  int64_t place = 0;
+  int64_t prompt_index = 0;  // > 0: the logprob of prompt[prompt_index]; 0: a token is drawn
+};
+
+struct Step {
+  std::shared_ptr<ModelState> model;
+  std::vector<Sequence*> sequences;
+
+  // The StepBatch's arrays.
+  std::vector<int32_t> tokens, positions, query_start, context_len, logit_rows;
+  std::vector<int64_t> block_table;
+  int64_t block_table_stride = 0;
+
+  struct FromPlace {
+    int64_t token = 0;  // index into tokens
+    int64_t place = 0;  // whose last sampled id it is
+  };
+  std::vector<FromPlace> from_place;
+  struct NewPlace {
+    int64_t place = 0;
+    std::vector<int32_t> outputs;  // what its sequence has sampled before
+  };
+  std::vector<NewPlace> new_places;
+
+  std::vector<StepRow> owners;  // of the rows
+  std::vector<SampleRow> rows;
+  std::vector<SampleResult> results;
+  std::vector<TokenLogprob> top;  // room of all results
+
+  StepFeatures features;
+  double predicted_us = 0;
+  Status status;  // of the whole step; rows have their own outcomes
+  int64_t measured_ns = 0;
+
+  void clear();
+};
+
+}  // namespace hearth

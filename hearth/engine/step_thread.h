@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// StepThread: computes steps in the order of their launch: forward, then sampling. The ids that a step samples
+// go into the next one without leaving this side.
+// launch() and finished() belong to the planner thread.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "hearth/base/clock.h"
+#include "hearth/base/thread_pool.h"
+#include "hearth/engine/step.h"
+
+namespace hearth {
+
+class StepThread {
+ public:
+  // `on_finished` is called on this thread after each step.
+  StepThread(int threads, const Clock& clock, std::function<void()> on_finished);
+  // Computes what was launched, then joins.
+  ~StepThread();
+  StepThread(const StepThread&) = delete;
+  StepThread& operator=(const StepThread&) = delete;
+
+  int threads() const { return pool_.size(); }
+  // For buffers that are planned for this team.
+  ThreadPool& pool() { return pool_; }
+
+  void launch(std::unique_ptr<Step> step);
+  // The oldest step that has ended and was not taken yet; null: none.
+  std::unique_ptr<Step> finished();
+
+ private:
+  void work();
+  void compute(Step& step);
+
+  ThreadPool pool_;  // run by thread_ alone
+  const Clock& clock_;
+  std::function<void()> on_finished_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::unique_ptr<Step>> launched_, finished_;  // guarded by mutex_
+  bool stopping_ = false;                                  // guarded by mutex_
+  std::thread thread_;                                     // last: starts when all else is there
+};
+
+}  // namespace hearth

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Submission: a request inside the engine, as its text sees it. The planner pushes what the steps bring; workers
+// turn it into text, advance grammars, look for stop strings and call the reader. Where a text ends is decided
+// here, because only here is it known.
+//   I1. process() runs on one worker at a time; events of a choice are handled in the order of their pushing.
+//   I2. After a choice's end every further event of it is dropped: tokens behind a stop are neither seen nor
+//       counted.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "hearth/base/worker_pool.h"
+#include "hearth/engine/engine.h"
+#include "hearth/engine/inbox.h"
+#include "hearth/text/detokenizer.h"
+
+namespace hearth {
+
+// What a step brings to a choice.
+struct TokenEvent {
+  int32_t choice = 0;
+  enum class Kind : uint8_t { kStart, kToken, kPrompt, kEnd } kind = Kind::kToken;
+  OutputToken token{};                          // kToken: without its text
+  PromptLogprob prompt{};                       // kPrompt
+  bool stop_token = false;                      // kToken: it is one of the ids that end the text
+  FinishReason reason = FinishReason::kLength;  // kEnd
+  std::optional<Error> error{};                 // kEnd
+};
+
+class Submission : public std::enable_shared_from_this<Submission> {
+ public:
+  // InvalidArgument for stop strings that the detokenizer refuses.
+  static Result<std::shared_ptr<Submission>> create(Request request, OnOutput on_output, WorkerPool& workers,
+                                                    std::shared_ptr<Inbox> inbox, int64_t submitted_ns);
+
+  const Request& request() const { return request_; }
+  int64_t submitted_ns() const { return submitted_ns_; }
+
+  // ---- by the planner
+  void push(TokenEvent event);
+  // Schedules a worker for what was pushed. Once per step and submission.
+  void flush();
+  // Tokens that were pushed and not yet consumed by the reader.
+  int64_t unread(int32_t choice) const;
+  // consumed() posts kRead from now on, once.
+  void wait_for_reader(int32_t choice);
+  // The mask of the next token of a choice with a grammar; stable from kMaskReady until the token after is pushed.
+  std::span<const uint32_t> mask(int32_t choice) const { return at(choice).mask; }
+  // After kChoiceDone: the end as the text saw it.
+  FinishReason reason(int32_t choice) const { return at(choice).reason; }
+  int64_t generated_tokens(int32_t choice) const { return at(choice).tokens; }
+  // To be told with the choice's end.
+  void set_shared_prompt_tokens(int32_t choice, int64_t tokens) { at(choice).shared_prompt_tokens = tokens; }
+
+  // ---- by the reader's side, any thread
+  void cancel();
+  void consumed(int32_t choice, int64_t tokens);
+
+ private:
+  struct Choice {
+    explicit Choice(Detokenizer d) : detokenizer(std::move(d)) {}
+    Detokenizer detokenizer;
+    std::optional<GrammarState> grammar;
+    std::vector<uint32_t> mask;
+    bool ended = false;  // nothing more is taken from the steps
+    bool told = false;   // the reader has its `finish`
+    FinishReason reason = FinishReason::kLength;
+    int64_t tokens = 0;
+    std::atomic<int64_t> shared_prompt_tokens = 0;
+    std::atomic<int64_t> pushed = 0, read = 0;
+    std::atomic<bool> reader_awaited = false;
+  };
+
+  Submission(Request request, OnOutput on_output, WorkerPool& workers, std::shared_ptr<Inbox> inbox,
+             int64_t submitted_ns);
+  Choice& at(int32_t choice) { return *choices_[static_cast<size_t>(choice)]; }
+  const Choice& at(int32_t choice) const { return *choices_[static_cast<size_t>(choice)]; }
+
+  void process();
+  void handle(TokenEvent& event, Output& output);
+  // Text of one token, and whether it ends the choice.
+  Status take_token(TokenEvent& event, Output& output);
+  Status next_mask(Choice& choice, int32_t index);
+  void end(Output& output, FinishReason reason, std::optional<Error> error);
+  void fail_all(const Error& error);
+  void emit(Output&& output);
+
+  Request request_;
+  OnOutput on_output_;  // emptied after the last output
+  WorkerPool& workers_;
+  std::shared_ptr<Inbox> inbox_;
+  const int64_t submitted_ns_;
+  std::vector<std::unique_ptr<Choice>> choices_;
+  int32_t open_choices_ = 0;  // of process()
+
+  std::mutex mutex_;
+  std::vector<TokenEvent> events_;  // guarded by mutex_
+  bool scheduled_ = false;          // guarded by mutex_: a worker will, or does, run process()
+};
+
+}  // namespace hearth
