@@ -180,8 +180,8 @@ TEST(Lambada, EqualsTheDirectComputationForAnyNumberOfSlots) {
   const int64_t vocab = model->config().vocab_size;
   Runner single = make_runner(model, 64, pool);
   std::vector<LambadaItem> items;
+  std::vector<double> expected;
   int64_t correct = 0;
-  double nll = 0;
   for (uint64_t i = 0; i < 24; ++i) {
     LambadaItem item;
     item.context = random_ids(1 + static_cast<int64_t>(i * 2), vocab, i);
@@ -201,7 +201,8 @@ TEST(Lambada, EqualsTheDirectComputationForAnyNumberOfSlots) {
     std::vector<int32_t> all = item.context;
     all.insert(all.end(), item.continuation.begin(), item.continuation.end());
     const auto logprobs = direct_logprobs(single, std::span(all).first(all.size() - 1), all.back());
-    for (size_t k = item.context.size() - 1; k < logprobs.size(); ++k) nll -= logprobs[k];
+    expected.push_back(0);
+    for (size_t k = item.context.size() - 1; k < logprobs.size(); ++k) expected.back() += logprobs[k];
     items.push_back(std::move(item));
   }
   const auto one = lambada(single, items, 1);
@@ -209,12 +210,24 @@ TEST(Lambada, EqualsTheDirectComputationForAnyNumberOfSlots) {
   EXPECT_EQ(one->n, 24);
   EXPECT_EQ(one->correct, correct);
   EXPECT_DOUBLE_EQ(one->acc, 0.5);
-  EXPECT_NEAR(one->nll_per_word, nll / 24, 1e-5) << "seed " << kSeed;
+  ASSERT_EQ(one->scores.size(), items.size());
+  double sum = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    EXPECT_EQ(one->scores[i].hit, i % 2 == 0) << "item " << i;
+    EXPECT_NEAR(one->scores[i].logprob, expected[i], 1e-5) << "item " << i << ", seed " << kSeed;
+    sum += one->scores[i].logprob;
+  }
+  EXPECT_NEAR(one->nll_per_word, -sum / 24, 1e-12);
   Runner several = make_runner(model, longest_item(items), pool, 5);
   const auto batched = lambada(several, items, 5);
   ASSERT_TRUE(batched) << batched.error().message;
   EXPECT_EQ(batched->correct, one->correct);
   EXPECT_EQ(batched->nll_per_word, one->nll_per_word);
+  ASSERT_EQ(batched->scores.size(), items.size());
+  for (size_t i = 0; i < items.size(); ++i) {
+    EXPECT_EQ(batched->scores[i].hit, one->scores[i].hit) << "item " << i;
+    EXPECT_EQ(batched->scores[i].logprob, one->scores[i].logprob) << "item " << i;
+  }
   Runner small = make_runner(model, 8, pool);
   EXPECT_THAT(lambada(small, items, 1).error().message, HasSubstr("the context holds 8"));
   EXPECT_THAT(lambada(small, {}, 1).error().message, HasSubstr("no items"));

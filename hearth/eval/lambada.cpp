@@ -28,17 +28,16 @@ Result<LambadaItem> parse_item(std::string_view line, const Tokenizer& tokenizer
   return result;
 }
 
-// Items that are scored together; `hit` and `nll` of each.
+// Items that are scored together.
 struct Group {
   std::span<const LambadaItem> items;
-  std::vector<char> hit;
-  std::vector<double> nll;
+  std::span<LambadaScore> scores;
 
-  void take(std::span<const TokenScore> scores, std::span<const int32_t> targets, std::span<const int64_t> item_of) {
-    for (size_t r = 0; r < scores.size(); ++r) {
-      const auto i = static_cast<size_t>(item_of[r]);
-      nll[i] -= scores[r].logprob;
-      hit[i] = hit[i] && scores[r].top == targets[r];
+  void take(std::span<const TokenScore> tokens, std::span<const int32_t> targets, std::span<const int64_t> item_of) {
+    for (size_t r = 0; r < tokens.size(); ++r) {
+      LambadaScore& score = scores[static_cast<size_t>(item_of[r])];
+      score.logprob += tokens[r].logprob;
+      score.hit = score.hit && tokens[r].top == targets[r];
     }
   }
 };
@@ -137,13 +136,12 @@ Result<LambadaResult> lambada(Runner& runner, std::span<const LambadaItem> items
     } while (end < items.size() && static_cast<int64_t>(end - begin) < slots &&
              tokens + std::ssize(items[end].context) <= kEvalStepTokens &&
              rows + std::ssize(items[end].continuation) <= max_rows);
-    Group group{.items = items.subspan(begin, end - begin), .hit = {}, .nll = {}};
-    group.hit.assign(group.items.size(), 1);
-    group.nll.assign(group.items.size(), 0);
+    result.scores.resize(end, {.hit = true, .logprob = 0});
+    Group group{.items = items.subspan(begin, end - begin), .scores = std::span(result.scores).subspan(begin)};
     HEARTH_TRY(score_group(runner, group));
-    for (size_t i = 0; i < group.items.size(); ++i) {
-      nll += group.nll[i];
-      result.correct += group.hit[i];
+    for (const LambadaScore& score : group.scores) {
+      nll -= score.logprob;
+      result.correct += score.hit ? 1 : 0;
     }
     result.n += std::ssize(group.items);
     begin = end;

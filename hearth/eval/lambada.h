@@ -28,11 +28,17 @@ Result<std::vector<LambadaItem>> parse_lambada(std::string_view jsonl, const Tok
 // Longest item in tokens.
 int64_t longest_item(std::span<const LambadaItem> items);
 
+struct LambadaScore {
+  bool hit = false;
+  double logprob = 0;  // of the whole continuation, in nats
+};
+
 struct LambadaResult {
   double acc = 0;
   double nll_per_word = 0;  // mean over items of -log p of the whole continuation, in nats
   int64_t correct = 0;
   int64_t n = 0;
+  std::vector<LambadaScore> scores;  // of each item, in their order
 };
 
 // Several items share a step where the runner has slots; the result does not depend on how many.
