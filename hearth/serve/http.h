@@ -33,7 +33,10 @@ class HttpExchange {
   virtual boost::asio::any_io_executor executor() const = 0;
 
   // `gone` is called once, on the strand, if the client closes the connection before the answer is complete;
-  // at once if it already has. Works for answers that are not streamed too: the socket is watched.
+  // at once if it already has. Works for answers that are not streamed too: the socket is watched. A client that
+  // closes its sending side alone counts as gone, as most servers have it. One that pipelines more than
+  // header_bytes behind its request is not watched any more; then a write finds out. `gone` must not end the
+  // exchange itself: it wakes up who does.
   virtual void on_disconnect(std::function<void()> gone) = 0;
 
   // A whole answer. Once per exchange, unless start_stream() was called.
@@ -47,19 +50,23 @@ class HttpExchange {
   virtual Async<Status> finish_stream() = 0;
 };
 
-// Looks at a request's head before its body is read: an answer here ends the exchange (the key is wrong, the
-// route unknown, the server full), and the body is not read. May set a smaller body limit.
+// Looks at a request's head before its body is read (and before 100 Continue): an answer here ends the exchange
+// (the key is wrong, the route unknown, the server full), and the body is not read; where one was announced, the
+// connection is closed behind the answer. May set a smaller body limit.
 struct HttpVerdict {
   std::optional<HttpReply> refusal;
   std::optional<int64_t> body_bytes;
 };
 using HttpGuard = std::function<HttpVerdict(const HttpHead& head)>;
-// Answers. What it throws is logged and answered with 500 where nothing was sent, bad_alloc with 503.
+// Answers. Of HEAD it answers as of GET; the body is not sent. What it throws is logged and answered with 500 where nothing was sent, bad_alloc with 503.
 using HttpHandler = std::function<Async<void>(HttpExchange& exchange)>;
-// The body of an answer that the HTTP layer gives by itself (400, 408, 413, 417, 431, 500, 503).
+// The body of an answer that the HTTP layer gives by itself (400, 408, 413, 417, 431, 500, 501
+// for a transfer coding other than chunked, 503).
 using HttpErrorBody = std::function<std::string(int status, std::string_view message)>;
 
-// A finished exchange, for metrics and the access log. Called on the connection's strand.
+// A finished exchange, for metrics and the access log; also of what the layer answered by itself, where the path
+// is empty if the head could not be read. Status 499: the client left before any answer. Called on the
+// connection's strand.
 struct HttpRecord {
   std::string_view method, path, request_id, remote;
   int status = 0;
@@ -83,7 +90,8 @@ class HttpServer {
   // Binds and listens, so that the port is known; nothing is accepted before start(). InvalidArgument: no such
   // address; Unavailable: the port is taken.
   static Result<std::unique_ptr<HttpServer>> create(HttpServerOptions options);
-  // Closes what is left and joins.
+  // Calls on_disconnect of what is left, waits a few seconds for the handlers to end, destroys those that did
+  // not, and joins.
   virtual ~HttpServer() = default;
 
   virtual uint16_t port() const = 0;
@@ -92,6 +100,7 @@ class HttpServer {
   virtual void drain() = 0;
   // Waits until no connection is left, at most timeout_ms; true where none is.
   virtual bool wait_drained(int64_t timeout_ms) = 0;
+  // Those that are served. Above HttpLimits::connections a client gets 503 with Retry-After: 1 and is closed.
   virtual int64_t connections() const = 0;
 };
 

@@ -7,7 +7,9 @@
 //   I4. An end of file is a client that is gone, also where it closed only its sending side.
 #include "hearth/serve/http_connection.h"
 
+#include <linux/sockios.h>
 #include <spdlog/spdlog.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
@@ -47,15 +49,14 @@ constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
 }  // namespace
 
-class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
+class HttpConnection final : public HttpDrainable, public std::enable_shared_from_this<HttpConnection> {
  public:
   HttpConnection(std::shared_ptr<HttpHub> hub, asio::ip::tcp::socket socket, bool refused);
-  ~HttpConnection();
+  ~HttpConnection() override;
 
   // The whole life; the caller keeps the object alive.
   Async<> run();
-  // Any thread.
-  void drain(bool abort);
+  void drain(bool abort) override;
   asio::any_io_executor executor() { return socket_.get_executor(); }
 
  private:
@@ -65,6 +66,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   struct Request;
 
   Async<After> serve_one();
+  Async<After> serve_one_caught();
   Async<std::optional<After>> read_head(Request& request);
   Async<std::optional<After>> read_body(Request& request);
   Async<After> handle(Request& request);
@@ -76,8 +78,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   Async<Input> more_input(Clock::time_point deadline);
   void start_read();
+  void read_done(size_t bytes);
   Async<Status> send(std::string_view bytes);
   Async<Status> wait_writable();
+  int64_t unconfirmed();
   void client_gone();
   void forget_input(size_t bytes) { in_.erase(0, bytes); }
 
@@ -252,14 +256,24 @@ void HttpConnection::start_read() {
   reading_ = true;
   socket_.async_read_some(asio::buffer(scratch_),
                           [self = shared_from_this()](boost::system::error_code error, size_t bytes) {
-                            self->reading_ = false;
-                            if (error || bytes == 0) return self->client_gone();
-                            self->in_.append(self->scratch_.data(), bytes);
-                            ++self->reads_;
-                            self->input_event_.cancel();
-                            // While a handler works, the next read is what sees the end.
-                            if (self->busy_) self->start_read();
+                            self->read_done(error || bytes == 0 ? 0 : bytes);
                           });
+}
+
+// 0 bytes: the end.
+void HttpConnection::read_done(size_t bytes) {
+  reading_ = false;
+  try {
+    in_.append(scratch_.data(), bytes);
+  } catch (const std::bad_alloc&) {
+    spdlog::error("http: no memory for what {} sends", remote_);
+    bytes = 0;
+  }
+  if (bytes == 0) return client_gone();
+  ++reads_;
+  input_event_.cancel();
+  // While a handler works, the next read is what sees the end.
+  if (busy_) start_read();
 }
 
 // Waits until in_ has grown.
@@ -276,16 +290,29 @@ Async<HttpConnection::Input> HttpConnection::more_input(Clock::time_point deadli
   }
 }
 
+// Bytes in the socket that the client's side has not confirmed.
+int64_t HttpConnection::unconfirmed() {
+  int bytes = 0;
+  return ioctl(socket_.native_handle(), SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+}
+
 // Waits until the socket takes bytes; DeadlineExceeded after write_timeout_ms, Cancelled where the client is gone.
 Async<Status> HttpConnection::wait_writable() {
-  const auto deadline = Clock::now() + milliseconds(hub_->options.limits.write_timeout_ms);
+  const milliseconds limit(hub_->options.limits.write_timeout_ms);
+  auto deadline = Clock::now() + limit;
+  int64_t left = unconfirmed();
   const bool had_ended = end_;
   writable_ = false;
   for (;;) {
     if (writable_) co_return Status();
     if (end_ && !had_ended) co_return cancelled("the client has gone");
-    if (Clock::now() >= deadline)
-      co_return deadline_exceeded("the client took no byte for {} ms", hub_->options.limits.write_timeout_ms);
+    if (Clock::now() >= deadline) {
+      // The socket is not writable before a third of its buffer is free; a client may take bytes long before.
+      const int64_t now_left = unconfirmed();
+      if (now_left >= left) co_return deadline_exceeded("the client took no byte for {} ms", limit.count());
+      left = now_left;
+      deadline = Clock::now() + limit;
+    }
     if (!waiting_writable_) {
       waiting_writable_ = true;
       socket_.async_wait(asio::ip::tcp::socket::wait_write, [self = shared_from_this()](boost::system::error_code) {
@@ -427,11 +454,12 @@ Async<HttpConnection::After> HttpConnection::handle(Request& request) {
     HttpReply reply = hub_->error_reply(failure->status, failure->message);
     co_return co_await refuse(request, std::move(reply), request.reader.keep_alive());
   }
-  if (!exchange.untouched() && !exchange.complete() && !end_)
+  if (!exchange.untouched() && !exchange.complete() && !end_ && !send_error_)
     spdlog::error("http: the answer to {} {} ({}) was not finished", request.head.method, request.head.path,
                   request.request_id);
   done(request, exchange.status() != 0 ? exchange.status() : kClientGone);
-  co_return exchange.keep() ? After::kKeep : After::kClose;
+  if (exchange.keep()) co_return After::kKeep;
+  co_return exchange.complete() && !send_error_ ? After::kLinger : After::kClose;
 }
 
 Async<HttpConnection::After> HttpConnection::serve_one() {
@@ -472,10 +500,28 @@ Async<> HttpConnection::linger() {
   }
 }
 
+// serve_one(), and an answer where it ends with an exception (of the guard, or for want of memory).
+Async<HttpConnection::After> HttpConnection::serve_one_caught() {
+  const int64_t sent_before = sent_bytes_;
+  HttpFailure failure{500, "internal error"};
+  try {
+    co_return co_await serve_one();
+  } catch (const std::bad_alloc&) {
+    failure = {503, "out of memory"};
+    spdlog::error("http: out of memory for a request of {}", remote_);
+  } catch (const std::exception& e) {
+    spdlog::error("http: a request of {} threw: {}", remote_, e.what());
+  }
+  if (sent_bytes_ != sent_before) co_return After::kClose;
+  Request request(hub_->options.limits);
+  request.sent_before = sent_before;
+  co_return co_await fail(request, failure);
+}
+
 Async<> HttpConnection::run() {
   for (;;) {
     busy_ = false;
-    const After after = co_await serve_one();
+    const After after = co_await serve_one_caught();
     if (after == After::kKeep && !end_) continue;
     if (after != After::kClose && !end_) co_await linger();
     break;
@@ -499,65 +545,6 @@ void serve_http_connection(std::shared_ptr<HttpHub> hub, asio::ip::tcp::socket s
       spdlog::error("http: a connection ended");
     }
   });
-}
-
-bool HttpHub::add(const std::shared_ptr<HttpConnection>& connection, bool refused) {
-  const std::lock_guard lock(mutex_);
-  all_.emplace(connection.get(), connection);
-  if (refused) ++refused_;
-  return !draining_;
-}
-
-void HttpHub::remove(HttpConnection* connection, bool refused) {
-  const std::lock_guard lock(mutex_);
-  all_.erase(connection);
-  if (refused) --refused_;
-  if (all_.empty()) empty_.notify_all();
-}
-
-void HttpHub::drain(bool abort) {
-  // Let go of them without the lock: the last owner's destructor takes it.
-  std::vector<std::shared_ptr<HttpConnection>> connections;
-  {
-    const std::lock_guard lock(mutex_);
-    draining_ = true;
-    for (const auto& [pointer, weak] : all_)
-      if (auto connection = weak.lock()) connections.push_back(std::move(connection));
-  }
-  for (const auto& connection : connections) connection->drain(abort);
-}
-
-bool HttpHub::draining() const {
-  const std::lock_guard lock(mutex_);
-  return draining_;
-}
-
-int64_t HttpHub::served() const {
-  const std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(all_.size()) - refused_;
-}
-
-int64_t HttpHub::refused() const {
-  const std::lock_guard lock(mutex_);
-  return refused_;
-}
-
-bool HttpHub::wait_empty(int64_t timeout_ms) {
-  std::unique_lock lock(mutex_);
-  return empty_.wait_for(lock, milliseconds(timeout_ms), [&] { return all_.empty(); });
-}
-
-HttpReply HttpHub::error_reply(int status, std::string_view message) const {
-  HttpReply reply;
-  reply.status = status;
-  if (options.error_body) {
-    reply.body = options.error_body(status, message);
-  } else {
-    reply.content_type = "text/plain; charset=utf-8";
-    reply.body = fmt::format("{}\n", message);
-  }
-  if (status == 503) reply.headers.emplace_back("retry-after", "1");
-  return reply;
 }
 
 }  // namespace hearth

@@ -12,13 +12,18 @@
 #include <mutex>
 #include <string_view>
 #include <unordered_map>
-#include <vector>
+#include <utility>
 
 #include "hearth/serve/http.h"
 
 namespace hearth {
 
-class HttpConnection;
+class HttpDrainable {
+ public:
+  virtual ~HttpDrainable() = default;
+  // Any thread: end without a request in progress at once, else after it; with `abort` in its middle.
+  virtual void drain(bool abort) = 0;
+};
 
 class HttpHub {
  public:
@@ -27,9 +32,9 @@ class HttpHub {
   const HttpServerOptions options;
 
   // Registers; false where the server drains already.
-  bool add(const std::shared_ptr<HttpConnection>& connection, bool refused);
-  void remove(HttpConnection* connection, bool refused);
-  // From now on connections end: without a request in progress at once, else after it; with `abort` in its middle.
+  bool add(const std::shared_ptr<HttpDrainable>& connection, bool refused);
+  void remove(HttpDrainable* connection, bool refused);
+  // Drains all, and those that are added later.
   void drain(bool abort);
   bool draining() const;
   // Connections that are served, and those that are only told that there are too many.
@@ -42,9 +47,9 @@ class HttpHub {
  private:
   mutable std::mutex mutex_;
   std::condition_variable empty_;
-  std::unordered_map<HttpConnection*, std::weak_ptr<HttpConnection>> all_;  // guarded by mutex_
-  int64_t refused_ = 0;                                                     // guarded by mutex_
-  bool draining_ = false;                                                   // guarded by mutex_
+  std::unordered_map<HttpDrainable*, std::weak_ptr<HttpDrainable>> all_;  // guarded by mutex_
+  int64_t refused_ = 0;                                                   // guarded by mutex_
+  bool draining_ = false;                                                 // guarded by mutex_
 };
 
 // Serves the socket until it closes; with `refuse` answers 503 to whatever it asks, and closes it. The socket's

@@ -71,7 +71,7 @@ std::string new_request_id() {
 bool status_has_body(int status) { return status >= 200 && status != 204 && status != 304; }
 
 std::string write_reply_head(const HttpReply& reply, std::string_view request_id, const HttpFraming& framing) {
-  HEARTH_CHECK(reply.status >= 100 && reply.status <= 599, "http: {} is no status", reply.status);
+  HEARTH_CHECK(reply.status >= 200 && reply.status <= 599, "http: {} is no final status", reply.status);
   const std::string_view reason =
       boost::beast::http::obsolete_reason(boost::beast::http::int_to_status(static_cast<unsigned>(reply.status)));
   std::string out = fmt::format("HTTP/1.1 {} {}\r\n", reply.status, reason);

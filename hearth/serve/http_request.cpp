@@ -125,7 +125,7 @@ class HttpRequestReader::Parser final : public http::basic_parser<true> {
 };
 
 HttpRequestReader::HttpRequestReader(int64_t header_bytes)
-    : header_bytes_(std::max<int64_t>(header_bytes, 64)), parser_(std::make_unique<Parser>(header_bytes_)) {}
+    : header_bytes_(header_bytes), parser_(std::make_unique<Parser>(header_bytes_)) {}
 
 HttpRequestReader::~HttpRequestReader() = default;
 
@@ -136,13 +136,10 @@ bool HttpRequestReader::keep_alive() const { return parser_->keep_alive(); }
 bool HttpRequestReader::is_http_1_0() const { return parser_->http_1_0; }
 std::string& HttpRequestReader::body() { return parser_->body; }
 
-bool HttpRequestReader::expects_continue() const {
-  return !is_http_1_0() && has_body() && lower_case(parser_->head.header("expect")) == "100-continue";
-}
+bool HttpRequestReader::expects_continue() const { return !is_http_1_0() && has_body() && expect_ == "100-continue"; }
 
 std::optional<HttpFailure> HttpRequestReader::begin_body(int64_t body_bytes) {
-  const std::string_view expect = parser_->head.header("expect");
-  if (!is_http_1_0() && !expect.empty() && lower_case(expect) != "100-continue")
+  if (!is_http_1_0() && !expect_.empty() && expect_ != "100-continue")
     return HttpFailure{417, "the only expectation that is met is 100-continue"};
   const auto length = parser_->content_length();
   if (length && *length > static_cast<uint64_t>(body_bytes))
@@ -214,6 +211,7 @@ HttpRequestReader::Step HttpRequestReader::finish_head() {
   }
   if (hosts > 1 || (hosts == 0 && !is_http_1_0()))
     return fail(400, fmt::format("malformed request: {} host headers, wanted one", hosts));
+  expect_ = lower_case(head.header("expect"));
   head.request_id = is_request_id(id) ? std::string(id) : new_request_id();
   return Step::kHead;
 }

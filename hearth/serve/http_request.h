@@ -45,7 +45,7 @@ class HttpRequestReader {
   bool started() const;
 
   // REQUIRES of the following: kHead was returned.
-  HttpHead& head();
+  HttpHead& head();       // may be moved away
   bool has_body() const;  // announced; false where its length is 0
   bool keep_alive() const;
   bool is_http_1_0() const;
@@ -67,6 +67,7 @@ class HttpRequestReader {
   const int64_t header_bytes_;
   int64_t header_used_ = 0;
   bool empty_line_skipped_ = false;
+  std::string expect_;  // in lower case; kept, since the caller may move the head away
   HttpFailure failure_;
   std::unique_ptr<Parser> parser_;
 };

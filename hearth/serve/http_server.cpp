@@ -27,6 +27,7 @@ namespace asio = boost::asio;
 using asio::ip::tcp;
 
 constexpr int64_t kRefusing = 64;
+constexpr int64_t kMinHeaderBytes = 64;
 constexpr std::chrono::milliseconds kAcceptPause{50};
 // How long the destructor lets handlers see that their client is gone.
 constexpr int64_t kCloseMs = 5000;
@@ -121,11 +122,13 @@ class Listener final : public HttpServer {
       if (error == asio::error::connection_aborted) continue;
       if (error) {
         // Out of descriptors or memory: what waits in the backlog is served when there are some again.
-        spdlog::warn("http: cannot accept: {}", error.message());
+        if (!failing_) spdlog::warn("http: cannot accept, will try again: {}", error.message());
+        failing_ = true;
         pause_.expires_after(kAcceptPause);
         co_await pause_.async_wait(asio::as_tuple(asio::use_awaitable));
         continue;
       }
+      failing_ = false;
       take(std::move(socket));
     }
   }
@@ -146,6 +149,7 @@ class Listener final : public HttpServer {
   tcp::acceptor acceptor_;
   asio::steady_timer pause_{strand_};
   asio::executor_work_guard<asio::io_context::executor_type> work_{context_.get_executor()};
+  bool failing_ = false;  // the last accept failed; its strand's
   uint16_t port_ = 0;
   std::vector<std::thread> threads_;
 };
@@ -154,6 +158,7 @@ class Listener final : public HttpServer {
 
 Result<std::unique_ptr<HttpServer>> HttpServer::create(HttpServerOptions options) {
   HEARTH_CHECK(options.handler != nullptr, "http: a server without a handler");
+  options.limits.header_bytes = std::max<int64_t>(options.limits.header_bytes, kMinHeaderBytes);
   auto listener = std::make_unique<Listener>(std::move(options));
   HEARTH_TRY(listener->open());
   return std::unique_ptr<HttpServer>(std::move(listener));

@@ -1,338 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The HTTP layer over real sockets: a server on a free port, clients that write bytes by hand.
-#include "hearth/serve/http.h"
-
-#include <arpa/inet.h>
-#include <fcntl.h>
+// The HTTP layer over real sockets: what is read, what is answered, and what follows from who leaves when.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include <atomic>
-#include <charconv>
-#include <chrono>
-#include <cstdlib>
-#include <filesystem>
-#include <map>
-#include <mutex>
-#include <stdexcept>
-#include <thread>
+#include <random>
 
 #include "hearth/base/random.h"
+#include "hearth/serve/http_testing.h"
 
 namespace hearth {
 namespace {
 
-using std::chrono::milliseconds;
-using ::testing::ElementsAre;
+using namespace http_testing;  // NOLINT: the fixture's own namespace
 using ::testing::HasSubstr;
-using ::testing::StartsWith;
-using Clock = std::chrono::steady_clock;
-
-int64_t ms_since(Clock::time_point begin) {
-  return std::chrono::duration_cast<milliseconds>(Clock::now() - begin).count();
-}
-
-// Waits until `what` holds, at most ten seconds.
-template <class F>
-bool eventually(F what) {
-  for (const auto begin = Clock::now(); ms_since(begin) < 10'000; std::this_thread::sleep_for(milliseconds(2)))
-    if (what()) return true;
-  return what();
-}
-
-struct Answer {
-  int status = 0;  // 0: the connection ended before an answer
-  std::map<std::string, std::string> headers;
-  std::string body;
-  bool whole = false;  // ended as its header says
-};
-
-// A blocking socket that gives up after ten seconds.
-class Client {
- public:
-  explicit Client(uint16_t port, int receive_buffer = 0) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    if (receive_buffer > 0) setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
-    const timeval limit{10, 0};
-    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    const int on = 1;
-    setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (port != 0) connect_to(port);
-  }
-  ~Client() { shut(); }
-  Client(const Client&) = delete;
-  Client& operator=(const Client&) = delete;
-
-  void connect_to(uint16_t port) {
-    sockaddr_in to{};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(port);
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    ASSERT_EQ(connect(fd_, reinterpret_cast<const sockaddr*>(&to), sizeof to), 0);
-  }
-  void shut() {
-    if (fd_ >= 0) close(fd_);
-    fd_ = -1;
-  }
-  // Closes with a reset.
-  void reset() {
-    const linger hard{1, 0};
-    setsockopt(fd_, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
-    shut();
-  }
-  void half_close() const { shutdown(fd_, SHUT_WR); }
-
-  // False where the server closed meanwhile.
-  bool send(std::string_view bytes) const {
-    while (!bytes.empty()) {
-      const ssize_t n = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-      if (n <= 0) return false;
-      bytes.remove_prefix(static_cast<size_t>(n));
-    }
-    return true;
-  }
-  // False at the end, after a reset, and after ten seconds.
-  bool more() {
-    char piece[65536];
-    const ssize_t n = recv(fd_, piece, sizeof piece, 0);
-    if (n > 0) in_.append(piece, static_cast<size_t>(n));
-    ended_ = n == 0;
-    reset_ = n < 0 && errno == ECONNRESET;
-    return n > 0;
-  }
-  // Reads to the end of file and returns all.
-  std::string rest() {
-    while (more()) {}
-    return std::exchange(in_, {});
-  }
-  bool readable(int wait_ms) const {
-    pollfd poll_fd{fd_, POLLIN, 0};
-    return poll(&poll_fd, 1, wait_ms) == 1;
-  }
-  // Whether the server closed without a reset and without another byte.
-  bool closed() {
-    if (!in_.empty()) return false;
-    return !more() && ended_;
-  }
-  bool was_reset() const { return reset_; }
-
-  Answer answer(bool of_head = false) {
-    Answer out;
-    size_t end;
-    while ((end = in_.find("\r\n\r\n")) == std::string::npos)
-      if (!more()) return out;
-    const std::string head = in_.substr(0, end + 2);
-    in_.erase(0, end + 4);
-    EXPECT_THAT(head, StartsWith("HTTP/1.1 "));
-    out.status = std::atoi(head.c_str() + 9);
-    for (size_t at = head.find("\r\n") + 2; at < head.size();) {
-      const size_t line_end = head.find("\r\n", at), colon = head.find(": ", at);
-      out.headers[head.substr(at, colon - at)] = head.substr(colon + 2, line_end - colon - 2);
-      at = line_end + 2;
-    }
-    if (of_head || out.status < 200) {
-      out.whole = true;
-    } else if (out.headers.contains("content-length")) {
-      const auto size = static_cast<size_t>(std::stoll(out.headers["content-length"]));
-      while (in_.size() < size && more()) {}
-      out.whole = in_.size() >= size;
-      out.body = in_.substr(0, size);
-      in_.erase(0, size);
-    } else if (out.headers.contains("transfer-encoding")) {
-      read_chunks(out);
-    } else {
-      out.body = rest();
-      out.whole = ended_;
-    }
-    return out;
-  }
-
-  std::string& bytes() { return in_; }
-
- private:
-  void read_chunks(Answer& out) {
-    for (;;) {
-      size_t line;
-      while ((line = in_.find("\r\n")) == std::string::npos)
-        if (!more()) return;
-      size_t size = 0;
-      std::from_chars(in_.data(), in_.data() + line, size, 16);
-      while (in_.size() < line + 2 + size + 2)
-        if (!more()) return;
-      out.body += in_.substr(line + 2, size);
-      EXPECT_EQ(in_.substr(line + 2 + size, 2), "\r\n");
-      in_.erase(0, line + 2 + size + 2);
-      if (size == 0) {
-        out.whole = true;
-        return;
-      }
-    }
-  }
-
-  int fd_;
-  std::string in_;
-  bool ended_ = false, reset_ = false;
-};
-
-struct Done {
-  std::string method, path, request_id;
-  int status;
-  int64_t sent_bytes;
-};
-
-// A server whose handler knows a few paths.
-class HttpTest : public testing::Test {
- protected:
-  HttpTest() {
-    options_.port = 0;
-    options_.handler = [this](HttpExchange& exchange) -> Async<> { co_await route(exchange); };
-    options_.guard = [this](const HttpHead& head) { return guard(head); };
-    options_.error_body = [](int status, std::string_view message) {
-      return fmt::format("{{\"status\":{},\"message\":\"{}\"}}", status, message);
-    };
-    options_.on_done = [this](const HttpRecord& r) {
-      const std::lock_guard lock(mutex_);
-      done_.push_back({std::string(r.method), std::string(r.path), std::string(r.request_id), r.status, r.sent_bytes});
-    };
-  }
-
-  void start() {
-    auto created = HttpServer::create(options_);
-    ASSERT_TRUE(created) << created.error().message;
-    server_ = std::move(created).value();
-    server_->start();
-  }
-  uint16_t port() const { return server_->port(); }
-  std::vector<Done> done() {
-    const std::lock_guard lock(mutex_);
-    return done_;
-  }
-
-  HttpVerdict guard(const HttpHead& head) {
-    HttpVerdict verdict;
-    if (head.path == "/refused") {
-      HttpReply reply;
-      reply.status = 401;
-      reply.body = "no key";
-      verdict.refusal = std::move(reply);
-    }
-    if (head.path == "/small") verdict.body_bytes = 10;
-    return verdict;
-  }
-
-  Async<> route(HttpExchange& exchange) {
-    const std::string path = exchange.head().path;
-    HttpReply reply;
-    if (path == "/echo") {
-      reply.content_type = "text/plain";
-      reply.body = fmt::format("{} {}?{} {}", exchange.head().method, path, exchange.head().query, exchange.body());
-      (void)co_await exchange.reply(std::move(reply));
-    } else if (path == "/throw") {
-      throw std::runtime_error("thrown by a handler");
-    } else if (path == "/memory") {
-      throw std::bad_alloc();
-    } else if (path == "/silent") {
-    } else if (path == "/inject") {
-      reply.headers.emplace_back("x-value", "a\r\nx-evil: 1");
-      (void)co_await exchange.reply(std::move(reply));
-    } else if (path == "/nothing") {
-      reply.status = 204;
-      (void)co_await exchange.reply(std::move(reply));
-    } else if (path == "/stream") {
-      reply.body = "first;";
-      (void)co_await exchange.start_stream(std::move(reply));
-      for (int i = 0; i < 5; ++i) (void)co_await exchange.write(fmt::format("{};", i));
-      (void)co_await exchange.finish_stream();
-    } else if (path == "/broken-stream") {
-      reply.body = "first;";
-      (void)co_await exchange.start_stream(std::move(reply));
-      throw std::runtime_error("thrown in a stream");
-    } else if (path == "/flood") {
-      co_await flood(exchange);
-    } else if (path == "/wait" || path == "/wait-stream") {
-      co_await wait(exchange, path == "/wait-stream");
-    } else if (path == "/pause") {
-      boost::asio::steady_timer timer(exchange.executor(), milliseconds(300));
-      co_await timer.async_wait(boost::asio::use_awaitable);
-      reply.body = "rested";
-      (void)co_await exchange.reply(std::move(reply));
-    } else {
-      reply.status = 404;
-      (void)co_await exchange.reply(std::move(reply));
-    }
-  }
-
-  // Writes until an error, and keeps it.
-  Async<> flood(HttpExchange& exchange) {
-    HttpReply reply;
-    Status sent = co_await exchange.start_stream(std::move(reply));
-    while (sent) {
-      sent = co_await exchange.write(std::string(64 << 10, 'x'));
-      if (sent) flood_bytes_ += 64 << 10;
-    }
-    const Status again = co_await exchange.write("more");
-    const std::lock_guard lock(mutex_);
-    flood_error_ = sent.error().code;
-    flood_again_ = again ? std::optional<ErrorCode>() : again.error().code;
-  }
-
-  // Waits until the client is gone or the test releases it.
-  Async<> wait(HttpExchange& exchange, bool stream) {
-    const auto box = std::make_shared<Mailbox<std::string>>();
-    exchange.on_disconnect([box, this] {
-      ++gone_;
-      box->push("gone");
-    });
-    if (stream) {
-      HttpReply reply;
-      reply.body = "begun;";
-      (void)co_await exchange.start_stream(std::move(reply));
-    }
-    {
-      const std::lock_guard lock(mutex_);
-      waiting_.push_back(box);
-    }
-    const auto events = co_await box->take();
-    if (stream) {
-      const Status sent = co_await exchange.write(events.at(0));
-      if (!sent) ++cancelled_;
-      (void)co_await exchange.finish_stream();
-    } else {
-      HttpReply reply;
-      reply.body = events.at(0);
-      const Status sent = co_await exchange.reply(std::move(reply));
-      if (!sent && sent.error().code == ErrorCode::kCancelled) ++cancelled_;
-    }
-    ++finished_;
-  }
-  // Number of requests that wait.
-  size_t waiting() {
-    const std::lock_guard lock(mutex_);
-    return waiting_.size();
-  }
-  void release() {
-    const std::lock_guard lock(mutex_);
-    for (const auto& box : waiting_) box->push("released");
-    waiting_.clear();
-  }
-
-  HttpServerOptions options_;
-  std::mutex mutex_;
-  std::vector<Done> done_;                                      // guarded by mutex_
-  std::vector<std::shared_ptr<Mailbox<std::string>>> waiting_;  // guarded by mutex_
-  std::optional<ErrorCode> flood_error_, flood_again_;          // guarded by mutex_
-  std::atomic<int64_t> flood_bytes_ = 0;
-  std::atomic<int> gone_ = 0, cancelled_ = 0, finished_ = 0;
-  std::unique_ptr<HttpServer> server_;  // last: its end comes first
-};
-
-constexpr std::string_view kGetEcho = "GET /echo?a=1 HTTP/1.1\r\nhost: x\r\n\r\n";
+using ::testing::Not;
 
 TEST_F(HttpTest, AnswersOneRequestAfterTheOther) {
   start();
@@ -386,6 +67,305 @@ TEST_F(HttpTest, StreamsInChunks) {
   EXPECT_TRUE(a.whole);
   client.send(kGetEcho);
   EXPECT_EQ(client.answer().status, 200);
+}
+
+TEST_F(HttpTest, KnowsHttp10) {
+  start();
+  Client once(port());
+  once.send("GET /echo HTTP/1.0\r\n\r\n");
+  const Answer closed = once.answer();
+  EXPECT_EQ(closed.status, 200);
+  EXPECT_EQ(closed.headers.at("connection"), "close");
+  EXPECT_TRUE(once.closed());
+
+  Client kept(port());
+  for (int i = 0; i < 2; ++i) {
+    kept.send("GET /echo HTTP/1.0\r\nconnection: keep-alive\r\n\r\n");
+    EXPECT_EQ(kept.answer().headers.at("connection"), "keep-alive");
+  }
+  kept.send("GET /stream HTTP/1.0\r\nconnection: keep-alive\r\n\r\n");
+  const Answer stream = kept.answer();
+  EXPECT_EQ(stream.body, "first;0;1;2;3;4;");
+  EXPECT_FALSE(stream.headers.contains("transfer-encoding"));
+  EXPECT_TRUE(stream.whole);
+}
+
+TEST_F(HttpTest, SendsNoBodyToHeadAndWith204) {
+  start();
+  Client client(port());
+  client.send("HEAD /echo HTTP/1.1\r\nhost: x\r\n\r\n");
+  const Answer head = client.answer(true);
+  EXPECT_EQ(head.headers.at("content-length"), std::to_string(std::string("HEAD /echo? ").size()));
+  client.send("HEAD /stream HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(client.answer(true).status, 200);
+  client.send("HEAD /refused HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(client.answer(true).status, 401);
+  client.send("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n");
+  const Answer nothing = client.answer(true);
+  EXPECT_EQ(nothing.status, 204);
+  EXPECT_FALSE(nothing.headers.contains("content-length"));
+  client.send(kGetEcho);
+  EXPECT_EQ(client.answer().body, "GET /echo?a=1 ");
+}
+
+TEST_F(HttpTest, ReadsChunkedBodies) {
+  start();
+  Client client(port());
+  client.send(
+      "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n1\r\n!\r\n0\r\n"
+      "x-request-id: trailer\r\n\r\n");
+  const Answer a = client.answer();
+  EXPECT_EQ(a.body, "POST /echo? hello!");
+  EXPECT_NE(a.headers.at("x-request-id"), "trailer");
+}
+
+TEST_F(HttpTest, SaysContinueOnlyAfterTheGuard) {
+  start();
+  Client accepted(port());
+  accepted.send("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n");
+  EXPECT_EQ(accepted.answer().status, 100);
+  accepted.send("ok");
+  EXPECT_EQ(accepted.answer().body, "POST /echo? ok");
+
+  Client refused(port());
+  refused.send("POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n");
+  EXPECT_EQ(refused.answer().status, 401);
+  EXPECT_TRUE(refused.closed());
+
+  Client large(port());
+  large.send("POST /small HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\nexpect: 100-continue\r\n\r\n");
+  EXPECT_EQ(large.answer().status, 413);
+
+  Client unknown(port());
+  unknown.send("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: tea\r\n\r\n");
+  EXPECT_EQ(unknown.answer().status, 417);
+}
+
+// The client has to see the answer, also when it goes on to send what nobody reads.
+TEST_F(HttpTest, ARefusalIsSeenWhileTheBodyIsStillSent) {
+  start();
+  for (int i = 0; i < 10; ++i) {
+    Client client(port());
+    client.send("POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 8000000\r\n\r\n");
+    client.send(std::string(4'000'000, 'x'));
+    const Answer a = client.answer();
+    EXPECT_EQ(a.status, 401);
+    EXPECT_EQ(a.body, "no key");
+    EXPECT_EQ(a.headers.at("connection"), "close");
+  }
+}
+
+TEST_F(HttpTest, ARefusalWithoutABodyKeepsTheConnection) {
+  start();
+  Client client(port());
+  client.send("GET /refused HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(client.answer().status, 401);
+  client.send(kGetEcho);
+  EXPECT_EQ(client.answer().status, 200);
+}
+
+TEST_F(HttpTest, EchoesGoodRequestIdsAndMakesOthers) {
+  start();
+  Client client(port());
+  const auto id_for = [&](std::string_view id) {
+    client.send(fmt::format("GET /echo HTTP/1.1\r\nhost: x\r\nX-Request-ID: {}\r\n\r\n", id));
+    return client.answer().headers.at("x-request-id");
+  };
+  EXPECT_EQ(id_for("mine-1"), "mine-1");
+  EXPECT_EQ(id_for(std::string(128, 'a')), std::string(128, 'a'));
+  const std::string made = id_for(std::string(129, 'a'));
+  EXPECT_THAT(made, testing::MatchesRegex("req-[0-9a-f]{32}"));
+  EXPECT_THAT(id_for("a b"), testing::MatchesRegex("req-[0-9a-f]{32}"));
+  EXPECT_THAT(id_for("\xc3\xa9"), testing::MatchesRegex("req-[0-9a-f]{32}"));
+  EXPECT_NE(id_for(""), made);
+  // Answers of the layer have one too.
+  client.send("GET /throw HTTP/1.1\r\nhost: x\r\nx-request-id: t\r\n\r\n");
+  EXPECT_EQ(client.answer().headers.at("x-request-id"), "t");
+  client.send("nonsense\r\n\r\n");
+  EXPECT_THAT(client.answer().headers.at("x-request-id"), testing::MatchesRegex("req-[0-9a-f]{32}"));
+}
+
+TEST_F(HttpTest, AValueCannotAddAHeader) {
+  start();
+  Client client(port());
+  client.send("GET /inject HTTP/1.1\r\nhost: x\r\n\r\n");
+  const Answer a = client.answer();
+  EXPECT_EQ(a.headers.at("x-value"), "a  x-evil: 1");
+  EXPECT_FALSE(a.headers.contains("x-evil"));
+}
+
+TEST_F(HttpTest, ReadsTargets) {
+  start();
+  Client client(port());
+  client.send("GET http://other/%65cho?q=%20 HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(client.answer().body, "GET /echo?q=%20 ");
+  client.send("OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(client.answer().status, 404);
+  // An empty line before a request is to be ignored.
+  client.send("\r\nGET /echo HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(client.answer().status, 200);
+}
+
+TEST_F(HttpTest, RefusesWhatIsMalformedOrHasTwoReadings) {
+  start();
+  const std::vector<std::pair<int, std::string>> cases = {
+      {400, "GET\r\n\r\n"},
+      {400, "GET /echo HTTP/2.0\r\nhost: x\r\n\r\n"},
+      {400, "GET /echo HTTP/1.1\r\n\r\n"},
+      {400, "GET /echo HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n"},
+      {400, "GET echo HTTP/1.1\r\nhost: x\r\n\r\n"},
+      {400, "GET /%zz HTTP/1.1\r\nhost: x\r\n\r\n"},
+      {400, "GET /%2 HTTP/1.1\r\nhost: x\r\n\r\n"},
+      {400, "GET /%00 HTTP/1.1\r\nhost: x\r\n\r\n"},
+      {400, "GET /%0d%0ax HTTP/1.1\r\nhost: x\r\n\r\n"},
+      {400, "GET /echo HTTP/1.1\r\nhost : x\r\n\r\n"},
+      {400, "GET /echo HTTP/1.1\r\nhost: x\r\nna me: x\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999999\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n12"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n0\r\n\r\n"},
+      {400, "POST /echo HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"},
+      {501, "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"},
+      {501, "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n"},
+      {400, "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n11111111111111111\r\n"},
+      {400, std::string("GET /echo HTTP/1.1\r\nhost: x\r\na: \0b\r\n\r\n", 41)},
+  };
+  for (const auto& [status, bytes] : cases) {
+    Client client(port());
+    client.send(bytes);
+    const Answer a = client.answer();
+    EXPECT_EQ(a.status, status) << bytes;
+    EXPECT_THAT(a.body, HasSubstr(fmt::format("\"status\":{}", status))) << bytes;
+    EXPECT_TRUE(client.closed()) << bytes;
+  }
+}
+
+TEST_F(HttpTest, AHandlerThatFailsCostsItsRequestAlone) {
+  start();
+  Client client(port());
+  const auto status = [&](std::string_view path) {
+    client.send(fmt::format("GET {} HTTP/1.1\r\nhost: x\r\n\r\n", path));
+    return client.answer();
+  };
+  const Answer thrown = status("/throw");
+  EXPECT_EQ(thrown.status, 500);
+  EXPECT_THAT(thrown.body, Not(HasSubstr("thrown by a handler")));
+  const Answer memory = status("/memory");
+  EXPECT_EQ(memory.status, 503);
+  EXPECT_EQ(memory.headers.at("retry-after"), "1");
+  EXPECT_EQ(status("/silent").status, 500);
+  const Answer broken = status("/broken-stream");
+  EXPECT_EQ(broken.status, 200);
+  EXPECT_EQ(broken.body, "first;");
+  EXPECT_FALSE(broken.whole);
+  client.shut();
+  Client next(port());
+  next.send(kGetEcho);
+  EXPECT_EQ(next.answer().status, 200);
+}
+
+TEST_F(HttpTest, AGuardThatThrowsCostsItsRequestAlone) {
+  options_.guard = [](const HttpHead&) -> HttpVerdict { throw std::bad_alloc(); };
+  start();
+  Client client(port());
+  client.send(kGetEcho);
+  EXPECT_EQ(client.answer().status, 503);
+}
+
+TEST_F(HttpTest, TellsTheHandlerThatTheClientHasGone) {
+  start();
+  enum class Way { kClose, kReset, kHalfClose };
+  int expected = 0;
+  for (const std::string path : {"/wait", "/wait-stream"}) {
+    for (const Way way : {Way::kClose, Way::kReset, Way::kHalfClose}) {
+      Client client(port());
+      client.send(fmt::format("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi", path));
+      ++expected;
+      ASSERT_TRUE(eventually([&] { return waiting() == static_cast<size_t>(expected); }));
+      EXPECT_EQ(gone_, expected - 1);
+      if (way == Way::kClose) client.shut();
+      if (way == Way::kReset) client.reset();
+      if (way == Way::kHalfClose) client.half_close();
+      EXPECT_TRUE(eventually([&] { return finished_ == expected; })) << path << static_cast<int>(way);
+      EXPECT_EQ(gone_, expected);
+      EXPECT_EQ(cancelled_, expected);
+    }
+  }
+  EXPECT_TRUE(eventually([&] { return server_->connections() == 0; }));
+}
+
+TEST_F(HttpTest, RecordsEveryExchange) {
+  start();
+  Client client(port());
+  client.send("GET /echo HTTP/1.1\r\nhost: x\r\nx-request-id: one\r\n\r\n");
+  client.answer();
+  client.send("GET /refused HTTP/1.1\r\nhost: x\r\nx-request-id: two\r\n\r\n");
+  client.answer();
+  client.send("GET /wait HTTP/1.1\r\nhost: x\r\nx-request-id: three\r\n\r\n");
+  ASSERT_TRUE(eventually([&] { return waiting() == 1; }));
+  client.shut();
+  Client bad(port());
+  bad.send("POST /echo HTTP/1.1\r\nhost: x\r\nx-request-id: four\r\ncontent-length: 5\r\n\r\n1");
+  std::this_thread::sleep_for(milliseconds(20));
+  bad.shut();
+  ASSERT_TRUE(eventually([&] { return done().size() == 4; }));
+  std::map<std::string, Done> by_id;
+  for (const Done& d : done()) by_id[d.request_id] = d;
+  EXPECT_EQ(by_id.at("one").status, 200);
+  EXPECT_EQ(by_id.at("one").method, "GET");
+  EXPECT_EQ(by_id.at("one").path, "/echo");
+  EXPECT_GT(by_id.at("one").sent_bytes, 100);
+  EXPECT_EQ(by_id.at("two").status, 401);
+  EXPECT_EQ(by_id.at("four").status, 499);
+  EXPECT_EQ(by_id.at("four").sent_bytes, 0);
+}
+
+// I2 of HttpRequestReader, over a connection: whatever is done to a request, the server answers or closes, and
+// serves the next client.
+TEST_F(HttpTest, SurvivesMutatedRequests) {
+  options_.limits.header_bytes = 2000;
+  options_.limits.body_bytes = 1000;
+  options_.limits.header_timeout_ms = options_.limits.body_timeout_ms = options_.limits.idle_timeout_ms = 50;
+  start();
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  Random random(seed);
+  const std::vector<std::string> requests = {
+      std::string(kGetEcho),
+      "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello",
+      "POST /stream HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+      "POST /small HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nok",
+      "GET /refused HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
+  };
+  const std::string_view pieces[] = {"\r\n", "\r\n\r\n", ":", "%", "0", "chunked", "\t", "HTTP/1.1", "-1", "\n"};
+  for (int i = 0; i < 400; ++i) {
+    std::string bytes;
+    for (int64_t n = 1 + random.below(3); n > 0; --n)
+      bytes += requests[static_cast<size_t>(random.below(static_cast<int64_t>(requests.size())))];
+    for (int64_t n = random.below(4); n > 0; --n) {
+      const auto at = static_cast<size_t>(random.below(static_cast<int64_t>(bytes.size())));
+      const int64_t kind = random.below(4);
+      if (kind == 0) bytes[at] = static_cast<char>(random.below(256));
+      if (kind == 1) bytes.erase(at, static_cast<size_t>(random.below(8)));
+      if (kind == 2) bytes.insert(at, pieces[random.below(std::ssize(pieces))]);
+      if (kind == 3) bytes.insert(at, std::string(static_cast<size_t>(random.below(3000)), 'y'));
+      if (bytes.empty()) bytes = "x";
+    }
+    Client client(port());
+    const auto cut = static_cast<size_t>(random.below(static_cast<int64_t>(bytes.size())));
+    if (client.send(std::string_view(bytes).substr(0, cut))) (void)client.send(std::string_view(bytes).substr(cut));
+    if (random.below(4) == 0)
+      client.reset();
+    else if (random.below(20) == 0)
+      (void)client.rest();
+  }
+  Client last(port());
+  last.send(kGetEcho);
+  EXPECT_EQ(last.answer().body, "GET /echo?a=1 ");
+  EXPECT_TRUE(eventually([&] { return server_->connections() <= 1; }));
 }
 
 }  // namespace
