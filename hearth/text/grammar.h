@@ -3,6 +3,8 @@
 // "any JSON object", regular expressions and llguidance's Lark dialect.
 // I1. GrammarCompiler and Grammar are immutable: any thread may use them, copies share one state.
 // I2. A schema comes from a request: whatever it says, every call ends within the limits.
+// I3. Text that follows a mask is a beginning of the grammar: a token that fill_allowed() allows, accept() takes.
+// JSON may have white space between its tokens, but after 65 bytes of it (a line break, 32 levels) other text must come.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +22,8 @@ namespace hearth {
 // Reaching one is ResourceExhausted, with a message that names it.
 struct GrammarLimits {
   int64_t max_source_bytes = 64 << 10;
-  int64_t max_depth = 32;              // of nested objects and arrays in a schema
-  int64_t max_compile_time_ms = 2000;  // DeadlineExceeded
+  int64_t max_depth = 32;              // of objects and arrays in the text of a schema
+  int64_t max_compile_time_ms = 2000;  // DeadlineExceeded; looked at between the parts of a compilation
 };
 
 enum class GrammarKind : uint8_t { kJsonObject, kJsonSchema, kRegex, kLark };
@@ -40,10 +42,11 @@ class GrammarState {
 
   // Sets bit t % 32 of word t / 32 of `allowed` for every token that may come next and clears all others; the
   // ids that end a text are allowed where the text may end here. REQUIRES: room for the model's vocabulary.
+  // ResourceExhausted: the grammar needs too many states here. After an error the state is unusable.
   Status fill_allowed(std::span<uint32_t> allowed);
   // Takes the next token. InvalidArgument where it was not allowed; the state is then unusable.
   Status accept(TokenId token);
-  // True once nothing but the end may follow.
+  // True once nothing but the end may follow; also after the end.
   bool finished() const;
 
  private:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// C ABI of the Rust crate in text-bridge/: Hugging Face tokenizers and minijinja. hearth/text is its only user.
+// C ABI of the Rust crate in text-bridge/: Hugging Face tokenizers, minijinja and llguidance. hearth/text is its only
+// user.
 //
 // Status     Every function that can fail returns HTB_OK or another htb_status and then sets *error to a message
 //            (UTF-8). Outputs are written only on HTB_OK. A Rust panic becomes HTB_INTERNAL; nothing unwinds
@@ -8,7 +9,8 @@
 //            htb_buffer_free or htb_ids_free exactly once; an untouched (zeroed) one may be freed too. Inputs
 //            are read during the call only.
 // Threads    A handle may be used by many threads at once, except in its *_free and in htb_tokenizer_add_tokens,
-//            which need it alone. There is no global state that a caller can see.
+//            which need it alone; an htb_grammar_state belongs to one thread at a time. There is no global state
+//            that a caller can see.
 // Units      Sizes are bytes, ids are vocabulary rows, times are seconds or milliseconds as the names say.
 // Text       Inputs called text or json must be UTF-8 (HTB_INVALID_ARGUMENT otherwise); none is NUL-terminated.
 #pragma once
@@ -20,7 +22,7 @@ extern "C" {
 #endif
 
 // Raised whenever a signature or the meaning of a field changes.
-#define HTB_ABI_VERSION 1
+#define HTB_ABI_VERSION 2
 uint32_t htb_abi_version(void);
 
 typedef enum htb_status {
@@ -123,6 +125,57 @@ void htb_template_free(htb_template* chat_template);
 // exception; HTB_RESOURCE_EXHAUSTED and HTB_DEADLINE_EXCEEDED: a limit, named in the message.
 htb_status htb_template_render(const htb_template* chat_template, const uint8_t* variables, uint64_t variables_size,
                                int64_t local_time_s, htb_buffer* out, htb_buffer* error);
+
+// ---- Grammar --------------------------------------------------------------------------------------------------
+
+typedef struct htb_grammar_compiler htb_grammar_compiler;
+typedef struct htb_grammar htb_grammar;
+typedef struct htb_grammar_state htb_grammar_state;
+
+// Rows of a model's logits: row i adds bytes[byte_offsets[i] .. byte_offsets[i+1]) to a text, none where it has no
+// token; where special[i] is not 0 they are the spelling of a token that is no text. end_ids end a text.
+typedef struct htb_token_table {
+  uint64_t count;
+  const uint8_t* bytes;
+  const uint32_t* byte_offsets;  // count + 1
+  const uint8_t* special;        // count
+  const uint32_t* end_ids;       // each less than count
+  uint64_t end_count;
+} htb_token_table;
+htb_status htb_grammar_compiler_new(const htb_token_table* tokens, htb_grammar_compiler** out, htb_buffer* error);
+void htb_grammar_compiler_free(htb_grammar_compiler* compiler);
+
+typedef enum htb_grammar_kind {
+  HTB_GRAMMAR_JSON_OBJECT = 0,  // the source is not read
+  HTB_GRAMMAR_JSON_SCHEMA = 1,
+  HTB_GRAMMAR_REGEX = 2,
+  HTB_GRAMMAR_LARK = 3,
+} htb_grammar_kind;
+
+typedef struct htb_grammar_limits {
+  uint64_t max_depth;  // of objects and arrays in the text of a schema
+  uint64_t max_compile_time_ms;
+} htb_grammar_limits;
+
+// HTB_INVALID_ARGUMENT: no such grammar, or something that is not supported; HTB_RESOURCE_EXHAUSTED and
+// HTB_DEADLINE_EXCEEDED: a limit. Recurses with the source: call it with 64 MiB of stack for 64 KiB of source. The
+// grammar does not need its compiler any longer.
+htb_status htb_grammar_new(const htb_grammar_compiler* compiler, int32_t kind, const uint8_t* source,
+                           uint64_t source_size, const htb_grammar_limits* limits, htb_grammar** out,
+                           htb_buffer* error);
+void htb_grammar_free(htb_grammar* grammar);
+
+// At the start of a text. The state does not need its grammar any longer.
+htb_status htb_grammar_state_new(const htb_grammar* grammar, htb_grammar_state** out, htb_buffer* error);
+void htb_grammar_state_free(htb_grammar_state* state);
+
+// Bit i % 32 of words[i / 32]: row i may come next. Words behind the last row become 0. HTB_RESOURCE_EXHAUSTED: what
+// may come takes too many states to find out. After an error of this or the next function every call fails.
+htb_status htb_grammar_state_fill(htb_grammar_state* state, uint32_t* words, uint64_t count, htb_buffer* error);
+// HTB_INVALID_ARGUMENT: the token is not allowed.
+htb_status htb_grammar_state_accept(htb_grammar_state* state, uint32_t token, htb_buffer* error);
+// 1 where nothing but the end may follow, else 0.
+int32_t htb_grammar_state_finished(const htb_grammar_state* state);
 
 #ifdef __cplusplus
 }

@@ -3,9 +3,11 @@
 //! Every function goes through `guard`, which turns a panic into an error: nothing unwinds into C++.
 
 mod filters;
+mod grammar;
 mod guard;
 mod meter;
 mod python;
+mod schema_cost;
 mod source;
 mod template;
 mod tokenizer;
@@ -141,7 +143,7 @@ unsafe fn text<'a>(data: *const u8, size: u64, what: &str) -> Result<&'a str, Fa
 
 #[no_mangle]
 pub extern "C" fn htb_abi_version() -> u32 {
-    1
+    2
 }
 
 /// # Safety
@@ -341,4 +343,142 @@ pub unsafe extern "C" fn htb_template_render(
         let rendered = (*template).render(variables, local_time_s)?;
         Ok(rendered.into_bytes().into())
     })
+}
+
+#[repr(C)]
+pub struct TokenTable {
+    count: u64,
+    bytes: *const u8,
+    byte_offsets: *const u32,
+    special: *const u8,
+    end_ids: *const u32,
+    end_count: u64,
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_compiler_new(
+    tokens: *const TokenTable,
+    out: *mut *mut grammar::Compiler,
+    error: *mut Buffer,
+) -> Status {
+    guard(out, error, || {
+        let table = &*tokens;
+        let offsets = slice(table.byte_offsets, table.count + 1);
+        let compiler = grammar::Compiler::new(&grammar::Tokens {
+            bytes: slice(table.bytes, u64::from(offsets[table.count as usize])),
+            offsets,
+            special: slice(table.special, table.count),
+            end_ids: slice(table.end_ids, table.end_count),
+        })?;
+        Ok(Box::into_raw(Box::new(compiler)))
+    })
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_compiler_free(compiler: *mut grammar::Compiler) {
+    if !compiler.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(compiler))));
+    }
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_new(
+    compiler: *const grammar::Compiler,
+    kind: i32,
+    source: *const u8,
+    source_size: u64,
+    limits: *const grammar::Limits,
+    out: *mut *mut grammar::Grammar,
+    error: *mut Buffer,
+) -> Status {
+    guard(out, error, || {
+        let kind = match kind {
+            0 => grammar::Kind::JsonObject,
+            1 => grammar::Kind::JsonSchema,
+            2 => grammar::Kind::Regex,
+            3 => grammar::Kind::Lark,
+            _ => {
+                return Err(Failure::new(
+                    Status::InvalidArgument,
+                    format!("no kind of grammar {kind}"),
+                ))
+            }
+        };
+        let source = text(source, source_size, "grammar")?;
+        let grammar = (*compiler).compile(kind, source, &*limits)?;
+        Ok(Box::into_raw(Box::new(grammar)))
+    })
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_free(grammar: *mut grammar::Grammar) {
+    if !grammar.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(grammar))));
+    }
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_state_new(
+    grammar: *const grammar::Grammar,
+    out: *mut *mut grammar::State,
+    error: *mut Buffer,
+) -> Status {
+    guard(out, error, || {
+        Ok(Box::into_raw(Box::new((*grammar).start())))
+    })
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_state_free(state: *mut grammar::State) {
+    if !state.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(state))));
+    }
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_state_fill(
+    state: *mut grammar::State,
+    words: *mut u32,
+    count: u64,
+    error: *mut Buffer,
+) -> Status {
+    guard(&mut (), error, || {
+        let words = match count {
+            0 => &mut [][..],
+            _ => std::slice::from_raw_parts_mut(words, count as usize),
+        };
+        (*state).fill(words)
+    })
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_state_accept(
+    state: *mut grammar::State,
+    token: u32,
+    error: *mut Buffer,
+) -> Status {
+    guard(&mut (), error, || (*state).accept(token))
+}
+
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn htb_grammar_state_finished(state: *const grammar::State) -> i32 {
+    (*state).finished().into()
 }
