@@ -11,7 +11,8 @@ namespace hearth {
 
 struct ApiLimits {
   int64_t json_depth = 64;
-  int64_t prompts = 128;  // of one completion request
+  int64_t json_values = 2'000'000;  // of one body: bounds the memory of its tree
+  int64_t prompts = 128;            // of one completion request
   int64_t n = 16;
   int64_t choices = 128;  // prompts * n
   int64_t logprobs = 20;

@@ -3,8 +3,6 @@
 // Any thread may call any method.
 #pragma once
 
-#include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,13 +12,9 @@
 #include "hearth/engine/served_model.h"
 #include "hearth/serve/http.h"
 #include "hearth/serve/limits.h"
+#include "hearth/serve/model_registry.h"
 
 namespace hearth {
-
-struct ModelSource {
-  std::vector<std::string> names;  // what requests call it; the first is the one in answers
-  std::filesystem::path dir;
-};
 
 struct ServeOptions {
   std::string address = "127.0.0.1";

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// The guard, the dispatch and the answers that need no other thread. On the connections' strands.
+#include "hearth/serve/api.h"
+
+#include "hearth/base/version.h"
+#include "hearth/serve/generation.h"
+#include "hearth/serve/reply.h"
+#include "hearth/serve/tokenize.h"
+
+namespace hearth {
+namespace {
+
+constexpr int kLoadingRetryS = 5;
+// Of requests that need no body.
+constexpr int64_t kSmallBody = 4 << 10;
+
+Json model_card(const ApiModel& model, const std::string& name) {
+  Json card = Json::object();
+  card["id"] = name;
+  card["object"] = "model";
+  card["created"] = model.served->created_s;
+  card["owned_by"] = "hearth";
+  card["root"] = model.names.front();
+  card["parent"] = nullptr;
+  card["max_model_len"] = model.served->max_context;
+  return card;
+}
+
+}  // namespace
+
+HttpReply error_reply(const ApiError& error) {
+  HttpReply reply;
+  reply.status = error.status;
+  reply.body = error_json(error);
+  if (error.retry_after_s > 0) reply.headers.emplace_back("retry-after", std::to_string(error.retry_after_s));
+  if (error.status == 401) reply.headers.emplace_back("www-authenticate", "Bearer");
+  return reply;
+}
+
+Api::Api(ApiParts parts)
+    : parts_(std::move(parts)),
+      access_(parts_.keys, parts_.limits),
+      fingerprint_(fmt::format("hearth-{}-{}", build_info().version, build_info().commit)) {}
+
+HttpVerdict Api::guard(const HttpHead& head) const {
+  const auto refuse = [](const ApiError& error) {
+    return HttpVerdict{.refusal = error_reply(error), .body_bytes = {}};
+  };
+  int key = -1;
+  // Before the route: who has no key does not learn which routes there are.
+  if (!is_open_path(head.path)) {
+    const auto allowed = access_.authorize(head.header("authorization"));
+    if (!allowed) return refuse(allowed.error());
+    key = *allowed;
+  }
+  const RouteLookup lookup = find_route(head.method, head.path);
+  if (!lookup.match) {
+    HttpVerdict verdict = refuse(lookup.match.error());
+    if (!lookup.allowed.empty()) verdict.refusal->headers.emplace_back("allow", lookup.allowed);
+    return verdict;
+  }
+  if (!lookup.match->heavy) return {.refusal = {}, .body_bytes = kSmallBody};
+  if (draining_.load()) return refuse(not_now("draining", "the server is going down", kLoadingRetryS));
+  if (const ApiStatus room = access_.room(key); !room) return refuse(room.error());
+  return {};
+}
+
+Async<void> Api::handle(HttpExchange& exchange) {
+  const HttpHead& head = exchange.head();
+  const RouteLookup lookup = find_route(head.method, head.path);
+  HttpReply reply;
+  if (!lookup.match) {
+    reply = error_reply(lookup.match.error());
+  } else if (lookup.match->heavy) {
+    const auto allowed = access_.authorize(head.header("authorization"));
+    const int key = allowed ? *allowed : -1;
+    auto ticket = access_.enter(key);
+    if (!ticket) {
+      reply = error_reply(ticket.error());
+    } else {
+      switch (lookup.match->route) {
+        case Route::kCompletions: co_await generate(exchange, false, key); break;
+        case Route::kChatCompletions: co_await generate(exchange, true, key); break;
+        case Route::kTokenize: co_await tokenize(exchange, false, key); break;
+        default: co_await tokenize(exchange, true, key); break;
+      }
+      co_return;
+    }
+  } else {
+    switch (lookup.match->route) {
+      case Route::kModels: reply = models({}); break;
+      case Route::kModel: reply = models(lookup.match->rest); break;
+      case Route::kMetrics:
+        reply.body = parts_.metrics.text();
+        reply.content_type = kMetricsContentType;
+        break;
+      case Route::kVersion: reply.body = dump({{"version", build_info().version}}); break;
+      default: reply = health(lookup.match->route); break;
+    }
+  }
+  (void)co_await exchange.reply(std::move(reply));
+}
+
+HttpReply Api::models(std::string_view name) const {
+  HttpReply reply;
+  if (!name.empty()) {
+    const auto model = parts_.models.find(name);
+    if (!model) return error_reply(model.error());
+    reply.body = dump(model_card(**model, std::string(name)));
+    return reply;
+  }
+  Json cards = Json::array();
+  for (const auto& model : parts_.models.loaded())
+    for (const std::string& known : model->names) cards.push_back(model_card(*model, known));
+  Json list = Json::object();
+  list["object"] = "list";
+  list["data"] = std::move(cards);
+  reply.body = dump(list);
+  return reply;
+}
+
+HttpReply Api::health(Route route) const {
+  HttpReply reply;
+  if (route == Route::kHealthLive || ready()) {
+    reply.body = R"({"status":"ok"})";
+    return reply;
+  }
+  if (draining_.load()) return error_reply(not_now("draining", "the server is going down", kLoadingRetryS));
+  return error_reply(not_now("loading", "models are loading", kLoadingRetryS));
+}
+
+Async<void> Api::generate(HttpExchange& exchange, bool chat, int key) {
+  const GenerationParts parts{.limits = parts_.limits,
+                              .models = parts_.models,
+                              .engine = parts_.engine,
+                              .workers = parts_.workers,
+                              .conversations = conversations_,
+                              .fingerprint = fingerprint_};
+  co_await answer_generation(exchange, parts, chat, key);
+}
+
+Async<void> Api::tokenize(HttpExchange& exchange, bool back, int) {
+  auto task = [this, body = std::move(exchange.body()), back] {
+    return back ? detokenize_reply(body, parts_.models, parts_.limits)
+                : tokenize_reply(body, parts_.models, parts_.limits);
+  };
+  auto reply = co_await run_on(parts_.workers, std::move(task));
+  HttpReply answer;
+  if (!reply) {
+    answer = error_reply(to_api_error(reply.error()));
+  } else if (!*reply) {
+    answer = error_reply(reply->error());
+  } else {
+    answer.body = std::move(**reply);
+  }
+  (void)co_await exchange.reply(std::move(answer));
+}
+
+}  // namespace hearth

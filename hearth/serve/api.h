@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Api: the answers of all routes, on top of the models, the engine and a pool of workers. Its handler runs as one
+// coroutine per request on the connection's strand and waits for nothing else: JSON, templates, tokenizing and long
+// answers are made on the workers. Outlives the pool's tasks and the HTTP server. Any thread.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "hearth/base/worker_pool.h"
+#include "hearth/engine/engine.h"
+#include "hearth/serve/access.h"
+#include "hearth/serve/conversation.h"
+#include "hearth/serve/http.h"
+#include "hearth/serve/limits.h"
+#include "hearth/serve/metrics.h"
+#include "hearth/serve/model_registry.h"
+#include "hearth/serve/routes.h"
+
+namespace hearth {
+
+struct ApiParts {
+  ApiLimits limits;
+  std::vector<std::string> keys;
+  ModelRegistry& models;
+  Engine& engine;
+  WorkerPool& workers;
+  const Metrics& metrics;
+};
+
+class Api {
+ public:
+  explicit Api(ApiParts parts);
+
+  // Refuses by the head alone: a wrong key, no such route, no room.
+  HttpVerdict guard(const HttpHead& head) const;
+  Async<void> handle(HttpExchange& exchange);
+
+  // From now on not ready; new work is refused with 503.
+  void drain() { draining_.store(true); }
+  // Ends all that is under way; clients are told so.
+  void cancel_all() { conversations_.cancel_all(); }
+  bool ready() const { return !draining_.load() && parts_.models.ready(); }
+
+ private:
+  Async<void> generate(HttpExchange& exchange, bool chat, int key);
+  Async<void> tokenize(HttpExchange& exchange, bool back, int key);
+  HttpReply models(std::string_view name) const;
+  HttpReply health(Route route) const;
+
+  ApiParts parts_;
+  Access access_;
+  Conversations conversations_;
+  const std::string fingerprint_;
+  std::atomic<bool> draining_{false};
+};
+
+// The answer that an error is, with Retry-After and WWW-Authenticate where they belong.
+HttpReply error_reply(const ApiError& error);
+
+}  // namespace hearth

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// Coroutines on the connection's strand; read_and_submit() and the writing of long answers on workers. They meet in
+// Conversation.
+#include "hearth/serve/generation.h"
+
+#include <ctime>
+
+#include "hearth/serve/api.h"
+#include "hearth/serve/conversation.h"
+#include "hearth/serve/make_request.h"
+#include "hearth/serve/stream_reply.h"
+
+namespace hearth {
+namespace {
+
+// However the coroutine ends, the engine stops writing for it.
+class LeaveAtEnd {
+ public:
+  explicit LeaveAtEnd(std::shared_ptr<Conversation> conversation) : conversation_(std::move(conversation)) {}
+  ~LeaveAtEnd() { conversation_->leave(); }
+  LeaveAtEnd(const LeaveAtEnd&) = delete;
+  LeaveAtEnd& operator=(const LeaveAtEnd&) = delete;
+
+ private:
+  const std::shared_ptr<Conversation> conversation_;
+};
+
+struct Asked {
+  std::string body;
+  bool chat = false;
+  RequestOrigin origin;
+};
+
+struct Accepted {
+  ReplyPlan plan;
+  bool stream = false;
+};
+
+Accepted accept(const GenerationCall& call, const ApiModel& model, const Asked& asked, const std::string& fingerprint,
+                const std::vector<PreparedPrompt>& prepared) {
+  Accepted accepted{.plan = {.id = asked.origin.id,
+                             .model = model.names.front(),
+                             .fingerprint = fingerprint,
+                             .created_s = static_cast<int64_t>(std::time(nullptr)),
+                             .tokenizer = model.served->tokenizer,
+                             .chat = asked.chat,
+                             .n = call.n,
+                             .echo = false,
+                             .logprobs = call.logprobs,
+                             .prompt_logprobs = call.prompt_logprobs,
+                             .include_usage = call.include_usage,
+                             .continuous_usage = call.continuous_usage,
+                             .return_token_ids = call.return_token_ids,
+                             .tokens_as_ids = call.tokens_as_ids,
+                             .skip_special = call.skip_special,
+                             .prompts = {}},
+                    .stream = call.stream};
+  for (const PreparedPrompt& one : prepared) accepted.plan.prompts.push_back({one.request.prompt, one.text});
+  return accepted;
+}
+
+// Nothing is to be computed where no token is to be written and the prompt not scored.
+bool needs_engine(const Request& request) { return request.max_tokens > 0 || request.prompt_logprobs != kNoLogprobs; }
+
+ApiStatus submit_all(std::vector<PreparedPrompt> prepared, Engine& engine,
+                     const std::shared_ptr<Conversation>& conversation) {
+  for (size_t p = 0; p < prepared.size(); ++p) {
+    Request& request = prepared[p].request;
+    if (!needs_engine(request)) {
+      conversation->add({});
+      for (int32_t choice = 0; choice < request.n; ++choice) {
+        Output end;
+        end.choice = choice;
+        end.finish = FinishReason::kLength;
+        conversation->pieces.push({p, std::move(end)});
+      }
+      continue;
+    }
+    auto handle = engine.submit(std::move(request), [conversation, p](Output&& output) {
+      conversation->pieces.push({p, std::move(output)});
+    });
+    if (!handle) {
+      // Those before it are cancelled with the conversation.
+      if (handle.error().code == ErrorCode::kResourceExhausted) return too_many(handle.error().message);
+      return handle.error();
+    }
+    conversation->add(std::move(*handle));
+  }
+  return {};
+}
+
+// On a worker.
+ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& parts,
+                                    const std::shared_ptr<Conversation>& conversation) {
+  std::optional<Accepted> accepted;
+  std::vector<PreparedPrompt> prepared;
+  if (asked.chat) {
+    HEARTH_TRY_ASSIGN(const ChatCall call, parse_chat(asked.body, parts.limits));
+    HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
+    HEARTH_TRY_ASSIGN(prepared, prepare_chat(call, *model, parts.limits, asked.origin));
+    accepted = accept(call, *model, asked, parts.fingerprint, prepared);
+  } else {
+    HEARTH_TRY_ASSIGN(const CompletionCall call, parse_completion(asked.body, parts.limits));
+    HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
+    HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits, asked.origin));
+    accepted = accept(call, *model, asked, parts.fingerprint, prepared);
+    accepted->plan.echo = call.echo;
+  }
+  if (conversation->gone()) return to_api_error(cancelled("the client is gone"));
+  HEARTH_TRY(submit_all(std::move(prepared), parts.engine, conversation));
+  return std::move(*accepted);
+}
+
+// run_on() for work of a request that has been taken: never refused.
+template <class F>
+Async<TaskResult<F>> run_owed(WorkerPool& pool, F work) {
+  using R = TaskResult<F>;
+  const auto done = std::make_shared<Mailbox<R>>();
+  {
+    const auto task = std::make_shared<F>(std::move(work));
+    pool.post([done, task] { done->push(internal::call_caught<R>(std::move(*task))); });
+  }
+  std::vector<R> results = co_await done->take();
+  if (results.empty()) co_return cancelled("cancelled while a task ran");
+  co_return std::move(results.front());
+}
+
+Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
+                         ReplyPlan plan) {
+  std::vector<PromptState> states(plan.prompts.size());
+  for (PromptState& state : states) state.choices.resize(static_cast<size_t>(plan.n));
+  for (int64_t open = plan.choices(); open > 0;) {
+    std::vector<Piece> pieces = co_await conversation->pieces.take();
+    if (pieces.empty()) co_return;
+    for (Piece& piece : pieces) {
+      Output& output = piece.output;
+      PromptState& state = states[piece.prompt];
+      ChoiceState& choice = state.choices[static_cast<size_t>(output.choice)];
+      conversation->consumed(piece.prompt, output.choice, std::ssize(output.tokens) + std::ssize(output.prompt));
+      std::move(output.prompt.begin(), output.prompt.end(), std::back_inserter(state.logprobs));
+      choice.take(std::move(output));
+      if (!choice.finish) continue;
+      --open;
+      if (const auto error = failure(choice)) {
+        conversation->leave();
+        (void)co_await exchange.reply(error_reply(*error));
+        co_return;
+      }
+    }
+  }
+  const bool large = plan.logprobs || plan.prompt_logprobs;
+  HttpReply reply;
+  if (large) {
+    auto task = [plan = std::move(plan), states = std::move(states)] { return whole_reply(plan, states); };
+    auto body = co_await run_owed(workers, std::move(task));
+    if (body) {
+      reply.body = std::move(*body);
+    } else {
+      reply = error_reply(to_api_error(body.error()));
+    }
+  } else {
+    reply.body = whole_reply(plan, states);
+  }
+  (void)co_await exchange.reply(std::move(reply));
+}
+
+// The events of some pieces. On a worker where they are heavy.
+std::string make_events(StreamReply& stream, std::vector<Piece> pieces) {
+  std::string events;
+  for (Piece& piece : pieces) stream.take(piece.prompt, std::move(piece.output), events);
+  if (stream.done()) stream.end(events);
+  return events;
+}
+
+Async<void> answer_stream(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
+                          ReplyPlan plan) {
+  // Shared with the worker that makes heavy events.
+  const auto stream = std::make_shared<StreamReply>(std::move(plan));
+  struct Taken {
+    size_t prompt;
+    int32_t choice;
+    int64_t tokens;
+  };
+  bool begun = false;
+  while (!stream->done()) {
+    std::vector<Piece> pieces = co_await conversation->pieces.take();
+    if (pieces.empty()) co_return;
+    std::vector<Taken> taken;
+    for (const Piece& piece : pieces) {
+      // The prompt's logprobs are gathered before any of them is written.
+      conversation->consumed(piece.prompt, piece.output.choice, std::ssize(piece.output.prompt));
+      taken.push_back({piece.prompt, piece.output.choice, std::ssize(piece.output.tokens)});
+    }
+    std::string events;
+    if (stream->heavy()) {
+      auto task = [stream, pieces = std::move(pieces)]() mutable { return make_events(*stream, std::move(pieces)); };
+      auto made = co_await run_owed(workers, std::move(task));
+      if (made) {
+        events = std::move(*made);
+      } else {
+        stream->fail(to_api_error(made.error()), events);
+      }
+    } else {
+      events = make_events(*stream, std::move(pieces));
+    }
+    if (!begun && stream->error()) {
+      // Nothing was sent yet: the status can still say it.
+      (void)co_await exchange.reply(error_reply(*stream->error()));
+      co_return;
+    }
+    if (!begun && !events.empty()) {
+      begun = true;
+      HttpReply head;
+      head.content_type = "text/event-stream; charset=utf-8";
+      // Proxies must neither keep events nor hold them back.
+      head.headers = {{"cache-control", "no-cache"}, {"x-accel-buffering", "no"}};
+      head.body = std::move(events);
+      if (!co_await exchange.start_stream(std::move(head))) co_return;
+    } else if (!events.empty()) {
+      if (!co_await exchange.write(std::move(events))) co_return;
+    }
+    // Only now: the engine writes no further ahead than the client reads.
+    for (const Taken& one : taken) conversation->consumed(one.prompt, one.choice, one.tokens);
+  }
+  (void)co_await exchange.finish_stream();
+}
+
+}  // namespace
+
+Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, bool chat, int key) {
+  const auto conversation = parts.conversations.open();
+  const LeaveAtEnd leave(conversation);
+  exchange.on_disconnect([conversation] { conversation->leave(); });
+  // Ids of ours begin with "req-", which the answer's own prefix takes the place of.
+  std::string_view request_id = exchange.head().request_id;
+  if (request_id.starts_with("req-")) request_id.remove_prefix(4);
+  Asked asked{.body = std::move(exchange.body()),
+              .chat = chat,
+              .origin = {.id = fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", request_id),
+                         .tenant = key < 0 ? std::string() : fmt::format("key-{}", key)}};
+  // Named, as are all tasks here: g++ 12 may destroy a temporary of a co_await twice.
+  auto task = [parts, asked = std::move(asked), conversation] { return read_and_submit(asked, parts, conversation); };
+  auto ran = co_await run_on(parts.workers, std::move(task));
+  if (conversation->gone()) co_return;
+  if (!ran || !*ran) {
+    const ApiError error = ran ? ran->error() : to_api_error(ran.error());
+    (void)co_await exchange.reply(error_reply(error));
+    co_return;
+  }
+  Accepted accepted = std::move(*ran).value();
+  if (accepted.stream) {
+    co_await answer_stream(exchange, parts.workers, conversation, std::move(accepted.plan));
+  } else {
+    co_await answer_whole(exchange, parts.workers, conversation, std::move(accepted.plan));
+  }
+}
+
+}  // namespace hearth

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// The way of one completion or chat request: read and submitted on a worker, then its pieces taken from the engine and
+// written to the client as fast as the client reads. A client that goes away ends its choices, at whatever point.
+// On the connection's strand.
+#pragma once
+
+#include <string>
+
+#include "hearth/base/worker_pool.h"
+#include "hearth/engine/engine.h"
+#include "hearth/serve/async.h"
+#include "hearth/serve/conversation.h"
+#include "hearth/serve/http.h"
+#include "hearth/serve/limits.h"
+#include "hearth/serve/model_registry.h"
+
+namespace hearth {
+
+// All outlive the workers' tasks.
+struct GenerationParts {
+  const ApiLimits& limits;
+  const ModelRegistry& models;
+  Engine& engine;
+  WorkerPool& workers;
+  Conversations& conversations;
+  const std::string& fingerprint;
+};
+
+// `key`: the index of the client's API key, or -1.
+Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, bool chat, int key);
+
+}  // namespace hearth

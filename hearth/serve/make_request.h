@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a call and a model to Requests of the engine: defaults, templates, tokens, grammar, all checks. Takes long for
+// long prompts: not for the threads of the connections. Pure but for a random seed; any thread.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hearth/engine/request.h"
+#include "hearth/serve/chat_request.h"
+#include "hearth/serve/completion_request.h"
+#include "hearth/serve/model_registry.h"
+
+namespace hearth {
+
+struct PreparedPrompt {
+  Request request;
+  std::string text;  // for echo
+};
+
+// Who asks.
+struct RequestOrigin {
+  std::string id;
+  std::string tenant;
+};
+
+// One for each prompt, in their order.
+ApiResult<std::vector<PreparedPrompt>> prepare_completion(const CompletionCall& call, const ApiModel& model,
+                                                          const ApiLimits& limits, const RequestOrigin& origin);
+ApiResult<std::vector<PreparedPrompt>> prepare_chat(const ChatCall& call, const ApiModel& model,
+                                                    const ApiLimits& limits, const RequestOrigin& origin);
+
+// The tokens of a text. `param` is what errors call it.
+ApiResult<std::vector<int32_t>> encode_prompt(const ApiModel& model, std::string_view text, bool add_special_tokens,
+                                              const char* param);
+// What the model's template makes of the messages.
+ApiResult<std::string> render_chat(const ApiModel& model, const ChatMessages& chat);
+
+}  // namespace hearth

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pure functions.
+#include "hearth/serve/routes.h"
+
+namespace hearth {
+namespace {
+
+struct Row {
+  std::string_view method, path;
+  Route route;
+  bool open, heavy;
+};
+constexpr Row kRoutes[] = {
+    {"POST", "/v1/completions", Route::kCompletions, false, true},
+    {"POST", "/v1/chat/completions", Route::kChatCompletions, false, true},
+    {"GET", "/v1/models", Route::kModels, false, false},
+    {"POST", "/tokenize", Route::kTokenize, false, true},
+    {"POST", "/detokenize", Route::kDetokenize, false, true},
+    {"GET", "/health", Route::kHealth, true, false},
+    {"GET", "/health/live", Route::kHealthLive, true, false},
+    {"GET", "/health/ready", Route::kHealthReady, true, false},
+    {"GET", "/ping", Route::kHealth, true, false},
+    {"GET", "/metrics", Route::kMetrics, false, false},
+    {"GET", "/version", Route::kVersion, false, false},
+};
+constexpr std::string_view kModelPath = "/v1/models/";
+
+}  // namespace
+
+RouteLookup find_route(std::string_view method, std::string_view path) {
+  for (const Row& row : kRoutes) {
+    if (row.path != path) continue;
+    if (row.method != method) return {wrong_method(method, path, row.method), row.method};
+    return {RouteMatch{.route = row.route, .open = row.open, .heavy = row.heavy, .rest = {}}, row.method};
+  }
+  if (path.starts_with(kModelPath) && path.size() > kModelPath.size()) {
+    if (method != "GET") return {wrong_method(method, path, "GET"), "GET"};
+    return {RouteMatch{.route = Route::kModel, .rest = path.substr(kModelPath.size())}, "GET"};
+  }
+  return {no_such_route(method, path), {}};
+}
+
+std::string_view route_pattern(std::string_view path) {
+  for (const Row& row : kRoutes)
+    if (row.path == path) return row.path;
+  return path.starts_with(kModelPath) && path.size() > kModelPath.size() ? "/v1/models/{id}" : "none";
+}
+
+bool is_open_path(std::string_view path) {
+  for (const Row& row : kRoutes)
+    if (row.path == path) return row.open;
+  return false;
+}
+
+}  // namespace hearth

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts the parts together. Members are declared so that they go in the right order: first the connections, then the
+// workers, whose tasks use the API, then the API, then the engine.
+#include "hearth/serve/server.h"
+
+#include "hearth/base/clock.h"
+#include "hearth/base/log.h"
+#include "hearth/base/thread_pool.h"
+#include "hearth/base/worker_pool.h"
+#include "hearth/kernels/op_table.h"
+#include "hearth/serve/api.h"
+#include "hearth/serve/metrics.h"
+
+namespace hearth {
+namespace {
+
+// For the last answers after requests were cancelled.
+constexpr int64_t kCancelTimeoutMs = 5000;
+
+class ServerImpl final : public Server {
+ public:
+  explicit ServerImpl(ServeOptions options) : options_(std::move(options)), models_(options_.models) {}
+
+  Status open() {
+    HEARTH_TRY_ASSIGN(engine_, Engine::create(options_.engine, &metrics_, clock_));
+    metrics_.set_stats([this] { return engine_->stats(); });
+    workers_ = std::make_unique<WorkerPool>(options_.request_workers, options_.waiting_requests);
+    api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
+                                          .keys = options_.api_keys,
+                                          .models = models_,
+                                          .engine = *engine_,
+                                          .workers = *workers_,
+                                          .metrics = metrics_});
+    HttpServerOptions http;
+    http.address = options_.address;
+    http.port = options_.port;
+    http.threads = options_.http_threads;
+    http.limits = options_.http;
+    http.guard = [this](const HttpHead& head) { return api_->guard(head); };
+    http.handler = [this](HttpExchange& exchange) { return api_->handle(exchange); };
+    http.error_body = [](int status, std::string_view message) { return error_json(status, message); };
+    http.on_done = [this](const HttpRecord& record) { done(record); };
+    HEARTH_TRY_ASSIGN(http_, HttpServer::create(std::move(http)));
+    return {};
+  }
+
+  uint16_t port() const override { return http_->port(); }
+
+  Status start() override {
+    http_->start();
+    LoadOptions load = options_.load;
+    load.template_limits.max_time_ms = options_.api.template_time_ms;
+    ThreadPool pool(options_.engine.threads);
+    for (size_t i = 0; i < options_.models.size(); ++i) {
+      const ModelSource& source = options_.models[i];
+      const OpTable& ops = options_.reference_ops ? ref_ops() : cpu_ops();
+      HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
+                        load_served_model(source.dir, source.names.front(), ops, load, pool));
+      HEARTH_TRY(engine_->add_model(served).with_context(source.names.front()));
+      models_.add(i, std::move(served));
+    }
+    return {};
+  }
+
+  bool ready() const override { return api_->ready(); }
+
+  bool drain(int64_t timeout_ms) override {
+    api_->drain();
+    engine_->drain();
+    http_->drain();
+    if (http_->wait_drained(timeout_ms)) return true;
+    api_->cancel_all();
+    http_->wait_drained(kCancelTimeoutMs);
+    return false;
+  }
+
+ private:
+  void done(const HttpRecord& record) {
+    metrics_.on_http(route_pattern(record.path), record.method, record.status, record.seconds);
+    if (!options_.access_log) return;
+    spdlog::info("{} {} {} {} {} bytes {:.3f} s {}", record.remote, record.method, record.path, record.status,
+                 record.sent_bytes, record.seconds, record.request_id);
+  }
+
+  const ServeOptions options_;
+  const SteadyClock clock_;
+  Metrics metrics_;
+  ModelRegistry models_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Api> api_;
+  std::unique_ptr<WorkerPool> workers_;
+  std::unique_ptr<HttpServer> http_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
+  HEARTH_TRY(ModelRegistry::check(options.models));
+  auto server = std::make_unique<ServerImpl>(std::move(options));
+  HEARTH_TRY(server->open());
+  return std::unique_ptr<Server>(std::move(server));
+}
+
+}  // namespace hearth
