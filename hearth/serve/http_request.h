@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // HttpRequestReader: one request from bytes, by Beast's parser, without sockets; what the fuzz target drives.
 //   I1. It holds at most header_bytes of header and body-limit bytes of body, which grow as bytes arrive.
-//   I2. Its answers do not depend on how the bytes were cut.
+//   I2. What it accepts does not depend on how the bytes were cut; how soon it sees what is wrong may.
 //   I3. What could be read in two ways is refused: content-length beside transfer-encoding, other transfer
 //       codings than chunked, no or two hosts.
 // One owner.
