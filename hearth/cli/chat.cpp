@@ -50,11 +50,10 @@ int64_t local_time() {
 
 class Chat {
  public:
-  Chat(const ChatSettings& settings, const Session& session, ChatTemplate chat_template, GenerationPlan plan,
-       Runner runner)
+  // REQUIRES: the model has a chat template.
+  Chat(const ChatSettings& settings, const ServedModel& model, GenerationPlan plan, Runner runner)
       : settings_(settings),
-        session_(session),
-        template_(std::move(chat_template)),
+        model_(model),
         plan_(std::move(plan)),
         runner_(std::move(runner)),
         interactive_(stdin_is_terminal() && stdout_is_terminal()),
@@ -63,7 +62,7 @@ class Chat {
   }
 
   Result<int> run() {
-    if (interactive_) HEARTH_TRY(write_stdout(fmt::format("Chat with {}. /help lists the commands.\n", session_.name)));
+    if (interactive_) HEARTH_TRY(write_stdout(fmt::format("Chat with {}. /help lists the commands.\n", model_.name)));
     while (true) {
       if (interactive_) HEARTH_TRY(write_stdout("\n> "));
       std::string line;
@@ -122,20 +121,21 @@ class Chat {
 
   Result<std::vector<int32_t>> prompt_ids() const {
     const std::string messages = messages_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    HEARTH_TRY_ASSIGN(const std::string prompt, template_.render({.messages_json = messages,
-                                                                  .tools_json = {},
-                                                                  .extra_json = {},
-                                                                  .add_generation_prompt = true,
-                                                                  .special_tokens = session_.tokenizer.special_tokens(),
-                                                                  .local_time_s = local_time()}));
+    HEARTH_TRY_ASSIGN(const std::string prompt,
+                      model_.chat_template->render({.messages_json = messages,
+                                                    .tools_json = {},
+                                                    .extra_json = {},
+                                                    .add_generation_prompt = true,
+                                                    .special_tokens = model_.tokenizer.special_tokens(),
+                                                    .local_time_s = local_time()}));
     // The template writes BOS itself where the model wants it.
-    return session_.tokenizer.encode(prompt, {.add_special_tokens = false});
+    return model_.tokenizer.encode(prompt, {.add_special_tokens = false});
   }
 
   // Why the dialogue with these ids cannot be answered; empty: it can.
   std::string refusal(const Result<std::vector<int32_t>>& ids) const {
     if (!ids) return ids.error().message;
-    const int64_t vocab = session_.model->config().vocab_size;
+    const int64_t vocab = model_.model->config().vocab_size;
     for (const int32_t id : *ids)
       if (id >= vocab) return fmt::format("the message has token {} and the model's vocabulary has {}", id, vocab);
     if (ids->empty()) return "the dialogue has no tokens";
@@ -157,7 +157,7 @@ class Chat {
     interrupt_.clear();
     const OnText on_text = [](std::string_view piece) { return write_stdout(piece); };
     HEARTH_TRY_ASSIGN(const Generation g,
-                      generate(runner_, session_.tokenizer, plan_, *ids, fed_, on_text, interrupt_.flag()));
+                      generate(runner_, model_.tokenizer, plan_, *ids, fed_, on_text, interrupt_.flag()));
     HEARTH_TRY(write_stdout("\n"));
     messages_.push_back({{"role", "assistant"}, {"content", g.text}});
     if (g.reason == FinishReason::kCancelled) notice("ended by Ctrl-C");
@@ -168,8 +168,7 @@ class Chat {
   }
 
   const ChatSettings& settings_;
-  const Session& session_;
-  ChatTemplate template_;
+  const ServedModel& model_;
   GenerationPlan plan_;
   Runner runner_;
   const bool interactive_;
@@ -182,21 +181,20 @@ class Chat {
 
 Result<int> run_chat(const ChatSettings& s) {
   const std::unique_ptr<ThreadPool> pool = make_pool(s.model);
-  HEARTH_TRY_ASSIGN(const Session session, open_session(s.model, *pool));
-  if (session.tokenizer.chat_templates().count("default") == 0)
+  HEARTH_TRY_ASSIGN(const auto model, open_model(s.model, *pool, true));
+  if (!model->chat_template)
     return invalid_argument(
-        "{} has no chat template, so it was not trained to chat; `hearth generate` continues a text", session.name);
-  HEARTH_TRY_ASSIGN(ChatTemplate chat_template, ChatTemplate::from_tokenizer(session.tokenizer));
-  HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, session, random_seed()));
-  HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, session.model->config(), kDefaultContext));
+        "{} has no chat template, so it was not trained to chat; `hearth generate` continues a text", model->name);
+  HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, *model, random_seed()));
+  HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, model->model->config(), kDefaultContext));
   const RunnerOptions options = {.max_sequences = 1,
                                  .max_context = context,
                                  .chunk_tokens = 512,
                                  .max_logit_rows = 1,
-                                 .kv_format = session.kv_format};
-  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(session.model, options, *pool));
+                                 .kv_format = model->kv_format};
+  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(model->model, options, *pool));
   if (!s.model.quiet) write_stderr(fmt::format("(context {} tokens, seed {})", context, plan.params.seed));
-  return Chat(s, session, std::move(chat_template), std::move(plan), std::move(runner)).run();
+  return Chat(s, *model, std::move(plan), std::move(runner)).run();
 }
 
 }  // namespace

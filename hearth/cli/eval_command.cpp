@@ -2,7 +2,9 @@
 // hearth eval ppl | lambada | kl: how good a model is, in numbers that can be compared and kept.
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "hearth/base/clock.h"
 #include "hearth/base/progress.h"
@@ -41,6 +43,7 @@ struct EvalSettings {
   std::string windows;
   std::optional<int64_t> ctx;
   int64_t limit = 0;
+  std::string items;  // file for the score of each item
   std::string results;
   bool json = false;
 };
@@ -49,18 +52,18 @@ struct EvalSettings {
 struct EvalRun {
   const EvalSettings& settings;
   std::unique_ptr<ThreadPool> pool;
-  Session session;
+  std::shared_ptr<const ServedModel> model;
   InterruptGuard interrupt;
   SteadyClock clock;
 
   std::string text_name() const { return std::filesystem::path(settings.file).stem().string(); }
 };
 
-// A file that results are to be appended to is tried before the work, not after it.
-Status check_results_file(const std::string& path) {
+// A file that the outcome goes to is tried before the work, not after it.
+Status check_output_file(const char* option, const std::string& path) {
   if (path.empty()) return {};
   std::FILE* file = std::fopen(path.c_str(), "ab");
-  if (file == nullptr) return unavailable("--results: cannot open {} for writing: {}", path, std::strerror(errno));
+  if (file == nullptr) return unavailable("{}: cannot open {} for writing: {}", option, path, std::strerror(errno));
   std::fclose(file);
   return {};
 }
@@ -99,15 +102,15 @@ double bits_per_weight(const Model& model) {
 
 // A line of results with everything but the numbers.
 nlohmann::json quality_line(const EvalRun& run) {
-  const Model& model = *run.session.model;
+  const Model& model = *run.model->model;
   nlohmann::json line =
       result_line("eval.quality", cpu_device(run.pool->size()), command_line(run.settings.context.args));
-  line["model"] = run.session.name;
+  line["model"] = run.model->name;
   line["variant"] = "plain";
   line["format"] = to_string(model.weights().layers.front().qkv.format);
   line["method"] = "none";
   line["activation"] = dtype_name(model.activation());
-  line["kv"] = kv_format_name(run.session.kv_format);
+  line["kv"] = kv_format_name(run.model->kv_format);
   line["backend"] = model.ops().backend;
   line["bits_per_weight"] = bits_per_weight(model);
   line["text"] = run.text_name();
@@ -140,9 +143,9 @@ struct Windows {
 
 Result<Windows> read_windows(const EvalRun& run, const std::string& text) {
   const EvalSettings& s = run.settings;
-  const ModelConfig& config = run.session.model->config();
+  const ModelConfig& config = run.model->model->config();
   Windows w;
-  HEARTH_TRY_ASSIGN(w.ids, encode_documents(run.session.tokenizer, text).with_context(s.file));
+  HEARTH_TRY_ASSIGN(w.ids, encode_documents(run.model->tokenizer, text).with_context(s.file));
   w.ctx = s.ctx.value_or(std::min(kUsualWindow, config.max_positions));
   if (w.ctx > config.max_positions)
     return invalid_argument("--ctx {} is more than the {} tokens of context that the model was made for", w.ctx,
@@ -175,15 +178,15 @@ class EvalProgress {
 };
 
 Result<int> run_ppl(const EvalSettings& s) {
-  HEARTH_TRY(check_results_file(s.results));
+  HEARTH_TRY(check_output_file("--results", s.results));
   HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--text"));
   std::unique_ptr<ThreadPool> pool = make_pool(s.model);
-  HEARTH_TRY_ASSIGN(Session session, open_session(s.model, *pool));
-  EvalRun run{.settings = s, .pool = std::move(pool), .session = std::move(session), .interrupt = {}, .clock = {}};
+  HEARTH_TRY_ASSIGN(auto model, open_model(s.model, *pool));
+  EvalRun run{.settings = s, .pool = std::move(pool), .model = std::move(model), .interrupt = {}, .clock = {}};
   HEARTH_TRY_ASSIGN(const Windows w, read_windows(run, text));
-  HEARTH_TRY_ASSIGN(Runner runner,
-                    Runner::create(run.session.model,
-                                   eval_runner_options(*run.session.model, w.ctx, run.session.kv_format), *run.pool));
+  HEARTH_TRY_ASSIGN(
+      Runner runner,
+      Runner::create(run.model->model, eval_runner_options(*run.model->model, w.ctx, run.model->kv_format), *run.pool));
   EvalProgress progress(run, "windows", std::ssize(w.chosen));
   const int64_t begin_ns = run.clock.now_ns();
   HEARTH_TRY_ASSIGN(const PerplexityResult r, perplexity(runner, w.ids, w.ctx, w.chosen, progress.control()));
@@ -204,27 +207,46 @@ Result<int> run_ppl(const EvalSettings& s) {
   return 0;
 }
 
+// A line for each item: its ids, as they were fed, and its score.
+Status write_items(const std::string& path, std::span<const LambadaItem> items, std::span<const LambadaScore> scores) {
+  if (path.empty()) return {};
+  std::ofstream file(path, std::ios::trunc);
+  for (size_t i = 0; i < items.size(); ++i) {
+    const nlohmann::ordered_json line = {{"item", i},
+                                         {"context", items[i].context},
+                                         {"continuation", items[i].continuation},
+                                         {"hit", scores[i].hit},
+                                         {"logprob", scores[i].logprob}};
+    file << line.dump() << '\n';
+  }
+  file.close();
+  if (!file) return unavailable("--items: cannot write {}", path);
+  return {};
+}
+
 Result<int> run_lambada(const EvalSettings& s) {
-  HEARTH_TRY(check_results_file(s.results));
+  HEARTH_TRY(check_output_file("--results", s.results));
+  HEARTH_TRY(check_output_file("--items", s.items));
   HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--data"));
   std::unique_ptr<ThreadPool> pool = make_pool(s.model);
-  HEARTH_TRY_ASSIGN(Session session, open_session(s.model, *pool));
-  EvalRun run{.settings = s, .pool = std::move(pool), .session = std::move(session), .interrupt = {}, .clock = {}};
+  HEARTH_TRY_ASSIGN(auto model, open_model(s.model, *pool));
+  EvalRun run{.settings = s, .pool = std::move(pool), .model = std::move(model), .interrupt = {}, .clock = {}};
   HEARTH_TRY_ASSIGN(const std::vector<LambadaItem> items,
-                    parse_lambada(text, run.session.tokenizer, s.limit).with_context(s.file));
+                    parse_lambada(text, run.model->tokenizer, s.limit).with_context(s.file));
   if (items.empty()) return invalid_argument("{} has no items", s.file);
-  const int64_t longest = longest_item(items), context = run.session.model->config().max_positions;
+  const int64_t longest = longest_item(items), context = run.model->model->config().max_positions;
   if (longest > context)
     return invalid_argument("{}: the longest item has {} tokens; the model's context holds {}", s.file, longest,
                             context);
-  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(run.session.model,
-                                                  eval_runner_options(*run.session.model, longest,
-                                                                      run.session.kv_format, kLambadaSlots),
-                                                  *run.pool));
+  HEARTH_TRY_ASSIGN(
+      Runner runner,
+      Runner::create(run.model->model,
+                     eval_runner_options(*run.model->model, longest, run.model->kv_format, kLambadaSlots), *run.pool));
   EvalProgress progress(run, "items", std::ssize(items));
   const int64_t begin_ns = run.clock.now_ns();
   HEARTH_TRY_ASSIGN(const LambadaResult r, lambada(runner, items, kLambadaSlots, progress.control()));
   progress.finish();
+  HEARTH_TRY(write_items(s.items, items, r.scores));
   const double seconds = seconds_since(run, begin_ns);
   HEARTH_TRY(finish(
       run,
@@ -240,34 +262,35 @@ Result<int> run_lambada(const EvalSettings& s) {
 }
 
 Result<int> run_kl(const EvalSettings& s) {
-  HEARTH_TRY(check_results_file(s.results));
+  HEARTH_TRY(check_output_file("--results", s.results));
   HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--text"));
   std::unique_ptr<ThreadPool> pool = make_pool(s.model);
-  HEARTH_TRY_ASSIGN(Session session, open_session(s.model, *pool));
+  HEARTH_TRY_ASSIGN(auto model, open_model(s.model, *pool));
   // The reference is what it is: in f32, whatever --dtype says of the model.
   ModelSettings reference_settings = s.model;
   reference_settings.model = s.against;
   reference_settings.dtype = reference_settings.kv_cache_dtype = "f32";
-  HEARTH_TRY_ASSIGN(const Session reference, open_session(reference_settings, *pool).with_context("--against"));
-  EvalRun run{.settings = s, .pool = std::move(pool), .session = std::move(session), .interrupt = {}, .clock = {}};
+  HEARTH_TRY_ASSIGN(const auto reference, open_model(reference_settings, *pool).with_context("--against"));
+  EvalRun run{.settings = s, .pool = std::move(pool), .model = std::move(model), .interrupt = {}, .clock = {}};
   HEARTH_TRY_ASSIGN(const Windows w, read_windows(run, text));
-  const ModelConfig &a = run.session.model->config(), &b = reference.model->config();
+  const ModelConfig &a = run.model->model->config(), &b = reference->model->config();
   if (a.vocab_size != b.vocab_size)
-    return invalid_argument("{} has a vocabulary of {} tokens, {} one of {}; the same one is needed", run.session.name,
-                            a.vocab_size, reference.name, b.vocab_size);
+    return invalid_argument("{} has a vocabulary of {} tokens, {} one of {}; the same one is needed", run.model->name,
+                            a.vocab_size, reference->name, b.vocab_size);
   HEARTH_TRY_ASSIGN(const std::vector<TokenId> reference_ids,
-                    encode_documents(reference.tokenizer, text).with_context(s.file));
+                    encode_documents(reference->tokenizer, text).with_context(s.file));
   if (reference_ids != w.ids)
-    return invalid_argument("{} and {} make different tokens of {}; the same tokenizer is needed", run.session.name,
-                            reference.name, s.file);
+    return invalid_argument("{} and {} make different tokens of {}; the same tokenizer is needed", run.model->name,
+                            reference->name, s.file);
   if (w.ctx > b.max_positions)
-    return invalid_argument("windows of {} tokens; the context of {} holds {}", w.ctx, reference.name, b.max_positions);
-  HEARTH_TRY_ASSIGN(Runner runner,
-                    Runner::create(run.session.model,
-                                   eval_runner_options(*run.session.model, w.ctx, run.session.kv_format), *run.pool));
+    return invalid_argument("windows of {} tokens; the context of {} holds {}", w.ctx, reference->name,
+                            b.max_positions);
+  HEARTH_TRY_ASSIGN(
+      Runner runner,
+      Runner::create(run.model->model, eval_runner_options(*run.model->model, w.ctx, run.model->kv_format), *run.pool));
   HEARTH_TRY_ASSIGN(
       Runner reference_runner,
-      Runner::create(reference.model, eval_runner_options(*reference.model, w.ctx, reference.kv_format), *run.pool));
+      Runner::create(reference->model, eval_runner_options(*reference->model, w.ctx, reference->kv_format), *run.pool));
   EvalProgress progress(run, "windows", std::ssize(w.chosen));
   const int64_t begin_ns = run.clock.now_ns();
   HEARTH_TRY_ASSIGN(const KlResult r,
@@ -275,7 +298,7 @@ Result<int> run_kl(const EvalSettings& s) {
   progress.finish();
   const double seconds = seconds_since(run, begin_ns);
   HEARTH_TRY(finish(run,
-                    {{"against", reference.name},
+                    {{"against", reference->name},
                      {"kl", r.kl},
                      {"kl_standard_error", r.kl_standard_error},
                      {"kl_max", r.kl_max},
@@ -291,7 +314,7 @@ Result<int> run_kl(const EvalSettings& s) {
                                 "same top token    {:.3f} %\nperplexity        {:.6g}, of {} {:.6g}\n"
                                 "tokens            {} in {} windows of {}\n",
                                 r.kl, r.kl_standard_error, r.kl_max, 100 * r.same_top, std::exp(r.nll_per_token),
-                                reference.name, std::exp(r.nll_per_token_reference), r.tokens, r.windows, w.ctx) +
+                                reference->name, std::exp(r.nll_per_token_reference), r.tokens, r.windows, w.ctx) +
                         time_line(r.tokens, seconds)));
   return 0;
 }
@@ -344,6 +367,10 @@ std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& cont
   add_text(*lambada_command, "--data", "FILE", "The items, JSON lines.", lambada_settings->file)
       ->required()
       ->group("Work");
+  add_text(*lambada_command, "--items", "FILE",
+           "Writes a line of JSON for each item to FILE: ids of context and continuation, hit, log probability.",
+           lambada_settings->items)
+      ->group("Output");
 
   const auto kl = settings();
   CLI::App* kl_command = eval->add_subcommand("kl", "How far a model is from another one, its original say.");

@@ -143,7 +143,7 @@ nlohmann::json sampling_json(const SamplingParams& p) {
 // All choices one after the other in one slot: the prompt is computed once.
 class GenerateRun {
  public:
-  GenerateRun(const GenerateSettings& settings, const Session& session) : settings_(settings), session_(session) {}
+  GenerateRun(const GenerateSettings& settings, const ServedModel& model) : settings_(settings), model_(model) {}
 
   Result<int> run(Runner& runner, GenerationPlan plan, const std::vector<int32_t>& prompt_ids,
                   const std::string& prompt) {
@@ -157,9 +157,9 @@ class GenerateRun {
       if (!settings_.json && settings_.echo) HEARTH_TRY(write_stdout(prompt));
       const OnText on_text = [&](std::string_view piece) { return settings_.json ? Status() : write_stdout(piece); };
       HEARTH_TRY_ASSIGN(const Generation g,
-                        generate(runner, session_.tokenizer, plan, prompt_ids, fed, on_text, interrupt.flag()));
+                        generate(runner, model_.tokenizer, plan, prompt_ids, fed, on_text, interrupt.flag()));
       if (settings_.json) {
-        choices.push_back(to_json(g, i, session_.tokenizer, settings_.logprobs_option->count() > 0));
+        choices.push_back(to_json(g, i, model_.tokenizer, settings_.logprobs_option->count() > 0));
       } else {
         HEARTH_TRY(write_stdout("\n"));
       }
@@ -177,19 +177,19 @@ class GenerateRun {
   Status print_json(const GenerationPlan& plan, const std::vector<int32_t>& prompt_ids, const std::string& prompt,
                     nlohmann::json choices) const {
     const nlohmann::json result = {
-        {"model", session_.name},
+        {"model", model_.name},
         {"prompt", prompt},
         {"prompt_token_ids", prompt_ids},
         {"sampling", sampling_json(plan.params)},
         {"choices", std::move(choices)},
         {"usage", {{"prompt_tokens", prompt_ids.size()}, {"completion_tokens", completion_tokens_}}},
-        {"seconds", {{"load", session_.load_seconds}, {"prefill", prefill_seconds_}, {"decode", decode_seconds_}}}};
+        {"seconds", {{"load", model_.load_seconds}, {"prefill", prefill_seconds_}, {"decode", decode_seconds_}}}};
     // A token may be a part of a character: such bytes become U+FFFD.
     return write_stdout(result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
 
   const GenerateSettings& settings_;
-  const Session& session_;
+  const ServedModel& model_;
   double prefill_seconds_ = 0;
   double decode_seconds_ = 0;
   int64_t completion_tokens_ = 0;
@@ -213,14 +213,14 @@ Result<int> run_generate(const GenerateSettings& s) {
   HEARTH_TRY(find_model(s.model.model));  // before the prompt: the first word first
   HEARTH_TRY_ASSIGN(PromptSource source, PromptSource::open(s));
   const std::unique_ptr<ThreadPool> pool = make_pool(s.model);
-  HEARTH_TRY_ASSIGN(const Session session, open_session(s.model, *pool));
-  HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, session, random_seed()));
-  const ModelConfig& config = session.model->config();
+  HEARTH_TRY_ASSIGN(const auto model, open_model(s.model, *pool));
+  HEARTH_TRY_ASSIGN(GenerationPlan plan, plan_generation(s.sampling, *model, random_seed()));
+  const ModelConfig& config = model->model->config();
   HEARTH_TRY_ASSIGN(const int64_t context, context_limit(s.max_model_len, config, kNoLimit));
-  HEARTH_TRY_ASSIGN(const std::string prompt, read_prompt(std::move(source), session.tokenizer, context));
+  HEARTH_TRY_ASSIGN(const std::string prompt, read_prompt(std::move(source), model->tokenizer, context));
   HEARTH_TRY_ASSIGN(
       const std::vector<int32_t> ids,
-      session.tokenizer.encode(prompt, {.add_special_tokens = !s.no_special_tokens}).with_context("prompt"));
+      model->tokenizer.encode(prompt, {.add_special_tokens = !s.no_special_tokens}).with_context("prompt"));
   if (ids.empty())
     return invalid_argument("the prompt has no tokens, and {}; give a text",
                             s.no_special_tokens ? "--no-special-tokens adds none" : "this model's tokenizer adds none");
@@ -235,9 +235,9 @@ Result<int> run_generate(const GenerateSettings& s) {
                                  .max_context = std::ssize(ids) + plan.max_tokens,
                                  .chunk_tokens = 512,
                                  .max_logit_rows = 1,
-                                 .kv_format = session.kv_format};
-  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(session.model, options, *pool));
-  return GenerateRun(s, session).run(runner, std::move(plan), ids, prompt);
+                                 .kv_format = model->kv_format};
+  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(model->model, options, *pool));
+  return GenerateRun(s, *model).run(runner, std::move(plan), ids, prompt);
 }
 
 }  // namespace

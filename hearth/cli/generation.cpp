@@ -16,15 +16,6 @@ constexpr size_t kPromptChunk = 512;
 
 double seconds_between(int64_t begin_ns, int64_t end_ns) { return static_cast<double>(end_ns - begin_ns) * 1e-9; }
 
-// The bitset of ids below `known`, for a vocabulary of `vocab`; empty where that is all of it.
-std::vector<uint32_t> allowed_below(int64_t known, int64_t vocab) {
-  std::vector<uint32_t> bits;
-  if (known >= vocab) return bits;
-  bits.assign(static_cast<size_t>((vocab + 31) / 32), 0);
-  for (int64_t id = 0; id < known; ++id) bits[static_cast<size_t>(id / 32)] |= uint32_t{1} << (id % 32);
-  return bits;
-}
-
 // The logits after the prompt; empty where `stop` was set before the end. `fed` follows.
 Result<std::optional<ConstTensorView>> feed_prompt(Runner& runner, const std::vector<int32_t>& prompt,
                                                    std::vector<int32_t>& fed, int64_t& fed_tokens,
@@ -70,23 +61,14 @@ Result<GeneratedToken> sample_token(Runner& runner, const GenerationPlan& plan, 
 
 }  // namespace
 
-std::string_view finish_reason_name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "cancelled";
-  }
-  return "";
-}
-
 uint64_t random_seed() {
   uint32_t seed = 0;
   if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = static_cast<uint32_t>(SteadyClock().now_ns());
   return seed;
 }
 
-Result<GenerationPlan> plan_generation(const SamplingSettings& s, const Session& session, uint64_t seed) {
-  const GenerationDefaults defaults = s.generation_config == "auto" ? session.defaults : GenerationDefaults();
+Result<GenerationPlan> plan_generation(const SamplingSettings& s, const ServedModel& model, uint64_t seed) {
+  const GenerationDefaults defaults = s.generation_config == "auto" ? model.defaults : GenerationDefaults();
   const double usual_temperature = defaults.do_sample == false ? 0.0 : defaults.temperature.value_or(1.0);
   GenerationPlan plan;
   SamplingParams& p = plan.params;
@@ -101,7 +83,7 @@ Result<GenerationPlan> plan_generation(const SamplingSettings& s, const Session&
   p.seed = s.seed ? static_cast<uint64_t>(*s.seed) : seed;
   HEARTH_TRY(validate(p));
 
-  const ModelConfig& config = session.model->config();
+  const ModelConfig& config = model.model->config();
   const auto check_id = [&](std::string_view flag, int32_t id) -> Status {
     if (id >= config.vocab_size)
       return invalid_argument("{}: token {} is beyond the model's vocabulary of {}", flag, id, config.vocab_size);
@@ -119,19 +101,14 @@ Result<GenerationPlan> plan_generation(const SamplingSettings& s, const Session&
     HEARTH_TRY(check_id("--stop-token-ids", id));
     plan.end_ids.push_back(id);
   }
-  if (!s.ignore_eos) {
-    plan.end_ids.insert(plan.end_ids.end(), config.eos_token_ids.begin(), config.eos_token_ids.end());
-    const std::vector<TokenId>& eos = session.tokenizer.eos_ids();
-    plan.end_ids.insert(plan.end_ids.end(), eos.begin(), eos.end());
-    std::erase_if(plan.end_ids, [&](int32_t id) { return id < 0 || id >= config.vocab_size; });
-  }
+  if (!s.ignore_eos) plan.end_ids.insert(plan.end_ids.end(), model.end_ids.begin(), model.end_ids.end());
   std::sort(plan.end_ids.begin(), plan.end_ids.end());
   plan.end_ids.erase(std::unique(plan.end_ids.begin(), plan.end_ids.end()), plan.end_ids.end());
   for (const std::string& text : s.stop)
     if (text.empty()) return invalid_argument("--stop: the text is empty");
   plan.stop = s.stop;
   plan.include_stop = s.include_stop;
-  plan.allowed = allowed_below(session.tokenizer.vocab_size(), config.vocab_size);
+  plan.allowed = model.allowed;
   plan.min_tokens = s.min_tokens;
   return plan;
 }

@@ -11,7 +11,7 @@
 
 #include "hearth/base/result.h"
 #include "hearth/cli/options.h"
-#include "hearth/cli/session.h"
+#include "hearth/engine/request.h"
 #include "hearth/model/runner.h"
 
 namespace hearth {
@@ -30,13 +30,10 @@ struct GenerationPlan {
 };
 
 // InvalidArgument for a value out of range or a token that the model does not have. `seed` where none is set.
-Result<GenerationPlan> plan_generation(const SamplingSettings& settings, const Session& session, uint64_t seed);
+Result<GenerationPlan> plan_generation(const SamplingSettings& settings, const ServedModel& model, uint64_t seed);
 
 // A seed from the system's random source, of 32 bits so that people can type it again.
 uint64_t random_seed();
-
-enum class FinishReason { kStop, kLength, kCancelled };
-std::string_view finish_reason_name(FinishReason reason);
 
 struct GeneratedToken {
   int32_t id = 0;

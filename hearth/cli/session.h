@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model that a command works with: found, opened, loaded, with its tokenizer and threads. One owner; the
-// main thread.
+// The model that a command works with: found by what the user typed, and loaded. Stateless; the main thread.
 #pragma once
 
 #include <filesystem>
@@ -12,34 +11,21 @@
 #include "hearth/base/result.h"
 #include "hearth/base/thread_pool.h"
 #include "hearth/cli/options.h"
-#include "hearth/model/runner.h"
-#include "hearth/text/tokenizer.h"
+#include "hearth/engine/served_model.h"
 
 namespace hearth {
-
-// What generation_config.json says of sampling.
-struct GenerationDefaults {
-  std::optional<bool> do_sample;
-  std::optional<double> temperature, top_p, min_p, repetition_penalty;
-  std::optional<int64_t> top_k;
-};
-
-struct Session {
-  std::filesystem::path dir;
-  std::string name;  // the model as people call it: org/name, or the folder's name
-  Tokenizer tokenizer;
-  std::shared_ptr<const Model> model;
-  GenerationDefaults defaults;
-  KvFormatId kv_format = KvFormatId::kF32;
-  double load_seconds = 0;
-  int64_t weight_bytes = 0;
-};
 
 // The threads that settings ask for.
 std::unique_ptr<ThreadPool> make_pool(const ModelSettings& settings);
 
-// Finds and loads the model, with progress on stderr unless settings.quiet. Errors name the model.
-Result<Session> open_session(const ModelSettings& settings, ThreadPool& pool);
+// Finds and loads the model, with progress on stderr unless settings.quiet. `chat_template`: compile it too.
+// Errors name the model.
+Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& settings, ThreadPool& pool,
+                                                      bool chat_template = false);
+
+// The types that --dtype and --kv-cache-dtype name.
+DType activation_of(std::string_view dtype);
+KvFormatId kv_format_of(std::string_view dtype, std::string_view kv_cache_dtype);
 
 // The folder and the name of what the user typed.
 struct FoundModel {

@@ -189,6 +189,8 @@ TEST_F(BadModel, WrongJson) {
   expect_error(generate(), kCorrupt, {"generation_config.json", "temperature", "\"hot\""});
   write("generation_config.json", "{\"temperature\": -1}");
   expect_error(generate(), kWrongInput, {"temperature", "-1"});
+  write("generation_config.json", "{\"top_k\": 1.5}");
+  expect_error(generate(), kCorrupt, {"top_k", "1.5", "a whole number"});
   write("generation_config.json", "{}");
   write("tokenizer.json", "{\"model\": 3}");
   expect_error(generate(), kCorrupt, {"tokenizer.json"});
