@@ -316,7 +316,8 @@ void Metrics::on_step(const StepRecord& record) {
   const double measured_s = static_cast<double>(record.measured_us) * 1e-6;
   const std::lock_guard lock(impl_->engine_mutex);
   ModelCounts& m = impl_->model(record.model);
-  m.prompt_tokens += record.features.prefill_tokens;
+  // The last token of a prompt, which brings the first of the output, is none of the engine's prefill_tokens.
+  m.prompt_tokens += record.features.prefill_tokens + std::ssize(record.ttft_s);
   m.generation_tokens += record.generated_tokens;
   m.preemptions += record.preemptions;
   m.histograms[kIterationTokens].add(static_cast<double>(record.features.tokens));
