@@ -16,6 +16,7 @@ constexpr const char* kExamples =
     "Examples:\n"
     "  hearth generate models/fable-13m --prompt \"It was a bright morning\"\n"
     "  hearth chat meta-llama/Llama-3.2-1B-Instruct\n"
+    "  hearth serve models/fable-13m --port 8000\n"
     "  hearth eval ppl models/fable-13m --text book.txt\n"
     "  hearth inspect models/fable-13m --tensors\n"
     "\n"
@@ -98,6 +99,7 @@ Result<int> run(std::span<const char* const> args) {
 
   std::vector<Command> commands = {add_generate_command(app), add_chat_command(app)};
   for (Command& command : add_eval_commands(app, {args})) commands.push_back(std::move(command));
+  commands.push_back(add_serve_command(app));
   commands.push_back(add_inspect_command(app));
   commands.push_back(add_version_command(app));
   app.footer(kExamples);  // after the commands, which would inherit it

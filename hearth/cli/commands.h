@@ -27,6 +27,7 @@ Command add_generate_command(CLI::App& app);
 Command add_chat_command(CLI::App& app);
 std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& context);
 Command add_inspect_command(CLI::App& app);
+Command add_serve_command(CLI::App& app);
 Command add_version_command(CLI::App& app);
 
 // "hearth 0.1.0 (0123456789ab)"

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table, and how texts become values. Names are vLLM's where they mean the same.
+#include "hearth/cli/serve_settings.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "hearth/checkpoint/quote.h"
+#include "hearth/cli/options.h"
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kDayMs = 86'400'000;
+constexpr int64_t kKi = int64_t{1} << 10, kMi = int64_t{1} << 20, kGi = int64_t{1} << 30, kTi = int64_t{1} << 40;
+
+// A field of ServeSettings, for reading and writing: one member after the other.
+template <auto... kMembers>
+struct Member {
+  auto& operator()(auto& settings) const { return (settings.*....*kMembers); }
+};
+template <auto kMember>
+using Own = Member<kMember>;
+template <auto kMember>
+using OfServer = Member<&ServeSettings::options, kMember>;
+template <auto kMember>
+using OfEngine = Member<&ServeSettings::options, &ServeOptions::engine, kMember>;
+template <auto kMember>
+using OfHttp = Member<&ServeSettings::options, &ServeOptions::http, kMember>;
+template <auto kMember>
+using OfApi = Member<&ServeSettings::options, &ServeOptions::api, kMember>;
+template <auto kMember>
+using OfGrammar = Member<&ServeSettings::options, &ServeOptions::api, &ApiLimits::grammar, kMember>;
+
+class Table {
+ public:
+  // `field` gives a reference to a number, a switch or an optional number of ServeSettings.
+  template <class Field>
+  void number(ServeSetting row, Field field) {
+    row.set_number = [field](ServeSettings& s, std::optional<int64_t> value) {
+      auto& target = field(s);
+      using T = std::remove_reference_t<decltype(target)>;
+      if constexpr (std::is_same_v<T, std::optional<int64_t>>) {
+        target = value;
+      } else {
+        target = static_cast<T>(value.value_or(0));
+      }
+    };
+    row.get_number = [field](const ServeSettings& s) -> std::optional<int64_t> { return field(s); };
+    rows_.push_back(std::move(row));
+  }
+  template <class Field>
+  void text(ServeSetting row, Field field) {
+    row.set_texts = [field](ServeSettings& s, std::vector<std::string> given) { field(s) = given.back(); };
+    row.get_texts = [field](const ServeSettings& s) { return std::vector<std::string>{field(s)}; };
+    rows_.push_back(std::move(row));
+  }
+  template <class Field>
+  void texts(ServeSetting row, Field field) {
+    row.set_texts = [field](ServeSettings& s, std::vector<std::string> given) { field(s) = std::move(given); };
+    row.get_texts = [field](const ServeSettings& s) { return field(s); };
+    rows_.push_back(std::move(row));
+  }
+  void models(ServeSetting row) {
+    row.get_texts = [](const ServeSettings& s) {
+      std::vector<std::string> texts;
+      for (const ModelArgument& model : s.models)
+        texts.push_back(model.names.empty() ? model.path
+                                            : fmt::format("{}={}", fmt::join(model.names, ","), model.path));
+      return texts;
+    };
+    rows_.push_back(std::move(row));
+  }
+  std::vector<ServeSetting> take() { return std::move(rows_); }
+
+ private:
+  std::vector<ServeSetting> rows_;
+};
+
+using enum SettingKind;
+
+void add_model_rows(Table& t) {
+  t.models({.key = "model",
+            .kind = kModels,
+            .value_name = "NAME=PATH",
+            .help = "A model to serve, beside the positional ones: a folder in the Hugging Face layout or org/name in "
+                    "its cache, under its own name or as NAME=PATH; NAME,ALIAS=PATH gives it several. May be repeated.",
+            .separator = ';'});
+  t.texts({.key = "served-model-name",
+           .kind = kTexts,
+           .value_name = "NAME",
+           .unset = "the model's own",
+           .help = "What requests call the model, where it is the only one. May be repeated: the first is in answers."},
+          Own<&ServeSettings::served_model_name>());
+  t.number({.key = "max-model-len",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = int64_t{1} << 31,
+            .unit = "tokens",
+            .unset = "the model's context",
+            .help = "Longest sequence, prompt and output together."},
+           Member<&ServeSettings::options, &ServeOptions::load, &LoadOptions::max_context>());
+  t.text({.key = "dtype",
+          .kind = kChoice,
+          .value_name = "NAME",
+          .choices = {"auto", "f32", "bf16", "float32", "bfloat16"},
+          .help = "Type of the values between the layers; auto is f32."},
+         Own<&ServeSettings::dtype>());
+  t.text({.key = "kv-cache-dtype",
+          .kind = kChoice,
+          .value_name = "NAME",
+          .choices = {"auto", "f32", "bf16", "float32", "bfloat16"},
+          .help = "Type of the stored keys and values; auto is that of dtype."},
+         Own<&ServeSettings::kv_cache_dtype>());
+  t.text({.key = "device",
+          .kind = kChoice,
+          .value_name = "NAME",
+          .choices = {"cpu", "ref"},
+          .help = "What computes: cpu, or ref, the plain loops in double precision that others are tested against."},
+         Own<&ServeSettings::device>());
+}
+
+void add_server_rows(Table& t) {
+  t.text({.key = "host",
+          .value_name = "ADDRESS",
+          .help = "The address to listen at. 0.0.0.0 and :: are reached from other machines: give an API key too."},
+         OfServer<&ServeOptions::address>());
+  t.number({.key = "port",
+            .kind = kInteger,
+            .value_name = "N",
+            .max = 65535,
+            .help = "The port to listen at; 0 takes a free one, which the line at the start names."},
+           OfServer<&ServeOptions::port>());
+  t.texts({.key = "api-key",
+           .kind = kTexts,
+           .value_name = "KEY",
+           .unset = "none is asked for",
+           .help = "A key that requests must have in `Authorization: Bearer KEY`. May be repeated. Others on this "
+                   "machine can read command lines: the variable or api-key-file keep it to yourself.",
+           .secret = true},
+          OfServer<&ServeOptions::api_keys>());
+  t.text({.key = "api-key-file",
+          .value_name = "FILE",
+          .unset = "none",
+          .help = "A file with one API key a line, beside those of api-key."},
+         Own<&ServeSettings::api_key_file>());
+  t.text({.key = "pid-file",
+          .value_name = "FILE",
+          .unset = "none",
+          .help = "A file that holds the process's number while the server runs."},
+         Own<&ServeSettings::pid_file>());
+  t.number({.key = "drain-timeout",
+            .kind = kSeconds,
+            .value_name = "S",
+            .max = kDayMs,
+            .help = "After SIGTERM or SIGINT, how long answers in progress may take to their end."},
+           Own<&ServeSettings::drain_timeout_ms>());
+  t.number({.key = "access-log", .kind = kSwitch, .help = "Logs a line for every answer."},
+           OfServer<&ServeOptions::access_log>());
+  t.text({.key = "log-level",
+          .kind = kChoice,
+          .value_name = "NAME",
+          .choices = {"trace", "debug", "info", "warn", "error", "off"},
+          .help = "What the log on standard error tells."},
+         Own<&ServeSettings::log_level>());
+  t.number({.key = "request-workers",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 256,
+            .unit = "threads",
+            .help = "Threads that read requests: JSON, templates, tokenizing."},
+           OfServer<&ServeOptions::request_workers>());
+  t.number({.key = "waiting-requests",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 0,
+            .max = 1'000'000,
+            .unit = "requests",
+            .help = "Requests that may wait for such a thread; more get 503."},
+           OfServer<&ServeOptions::waiting_requests>());
+}
+
+void add_engine_rows(Table& t) {
+  t.number({.key = "threads",
+            .kind = kInteger,
+            .value_name = "N",
+            .max = 1024,
+            .unit = "threads",
+            .unset = "every CPU that the process may use",
+            .help = "Threads that compute."},
+           OfEngine<&EngineOptions::threads>());
+  t.number({.key = "text-workers",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 256,
+            .unit = "threads",
+            .help = "Threads that turn tokens into text and keep grammars."},
+           OfEngine<&EngineOptions::text_workers>());
+  t.number({.key = "max-num-seqs",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 65536,
+            .unit = "sequences",
+            .help = "Most sequences of a model in a step."},
+           OfEngine<&EngineOptions::max_sequences>());
+  t.number({.key = "max-num-batched-tokens",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = int64_t{1} << 20,
+            .unit = "tokens",
+            .help = "Most tokens of a step; longer prompts take several."},
+           OfEngine<&EngineOptions::step_tokens>());
+  t.number({.key = "block-size",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 1024,
+            .unit = "tokens",
+            .help = "Tokens of a KV block."},
+           OfEngine<&EngineOptions::block_tokens>());
+  t.number({.key = "kv-cache-memory-bytes",
+            .kind = kBytes,
+            .value_name = "BYTES",
+            .max = 1024 * kTi,
+            .unset = "a quarter of the free memory, or what max-num-seqs whole contexts need if that is less",
+            .help = "Memory for the keys and values of each model."},
+           OfEngine<&EngineOptions::kv_bytes>());
+  t.number({.key = "max-waiting",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 0,
+            .max = 1'000'000,
+            .unit = "choices",
+            .help = "Choices that may wait to be admitted; more get 503."},
+           OfEngine<&EngineOptions::max_waiting>());
+  t.number({.key = "max-unread",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 1'000'000,
+            .unit = "tokens",
+            .help = "Tokens that a client has not taken before its sequence pauses."},
+           OfEngine<&EngineOptions::max_unread>());
+}
+
+void add_http_rows(Table& t) {
+  const auto timeout = [](const char* key, const char* help) {
+    return ServeSetting{
+        .section = "http", .key = key, .kind = kSeconds, .value_name = "S", .min = 1, .max = kDayMs, .help = help};
+  };
+  t.number({.section = "http",
+            .key = "threads",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 256,
+            .unit = "threads",
+            .help = "Threads that serve connections."},
+           OfServer<&ServeOptions::http_threads>());
+  t.number({.section = "http",
+            .key = "connections",
+            .kind = kInteger,
+            .value_name = "N",
+            .min = 1,
+            .max = 1'000'000,
+            .unit = "connections",
+            .help = "Most connections at once."},
+           OfHttp<&HttpLimits::connections>());
+  t.number({.section = "http",
+            .key = "header-bytes",
+            .kind = kBytes,
+            .value_name = "BYTES",
+            .min = 256,
+            .max = kMi,
+            .help = "Largest header of a request; larger gets 431."},
+           OfHttp<&HttpLimits::header_bytes>());
+  t.number({.section = "http",
+            .key = "body-bytes",
+            .kind = kBytes,
+            .value_name = "BYTES",
+            .min = kKi,
+            .max = kGi,
+            .help = "Largest body of a request; larger gets 413."},
+           OfHttp<&HttpLimits::body_bytes>());
+  t.number(timeout("header-timeout", "From the first byte of a request to the end of its header."),
+           OfHttp<&HttpLimits::header_timeout_ms>());
+  t.number(timeout("body-timeout", "For a whole body."), OfHttp<&HttpLimits::body_timeout_ms>());
+  t.number(timeout("idle-timeout", "Between two requests of a connection."), OfHttp<&HttpLimits::idle_timeout_ms>());
+  t.number(timeout("write-timeout", "Without the client taking a byte."), OfHttp<&HttpLimits::write_timeout_ms>());
+}
+
+void add_limit_rows(Table& t) {
+  const auto limit = [](const char* key, int64_t min, int64_t max, const char* unit, const char* help) {
+    return ServeSetting{.section = "limits",
+                        .key = key,
+                        .kind = kInteger,
+                        .value_name = "N",
+                        .min = min,
+                        .max = max,
+                        .unit = unit,
+                        .help = help};
+  };
+  const auto bytes = [](const char* key, int64_t max, const char* help) {
+    return ServeSetting{
+        .section = "limits", .key = key, .kind = kBytes, .value_name = "BYTES", .min = 1, .max = max, .help = help};
+  };
+  const auto seconds = [](const char* key, const char* help) {
+    return ServeSetting{
+        .section = "limits", .key = key, .kind = kSeconds, .value_name = "S", .min = 1, .max = kDayMs, .help = help};
+  };
+  t.number(limit("requests", 1, 1'000'000, "requests", "Requests in flight; more get 503."),
+           OfApi<&ApiLimits::requests>());
+  ServeSetting per_key = limit("requests-per-key", 0, 1'000'000, "requests",
+                               "Requests in flight of one API key; more "
+                               "get 429.");
+  per_key.unset = "no limit of its own";
+  t.number(std::move(per_key), OfApi<&ApiLimits::requests_per_key>());
+  ServeSetting max_tokens = limit("max-tokens", 0, int64_t{1} << 31, "tokens", "Most tokens of a choice.");
+  max_tokens.unset = "what the context holds";
+  t.number(std::move(max_tokens), OfApi<&ApiLimits::max_tokens>());
+  t.number(limit("json-depth", 4, 1000, "levels", "How deep the JSON of a request may nest."),
+           OfApi<&ApiLimits::json_depth>());
+  t.number(limit("json-values", 100, 1'000'000'000, "values", "Values in the JSON of a request."),
+           OfApi<&ApiLimits::json_values>());
+  t.number(limit("prompts", 1, 65536, "prompts", "Prompts of a completion request."), OfApi<&ApiLimits::prompts>());
+  t.number(limit("n", 1, 65536, "choices", "The largest n."), OfApi<&ApiLimits::n>());
+  t.number(limit("choices", 1, 65536, "choices", "Prompts times n."), OfApi<&ApiLimits::choices>());
+  t.number(limit("logprobs", 0, kMaxTopLogprobs, "tokens", "The largest logprobs and top_logprobs."),
+           OfApi<&ApiLimits::logprobs>());
+  t.number(limit("logit-bias", 0, 1'000'000, "tokens", "Entries of logit_bias."), OfApi<&ApiLimits::logit_bias>());
+  t.number(limit("stop", 0, 64, "texts", "Stop strings."), OfApi<&ApiLimits::stop>());
+  t.number(bytes("stop-bytes", 4096, "Longest stop string."), OfApi<&ApiLimits::stop_bytes>());
+  t.number(limit("stop-token-ids", 0, 65536, "tokens", "Entries of stop_token_ids."),
+           OfApi<&ApiLimits::stop_token_ids>());
+  t.number(limit("messages", 1, 1'000'000, "messages", "Messages of a chat request."), OfApi<&ApiLimits::messages>());
+  t.number(bytes("schema-bytes", 64 * kMi, "Longest JSON schema, expression or grammar."),
+           OfGrammar<&GrammarLimits::max_source_bytes>());
+  t.number(limit("schema-depth", 1, 1000, "levels", "How deep a JSON schema may nest."),
+           OfGrammar<&GrammarLimits::max_depth>());
+  t.number(seconds("schema-time", "For compiling a schema."), OfGrammar<&GrammarLimits::max_compile_time_ms>());
+  t.number(seconds("template-time", "For rendering a chat template."), OfApi<&ApiLimits::template_time_ms>());
+}
+
+// The range of a setting as a number of parse_number(), which says it in its errors.
+Setting<int64_t> integer_range(const ServeSetting& s) { return {"", "", s.min, s.max, s.unit.c_str(), ""}; }
+
+Result<int64_t> parse_bytes(std::string_view text, const ServeSetting& setting) {
+  struct Suffix {
+    std::string_view name;
+    int64_t factor;
+  };
+  constexpr Suffix kSuffixes[] = {{"Ki", kKi}, {"Mi", kMi},      {"Gi", kGi},          {"Ti", kTi},
+                                  {"K", 1000}, {"M", 1'000'000}, {"G", 1'000'000'000}, {"T", 1'000'000'000'000},
+                                  {"k", 1000}};
+  std::string_view digits = text;
+  int64_t factor = 1;
+  if (digits.ends_with('B')) digits.remove_suffix(1);
+  for (const Suffix& suffix : kSuffixes) {
+    if (!digits.ends_with(suffix.name)) continue;
+    digits.remove_suffix(suffix.name.size());
+    factor = suffix.factor;
+    break;
+  }
+  const auto count = parse_number(digits, Setting<int64_t>{"", "", 0, kNoLimit, "", ""});
+  int64_t bytes = 0;
+  if (!count)
+    return invalid_argument("'{}' is no number of bytes; wanted a whole one such as 4096, 16Ki, 64Mi or 4G", text);
+  if (__builtin_mul_overflow(*count, factor, &bytes) || bytes < setting.min || bytes > setting.max)
+    return invalid_argument("{} is out of range; wanted {} to {} bytes", text, setting.min, setting.max);
+  return bytes;
+}
+
+Result<int64_t> parse_seconds(std::string_view text, const ServeSetting& setting) {
+  const Setting<double> range{
+      "", "", static_cast<double>(setting.min) * 1e-3, static_cast<double>(setting.max) * 1e-3, "seconds", ""};
+  HEARTH_TRY_ASSIGN(const double seconds, parse_number(text, range));
+  return std::llround(seconds * 1e3);
+}
+
+Result<int64_t> parse_switch(std::string_view text) {
+  for (const char* word : {"true", "1", "yes", "on"})
+    if (text == word) return 1;
+  for (const char* word : {"false", "0", "no", "off"})
+    if (text == word) return 0;
+  return invalid_argument("{} is neither true nor false", quote_name(text));
+}
+
+Result<int64_t> parse_value(const ServeSetting& setting, std::string_view text) {
+  switch (setting.kind) {
+    case kBytes: return parse_bytes(text, setting);
+    case kSeconds: return parse_seconds(text, setting);
+    case kSwitch: return parse_switch(text);
+    default: return parse_number(text, integer_range(setting));
+  }
+}
+
+// A key goes into a header as it is.
+Status check_key(std::string_view key) {
+  const bool visible = std::ranges::all_of(key, [](char c) { return c > 0x20 && c < 0x7F; });
+  if (!key.empty() && key.size() <= 1024 && visible) return {};
+  return invalid_argument("a key is empty, has more than 1024 characters or one that is not visible ASCII");
+}
+
+std::string replaced(std::string text, char from, char to) {
+  std::ranges::replace(text, from, to);
+  return text;
+}
+
+}  // namespace
+
+std::string ServeSetting::variable() const {
+  std::string name_upper = replaced(name(), '-', '_');
+  for (char& c : name_upper)
+    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+  return "HEARTH_" + name_upper;
+}
+
+const std::vector<ServeSetting>& serve_settings() {
+  static const std::vector<ServeSetting> settings = [] {
+    Table table;
+    add_model_rows(table);
+    add_server_rows(table);
+    add_engine_rows(table);
+    add_http_rows(table);
+    add_limit_rows(table);
+    return table.take();
+  }();
+  return settings;
+}
+
+Result<ModelArgument> parse_model_argument(std::string_view text) {
+  ModelArgument model;
+  const size_t equals = text.find('=');
+  model.path = text.substr(equals == std::string_view::npos ? 0 : equals + 1);
+  if (model.path.empty()) return invalid_argument("{} names no folder; wanted PATH or NAME=PATH", quote_name(text));
+  if (equals == std::string_view::npos) return model;
+  std::string_view names = text.substr(0, equals);
+  while (true) {
+    const size_t comma = names.find(',');
+    const std::string_view name = names.substr(0, comma);
+    if (name.empty()) return invalid_argument("{} has an empty name; wanted NAME=PATH", quote_name(text));
+    model.names.emplace_back(name);
+    if (comma == std::string_view::npos) return model;
+    names.remove_prefix(comma + 1);
+  }
+}
+
+Status apply_setting(const ServeSetting& setting, const std::vector<std::string>& given, ServeSettings& settings) {
+  HEARTH_CHECK(!given.empty() || setting.is_list(), "{} without a value", setting.name());
+  if (setting.is_number() || setting.kind == kSwitch) {
+    HEARTH_TRY_ASSIGN(const int64_t value, parse_value(setting, given.back()));
+    setting.set_number(settings, value);
+    return {};
+  }
+  if (setting.kind == kModels) {
+    std::vector<ModelArgument> models;
+    for (const std::string& text : given) {
+      HEARTH_TRY_ASSIGN(ModelArgument model, parse_model_argument(text));
+      models.push_back(std::move(model));
+    }
+    settings.models = std::move(models);
+    return {};
+  }
+  if (setting.kind == kChoice && std::ranges::find(setting.choices, given.back()) == setting.choices.end())
+    return invalid_argument("{} is unknown; wanted one of {}", quote_name(given.back()),
+                            fmt::join(setting.choices, ", "));
+  if (setting.secret) {
+    for (const std::string& key : given) HEARTH_TRY(check_key(key));
+  } else if (setting.is_list()) {
+    for (const std::string& text : given)
+      if (text.empty()) return invalid_argument("an entry is empty");
+  }
+  setting.set_texts(settings, given);
+  return {};
+}
+
+}  // namespace hearth
