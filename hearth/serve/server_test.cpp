@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0
+// The server as clients meet it: sockets, the real engine, the demo model. Whole answers and streams must agree, every
+// limit must answer, and who leaves must leave nothing behind.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "hearth/serve/http_testing.h"
+#include "hearth/serve/server.h"
+
+namespace hearth {
+namespace {
+
+using http_testing::Answer;
+using http_testing::Client;
+using http_testing::eventually;
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string request_text(std::string_view method, std::string_view path, std::string_view body,
+                         std::string_view headers = "") {
+  return fmt::format("{} {} HTTP/1.1\r\nhost: x\r\n{}content-length: {}\r\n\r\n{}", method, path, headers, body.size(),
+                     body);
+}
+
+Answer ask(uint16_t port, std::string_view method, std::string_view path, std::string_view body = "",
+           std::string_view headers = "") {
+  Client client(port);
+  client.send(request_text(method, path, body, headers));
+  return client.answer();
+}
+
+std::unique_ptr<Server> make_server(ServeOptions options) {
+  options.port = 0;
+  options.engine.threads = 2;
+  if (options.models.empty()) options.models = {{.names = {"fable", "org/alias"}, .dir = "models/fable-13m"}};
+  auto server = Server::create(std::move(options));
+  HEARTH_CHECK(server.has_value(), "{}", server.error().message);
+  const Status started = (*server)->start();
+  HEARTH_CHECK(started.has_value(), "{}", started.error().message);
+  return std::move(*server);
+}
+
+class ServerTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { server_ = make_server({}); }
+  static void TearDownTestSuite() { server_.reset(); }
+  static Answer get(std::string_view path) { return ask(server_->port(), "GET", path); }
+  static Answer post(std::string_view path, const json& body) {
+    return ask(server_->port(), "POST", path, body.dump());
+  }
+  static json completion(const json& body) {
+    const Answer a = post("/v1/completions", body);
+    EXPECT_EQ(a.status, 200) << a.body;
+    return json::parse(a.body);
+  }
+  // Every data of a stream but [DONE], which must be there.
+  static std::vector<json> stream(std::string_view path, json body) {
+    body["stream"] = true;
+    const Answer a = post(path, body);
+    EXPECT_EQ(a.status, 200) << a.body;
+    EXPECT_TRUE(a.whole);
+    EXPECT_EQ(a.headers.at("content-type"), "text/event-stream; charset=utf-8");
+    std::vector<json> events;
+    std::string_view rest = a.body;
+    EXPECT_TRUE(rest.ends_with("data: [DONE]\n\n"));
+    while (rest.starts_with("data: {")) {
+      const size_t end = rest.find("\n\n");
+      events.push_back(json::parse(rest.substr(6, end - 6)));
+      rest.remove_prefix(end + 2);
+    }
+    EXPECT_EQ(rest, "data: [DONE]\n\n");
+    return events;
+  }
+  // A line of /metrics for the demo model.
+  static std::string metric(uint16_t port, const std::string& name) {
+    const std::string text = ask(port, "GET", "/metrics").body;
+    const size_t at = text.find("\n" + name + "{");
+    if (at == std::string::npos) return "none";
+    const size_t space = text.find("} ", at) + 2;
+    return text.substr(space, text.find('\n', space) - space);
+  }
+
+  static std::unique_ptr<Server> server_;
+};
+std::unique_ptr<Server> ServerTest::server_;
+
+TEST_F(ServerTest, AnswersTheSmallRoutes) {
+  for (const char* path : {"/health", "/health/live", "/health/ready", "/ping"}) {
+    const Answer a = get(path);
+    EXPECT_EQ(a.status, 200) << path;
+    EXPECT_EQ(a.body, R"({"status":"ok"})");
+    EXPECT_TRUE(a.headers.contains("x-request-id"));
+  }
+  EXPECT_TRUE(json::parse(get("/version").body)["version"].is_string());
+  const json list = json::parse(get("/v1/models").body);
+  EXPECT_EQ(list["object"], "list");
+  ASSERT_EQ(list["data"].size(), 2u);
+  const json& card = list["data"][1];
+  EXPECT_EQ(card["id"], "org/alias");
+  EXPECT_EQ(card["root"], "fable");
+  EXPECT_EQ(card["max_model_len"], 1024);
+  EXPECT_EQ(json::parse(get("/v1/models/org/alias").body), card);
+  EXPECT_EQ(json::parse(get("/v1/models/org%2Falias").body), card);
+  EXPECT_EQ(get("/v1/models/other").status, 404);
+  EXPECT_EQ(get("/nowhere").status, 404);
+  const Answer wrong = get("/v1/completions");
+  EXPECT_EQ(wrong.status, 405);
+  EXPECT_EQ(wrong.headers.at("allow"), "POST");
+  EXPECT_THAT(get("/metrics").headers.at("content-type"), HasSubstr("text/plain; version=0.0.4"));
+}
+
+TEST_F(ServerTest, StreamsSayWhatWholeAnswersSay) {
+  const json body = {{"prompt", "It was a bright morning"},
+                     {"max_tokens", 24},
+                     {"seed", 5},
+                     {"n", 2},
+                     {"logprobs", 2},
+                     {"echo", true}};
+  const json whole = completion(body);
+  std::vector<std::string> texts(2), reasons(2);
+  std::vector<json> logprobs(2, json::array()), tokens(2, json::array()), offsets(2, json::array());
+  for (const json& event : stream("/v1/completions", body)) {
+    const json& choice = event["choices"][0];
+    const size_t index = choice["index"];
+    texts[index] += choice["text"].get<std::string>();
+    if (!choice["finish_reason"].is_null()) reasons[index] = choice["finish_reason"];
+    for (const json& one : choice["logprobs"]["token_logprobs"]) logprobs[index].push_back(one);
+    for (const json& one : choice["logprobs"]["tokens"]) tokens[index].push_back(one);
+    for (const json& one : choice["logprobs"]["text_offset"]) offsets[index].push_back(one);
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    const json& choice = whole["choices"][i];
+    EXPECT_EQ(texts[i], choice["text"]);
+    EXPECT_EQ(reasons[i], choice["finish_reason"]);
+    EXPECT_EQ(logprobs[i], choice["logprobs"]["token_logprobs"]);
+    EXPECT_EQ(tokens[i], choice["logprobs"]["tokens"]);
+    EXPECT_EQ(offsets[i], choice["logprobs"]["text_offset"]);
+    EXPECT_EQ(tokens[i].size(), whole["usage"]["prompt_tokens"].get<size_t>() + 24);
+  }
+  EXPECT_NE(texts[0], texts[1]);
+  EXPECT_EQ(whole["usage"]["completion_tokens"], 48);
+}
+
+TEST_F(ServerTest, ChatStreamsSayWhatWholeAnswersSay) {
+  json body = {{"model", "fable"},
+               {"messages", {{{"role", "user"}, {"content", "Tell me of the sea."}}}},
+               {"max_completion_tokens", 16},
+               {"temperature", 0},
+               {"stream_options", nullptr}};
+  const Answer a = post("/v1/chat/completions", body);
+  ASSERT_EQ(a.status, 200) << a.body;
+  const json whole = json::parse(a.body);
+  body["stream_options"] = {{"include_usage", true}};
+  const std::vector<json> events = stream("/v1/chat/completions", body);
+  std::string text;
+  for (const json& event : events)
+    for (const json& choice : event["choices"]) text += choice["delta"].value("content", "");
+  EXPECT_EQ(text, whole["choices"][0]["message"]["content"]);
+  EXPECT_EQ(events.front()["choices"][0]["delta"], json({{"role", "assistant"}, {"content", ""}}));
+  EXPECT_EQ(events.back()["choices"], json::array());
+  EXPECT_EQ(events.back()["usage"], whole["usage"]);
+  // Role, tokens, end, usage.
+  EXPECT_EQ(events.size(), whole["usage"]["completion_tokens"].get<size_t>() + 3);
+}
+
+TEST_F(ServerTest, ScoresGivenIdsAsAnEvaluationHarnessAsks) {
+  const json body = {{"prompt", {{0, 100, 200, 300}, {0, 5, 6}}},
+                     {"temperature", 0},
+                     {"max_tokens", 1},
+                     {"logprobs", 1},
+                     {"seed", 1234},
+                     {"echo", true}};
+  const json reply = completion(body);
+  ASSERT_EQ(reply["choices"].size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    const json& choice = reply["choices"][i];
+    EXPECT_EQ(choice["index"], i);
+    const json& logprobs = choice["logprobs"];
+    const size_t length = body["prompt"][i].size() + 1;
+    ASSERT_EQ(logprobs["token_logprobs"].size(), length);
+    ASSERT_EQ(logprobs["top_logprobs"].size(), length);
+    EXPECT_TRUE(logprobs["token_logprobs"][0].is_null());
+    // The token that was drawn greedily is the likeliest one, exactly.
+    double most = -1e9;
+    for (const auto& [name, value] : logprobs["top_logprobs"][length - 1].items())
+      most = std::max(most, value.get<double>());
+    EXPECT_EQ(logprobs["token_logprobs"][length - 1].get<double>(), most);
+  }
+  // The prompt alone: the same numbers, and nothing written.
+  json alone = body;
+  alone["max_tokens"] = 0;
+  const json scored = completion(alone);
+  for (size_t i = 0; i < 2; ++i) {
+    json want = reply["choices"][i]["logprobs"]["token_logprobs"];
+    want.erase(want.size() - 1);
+    EXPECT_EQ(scored["choices"][i]["logprobs"]["token_logprobs"], want);
+    EXPECT_EQ(scored["choices"][i]["finish_reason"], "length");
+  }
+  EXPECT_EQ(scored["usage"]["completion_tokens"], 0);
+  // Not even that: the text comes back.
+  const json echoed = completion({{"prompt", "As it was"}, {"echo", true}, {"max_tokens", 0}});
+  EXPECT_EQ(echoed["choices"][0]["text"], "As it was");
+}
+
+TEST_F(ServerTest, StopsWhereItIsTold) {
+  const json base = {{"prompt", "It was a bright morning"}, {"max_tokens", 12}, {"temperature", 0}};
+  const std::string text = completion(base)["choices"][0]["text"];
+  const std::string stop = text.substr(text.size() / 2, 3);
+  json body = base;
+  body["stop"] = {stop};
+  json choice = completion(body)["choices"][0];
+  EXPECT_EQ(choice["text"], text.substr(0, text.find(stop)));
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  EXPECT_EQ(choice["stop_reason"], stop);
+  body["include_stop_str_in_output"] = true;
+  EXPECT_EQ(completion(body)["choices"][0]["text"], text.substr(0, text.find(stop) + stop.size()));
+  json ids = base;
+  ids["return_token_ids"] = true;
+  const json all = completion(ids)["choices"][0]["token_ids"];
+  ids["stop_token_ids"] = {all[2]};
+  choice = completion(ids)["choices"][0];
+  EXPECT_EQ(choice["stop_reason"], all[2]);
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  ids["min_tokens"] = 12;
+  EXPECT_EQ(completion(ids)["choices"][0]["token_ids"].size(), 12u);
+}
+
+TEST_F(ServerTest, KeepsToASchema) {
+  const json schema = {{"type", "object"},
+                       {"properties", {{"sea", {{"type", "boolean"}}}, {"ships", {{"enum", {1, 2, 3}}}}}},
+                       {"required", {"sea", "ships"}},
+                       {"additionalProperties", false}};
+  for (int seed = 0; seed < 4; ++seed) {
+    // Enough for all the white space that a grammar allows: the model likes it.
+    const json reply = completion(
+        {{"prompt", "A record: "},
+         {"max_tokens", 900},
+         {"seed", seed},
+         {"response_format", {{"type", "json_schema"}, {"json_schema", {{"name", "n"}, {"schema", schema}}}}}});
+    EXPECT_EQ(reply["choices"][0]["finish_reason"], "stop") << reply;
+    const json value = json::parse(reply["choices"][0]["text"].get<std::string>(), nullptr, false);
+    ASSERT_TRUE(value.is_object()) << reply;
+    EXPECT_TRUE(value["sea"].is_boolean());
+    EXPECT_TRUE(value["ships"] == 1 || value["ships"] == 2 || value["ships"] == 3);
+  }
+  const json choice = completion({{"prompt", "It is "}, {"guided_choice", {"warm \"and\" dry", "cold"}}, {"seed", 1}});
+  const std::string text = choice["choices"][0]["text"];
+  EXPECT_TRUE(text == "warm \"and\" dry" || text == "cold") << text;
+}
+
+TEST_F(ServerTest, SeedsDecideAndBatchesDoNot) {
+  const json body = {{"prompt", "Once upon a time"}, {"max_tokens", 16}, {"seed", 77}};
+  const std::string alone = completion(body)["choices"][0]["text"];
+  std::vector<std::string> texts(6);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < texts.size(); ++i)
+    threads.emplace_back([&, i] {
+      json mine = body;
+      if (i % 2 == 1) mine["seed"] = i;
+      texts[i] = completion(mine)["choices"][0]["text"];
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < texts.size(); i += 2) EXPECT_EQ(texts[i], alone);
+  EXPECT_NE(texts[1], alone);
+  // Without a seed, equal prompts are drawn apart.
+  const json two = completion({{"prompt", {"Once", "Once"}}, {"max_tokens", 16}, {"temperature", 1}});
+  EXPECT_NE(two["choices"][0]["text"], two["choices"][1]["text"]);
+}
+
+TEST_F(ServerTest, RefusesWhatTheModelCannotDo) {
+  const auto refused = [](std::string_view path, const json& body, int status, const char* param, const char* code,
+                          const char* message) {
+    SCOPED_TRACE(body.dump().substr(0, 200));
+    const Answer a = post(path, body);
+    EXPECT_EQ(a.status, status);
+    const json error = json::parse(a.body)["error"];
+    EXPECT_EQ(error["param"], param);
+    EXPECT_EQ(error["code"].is_null() ? "" : error["code"].get<std::string>(), code);
+    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr(message));
+  };
+  const char* const path = "/v1/completions";
+  refused(path, {{"prompt", "a"}, {"model", "gpt"}}, 404, "model", "model_not_found", "there is fable, org/alias");
+  // By its bytes: never tokenized.
+  refused(path, {{"prompt", std::string(1'000'000, 'a')}}, 400, "prompt", "context_length_exceeded",
+          "maximum context length is 1024");
+  refused(path, {{"prompt", std::vector<int>(1025, 7)}}, 400, "prompt", "context_length_exceeded", "1025 tokens");
+  refused(path, {{"prompt", std::vector<int>(1024, 7)}}, 400, "prompt", "context_length_exceeded", "1024 tokens");
+  refused(path, {{"prompt", std::vector<int>(1000, 7)}, {"max_tokens", 25}}, 400, "max_tokens",
+          "context_length_exceeded", "max_tokens asks for 25 more");
+  refused(path, {{"prompt", {8192}}}, 400, "prompt", "", "token 8192 at position 0 is not in the model's vocabulary");
+  refused(path, {{"prompt", ""}, {"add_special_tokens", false}}, 400, "prompt", "", "no tokens");
+  refused(path, {{"prompt", "a"}, {"logit_bias", {{"8192", 1}}}}, 400, "logit_bias", "", "token 8192");
+  refused(path, {{"prompt", "a"}, {"stop_token_ids", {9000}}}, 400, "stop_token_ids", "", "token 9000");
+  refused(path, {{"prompt", "a"}, {"min_tokens", 17}}, 400, "min_tokens", "", "at most max_tokens, which is 16");
+  refused(path, {{"prompt", "a"}, {"guided_regex", "("}}, 400, "guided_regex", "", "guided_regex: ");
+  refused(path, {{"prompt", "a"}, {"guided_regex", "a"}, {"ignore_eos", true}}, 400, "ignore_eos", "", "ends");
+  refused("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", std::string(1'000'000, 'a')}}}}}, 400,
+          "messages", "context_length_exceeded", "messages has ");
+  refused("/tokenize", {{"prompt", 7}}, 400, "prompt", "", "found 7; wanted a string");
+  refused("/detokenize", {{"tokens", {8192}}}, 400, "tokens", "", "8192 at position 0");
+  refused("/detokenize", {{"text", "a"}}, 400, "tokens", "", "absent");
+}
+
+TEST_F(ServerTest, TokenizesAndBack) {
+  const json there = json::parse(post("/tokenize", {{"prompt", "Hello you"}, {"return_token_strs", true}}).body);
+  EXPECT_EQ(there["count"], there["tokens"].size());
+  EXPECT_EQ(there["tokens"][0], 0);
+  EXPECT_EQ(there["token_strs"][0], "<|begin_of_text|>");
+  EXPECT_EQ(there["max_model_len"], 1024);
+  const json back = json::parse(post("/detokenize", {{"tokens", there["tokens"]}}).body);
+  EXPECT_EQ(back["prompt"], "<|begin_of_text|>Hello you");
+  const json chat = json::parse(post("/tokenize", {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}}).body);
+  EXPECT_EQ(json::parse(post("/detokenize", {{"tokens", chat["tokens"]}}).body)["prompt"],
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+}
+
+TEST_F(ServerTest, ForgetsWhoLeaves) {
+  const json body = {{"prompt", "Once"}, {"max_tokens", 1000}, {"ignore_eos", true}, {"n", 4}};
+  for (const bool streamed : {true, false}) {
+    json mine = body;
+    mine["stream"] = streamed;
+    Client client(server_->port());
+    client.send(request_text("POST", "/v1/completions", mine.dump()));
+    ASSERT_TRUE(eventually([] { return metric(server_->port(), "vllm:num_requests_running") == "4"; }));
+    client.shut();
+    EXPECT_TRUE(eventually([] { return metric(server_->port(), "vllm:num_requests_running") == "0"; }));
+    EXPECT_TRUE(eventually([] { return metric(server_->port(), "vllm:kv_cache_usage_perc") == "0"; }));
+  }
+}
+
+TEST(ServerLimits, KeysGuardAllButHealth) {
+  ServeOptions options;
+  options.api_keys = {"one", "two"};
+  options.api.requests_per_key = 1;
+  const auto server = make_server(std::move(options));
+  const uint16_t port = server->port();
+  EXPECT_EQ(ask(port, "GET", "/health").status, 200);
+  EXPECT_EQ(ask(port, "GET", "/health/ready").status, 200);
+  for (const char* path : {"/metrics", "/v1/models", "/version", "/nowhere"}) {
+    const Answer a = ask(port, "GET", path);
+    EXPECT_EQ(a.status, 401) << path;
+    EXPECT_EQ(a.headers.at("www-authenticate"), "Bearer");
+    EXPECT_EQ(json::parse(a.body)["error"]["code"], "invalid_api_key");
+  }
+  EXPECT_EQ(ask(port, "POST", "/v1/completions", R"({"prompt":"a"})", "authorization: Bearer no\r\n").status, 401);
+  const char* const one = "authorization: Bearer one\r\n";
+  EXPECT_EQ(ask(port, "GET", "/metrics", "", one).status, 200);
+  // One request of a key at a time.
+  Client client(port);
+  client.send(request_text("POST", "/v1/completions",
+                           R"({"prompt":"a","max_tokens":1000,"ignore_eos":true,"stream":true})", one));
+  ASSERT_TRUE(client.more());
+  const Answer second = ask(port, "POST", "/v1/completions", R"({"prompt":"a","max_tokens":1})", one);
+  EXPECT_EQ(second.status, 429);
+  EXPECT_EQ(second.headers.at("retry-after"), "1");
+  EXPECT_EQ(json::parse(second.body)["error"]["code"], "rate_limit_exceeded");
+  EXPECT_EQ(
+      ask(port, "POST", "/v1/completions", R"({"prompt":"a","max_tokens":1})", "authorization: Bearer two\r\n").status,
+      200);
+}
+
+TEST(ServerLimits, RequestsQueueAndBody) {
+  ServeOptions options;
+  options.api.requests = 2;
+  options.engine.max_sequences = 1;
+  options.engine.max_waiting = 1;
+  options.http.body_bytes = 100'000;
+  const auto server = make_server(std::move(options));
+  const uint16_t port = server->port();
+  EXPECT_EQ(ask(port, "POST", "/v1/completions", std::string(100'001, ' ')).status, 413);
+  const std::string long_one = R"({"prompt":"a","max_tokens":1000,"ignore_eos":true,"stream":true})";
+  Client first(port);
+  first.send(request_text("POST", "/v1/completions", long_one));
+  ASSERT_TRUE(first.more());
+  // One runs and one may wait: three at once are too many.
+  const Answer queue = ask(port, "POST", "/v1/completions", R"({"prompt":["a","b","c"],"max_tokens":1})");
+  EXPECT_EQ(queue.status, 429) << queue.body;
+  EXPECT_TRUE(queue.headers.contains("retry-after"));
+  Client second(port);
+  second.send(request_text("POST", "/v1/completions", long_one));
+  Answer third;
+  // Until the second is counted.
+  ASSERT_TRUE(eventually([&] {
+    third = ask(port, "POST", "/tokenize", R"({"prompt":"a"})");
+    return third.status == 503;
+  }));
+  EXPECT_EQ(json::parse(third.body)["error"]["code"], "overloaded");
+  EXPECT_EQ(third.headers.at("retry-after"), "1");
+}
+
+TEST(ServerLimits, DrainEndsWhatTakesTooLong) {
+  const auto server = make_server({});
+  const uint16_t port = server->port();
+  Client client(port);
+  client.send(request_text("POST", "/v1/completions",
+                           R"({"prompt":"a","max_tokens":1000,"ignore_eos":true,"n":8,"stream":true})"));
+  ASSERT_TRUE(client.more());
+  EXPECT_FALSE(server->drain(1));
+  EXPECT_FALSE(server->ready());
+  const Answer a = client.answer();
+  EXPECT_EQ(a.status, 200);
+  EXPECT_THAT(a.body, HasSubstr(R"(data: {"error":{"message":"the server ended the request")"));
+  EXPECT_THAT(a.body, ::testing::Not(HasSubstr("[DONE]")));
+}
+
+TEST(ModelRegistry, SaysWhatIsMissing) {
+  EXPECT_FALSE(ModelRegistry::check({}));
+  EXPECT_FALSE(ModelRegistry::check({{.names = {}, .dir = "d"}}));
+  EXPECT_FALSE(ModelRegistry::check({{.names = {"a"}, .dir = "d"}, {.names = {"b", "a"}, .dir = "e"}}));
+  const ModelRegistry registry({{.names = {"a"}, .dir = "d"}, {.names = {"b"}, .dir = "e"}});
+  EXPECT_FALSE(registry.ready());
+  EXPECT_EQ(registry.find("a").error().status, 503);
+  EXPECT_EQ(registry.find("a").error().code, "loading");
+  EXPECT_EQ(registry.find("c").error().status, 404);
+  EXPECT_EQ(registry.find("").error().status, 400);
+  EXPECT_TRUE(registry.loaded().empty());
+}
+
+}  // namespace
+}  // namespace hearth
