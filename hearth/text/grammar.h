@@ -3,7 +3,7 @@
 // "any JSON object", regular expressions and llguidance's Lark dialect.
 // I1. GrammarCompiler and Grammar are immutable: any thread may use them, copies share one state.
 // I2. A schema comes from a request: whatever it says, every call ends within the limits.
-// I3. Text that follows a mask is a beginning of the grammar: a token that fill_allowed() allows, accept() takes.
+// I3. A token that fill_allowed() allows, accept() takes, unless that alone reaches a limit (ResourceExhausted).
 // JSON may have white space between its tokens, but after 65 bytes of it (a line break, 32 levels) other text must come.
 #pragma once
 

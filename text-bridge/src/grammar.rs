@@ -191,7 +191,10 @@ impl Compiler {
         let grammar = match kind {
             Kind::JsonObject => json_grammar(json!({"type": "object"}))?,
             Kind::JsonSchema => json_grammar(parse_schema(source, limits)?)?,
-            Kind::Regex => TopLevelGrammar::from_regex(source),
+            Kind::Regex => {
+                schema_cost::check_expression(source)?;
+                TopLevelGrammar::from_regex(source)
+            }
             Kind::Lark => {
                 check_lark(source, limits)?;
                 TopLevelGrammar::from_lark(source.to_string())
@@ -269,6 +272,7 @@ fn json_grammar(schema: Value) -> Result<TopLevelGrammar, Failure> {
 
 /// The parser and the compiler of Lark recurse over brackets and names, and schemas may stand inside.
 fn check_lark(source: &str, limits: &Limits) -> Result<(), Failure> {
+    schema_cost::check_expression(source)?;
     let count = |set: &str| source.chars().filter(|c| set.contains(*c)).count();
     for (what, found, wanted) in [
         ("brackets", count("([{~"), MAX_LARK_BRACKETS),
@@ -316,7 +320,7 @@ fn library<T>(body: impl FnOnce() -> Result<T, anyhow::Error>) -> Result<T, Fail
     let text = text.split("\n<").next().unwrap_or_default().trim();
     if let Some(what) = text.strip_prefix("panic: ") {
         // What it did not foresee in a grammar is one that it does not take.
-        return Err(invalid(format!("the compiler failed ({what})")));
+        return Err(invalid(shortened(format!("the compiler failed ({what})"))));
     }
     const LIMITS: [&str; 9] = [
         "too big",
@@ -333,8 +337,19 @@ fn library<T>(body: impl FnOnce() -> Result<T, anyhow::Error>) -> Result<T, Fail
         true => Status::ResourceExhausted,
         false => Status::InvalidArgument,
     };
-    let message = text.replace("Unimplemented keys:", "unsupported keywords:");
-    Err(Failure::new(status, message))
+    let text = text.replace("Unimplemented keys:", "unsupported keywords:");
+    Err(Failure::new(status, shortened(text)))
+}
+
+// Errors may repeat the whole grammar.
+fn shortened(mut text: String) -> String {
+    const MOST: usize = 400;
+    if text.len() > MOST {
+        let end = (0..=MOST).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+        text.push_str("...");
+    }
+    text
 }
 
 impl Grammar {

@@ -16,6 +16,10 @@ const MAX_WORK: u64 = 200_000_000;
 /// An automaton may take 10000 states before the compiler gives up on it.
 const AUTOMATON_WORK: u64 = 50_000;
 const MAX_ITEMS: u64 = 10_000;
+/// As max_items_in_row of the compiler, which counts them only while text is made.
+const MAX_CHOICES: u64 = 2_000;
+/// For each property that may be left out; measured.
+const CHOICES_OF_OPTIONAL: u64 = 4;
 const MAX_REF_BYTES: usize = 1000;
 
 /// Greatest nesting of objects and arrays in the text of a JSON document, without parsing it.
@@ -41,6 +45,23 @@ pub fn depth(json: &str) -> u64 {
 
 fn exhausted(message: String) -> Failure {
     Failure::new(Status::ResourceExhausted, message)
+}
+
+// What may be empty is compared with all that may be empty beside it: 50 units, measured.
+fn quantifier_work(expression: &str) -> u64 {
+    let quantifiers = |c: &char| matches!(c, '?' | '*' | '{');
+    let count = expression.chars().filter(quantifiers).count() as u64;
+    count * count * 100
+}
+
+/// ResourceExhausted where an expression, or a grammar of expressions, could take too much time.
+pub fn check_expression(source: &str) -> Result<(), Failure> {
+    if quantifier_work(source) > MAX_WORK {
+        return Err(exhausted(
+            "the grammar is too complex: it has more than 1414 times one of ? * {".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// ResourceExhausted where compiling `schema` could take too much memory or time.
@@ -71,6 +92,8 @@ struct Cost {
     nodes: u64,
     patterns: u64, // entries of patternProperties
     automata: u64, // expressions that the compiler tests for emptiness
+    options: u64,  // that exclude each other at the root
+    choices: u64,  // that the parser has open at once
     recursive: bool,
 }
 
@@ -78,15 +101,26 @@ impl Cost {
     fn one() -> Self {
         Cost {
             nodes: 1,
+            options: 1,
             ..Default::default()
         }
     }
 
+    /// Another part of the same value: choices do not meet.
     fn add(&mut self, other: Cost) {
         self.nodes = self.nodes.saturating_add(other.nodes);
         self.patterns = self.patterns.saturating_add(other.patterns);
         self.automata = self.automata.saturating_add(other.automata);
+        self.choices = self.choices.max(other.choices);
         self.recursive |= other.recursive;
+    }
+
+    /// Another option for the same value.
+    fn or(&mut self, other: Cost) {
+        let choices = self.choices.saturating_add(other.choices);
+        self.add(other);
+        self.options = self.options.saturating_add(other.options);
+        self.choices = choices;
     }
 
     /// Of the intersection: each node may meet each node of the other.
@@ -99,6 +133,11 @@ impl Cost {
             cross(self.patterns, other.patterns),
             cross(self.automata, other.automata),
         );
+        self.choices = self
+            .choices
+            .saturating_mul(other.options)
+            .saturating_add(other.choices.saturating_mul(self.options));
+        self.options = self.options.saturating_mul(other.options);
         self.nodes = self.nodes.saturating_mul(other.nodes);
         self.patterns = patterns;
         self.automata = automata;
@@ -134,7 +173,7 @@ impl<'a> Estimate<'a> {
         for (name, member) in members {
             match name.as_str() {
                 "const" => parts.push(literal(member)),
-                "enum" => parts.push(literal(member)),
+                "enum" => parts.push(literals(member)),
                 "$ref" => parts.push(self.reference(member)?),
                 "allOf" => {
                     for option in member.as_array().into_iter().flatten() {
@@ -142,10 +181,11 @@ impl<'a> Estimate<'a> {
                     }
                 }
                 "anyOf" | "oneOf" => {
-                    let mut options = Cost::one();
+                    let mut options = Cost::default();
                     for option in member.as_array().into_iter().flatten() {
-                        options.add(self.schema(option)?);
+                        options.or(self.schema(option)?);
                     }
+                    options.nodes += 1;
                     if name == "oneOf" {
                         self.spend(options.nodes.saturating_mul(options.nodes))?;
                     }
@@ -160,6 +200,9 @@ impl<'a> Estimate<'a> {
                         base.patterns += count;
                         base.automata += count;
                         self.spend(count * count * AUTOMATON_WORK)?;
+                        for pattern in member.as_object().into_iter().flat_map(Map::keys) {
+                            self.spend(quantifier_work(pattern))?;
+                        }
                     }
                 }
                 "items" | "prefixItems" | "additionalItems" | "additionalProperties" => {
@@ -172,7 +215,10 @@ impl<'a> Estimate<'a> {
                         item => base.add(self.schema(item)?),
                     }
                 }
-                "pattern" | "format" => base.automata += 1,
+                "pattern" | "format" => {
+                    base.automata += 1;
+                    self.spend(quantifier_work(member.as_str().unwrap_or_default()))?;
+                }
                 "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
                     let count = member.as_u64().unwrap_or(0);
                     if count > MAX_ITEMS {
@@ -188,6 +234,10 @@ impl<'a> Estimate<'a> {
                 _ => {}
             }
         }
+        if base.nodes + base.automata > 1 || may_nest(members.get("type")) {
+            base.choices = base.choices.max(1);
+        }
+        base.choices = base.choices.max(self.optional(members, &mut base.nodes));
         // Without a type there is one option for each of the six.
         if base.nodes > 1 && !members.contains_key("type") {
             base.nodes += 6;
@@ -205,6 +255,12 @@ impl<'a> Estimate<'a> {
                 part.nodes = part.nodes.max(self.inlined);
             }
             cost.times(part);
+        }
+        if cost.choices > MAX_CHOICES {
+            return Err(exhausted(format!(
+                "the schema has {} optional properties or options at one place, wanted at most {MAX_CHOICES}",
+                cost.choices
+            )));
         }
         if cost.nodes > MAX_NODES {
             return Err(exhausted(format!(
@@ -227,6 +283,21 @@ impl<'a> Estimate<'a> {
         }
         self.spend(1)?;
         Ok(cost)
+    }
+
+    /// Choices among the properties of one object; adds what counting them costs.
+    fn optional(&self, members: &Map<String, Value>, nodes: &mut u64) -> u64 {
+        let length = |name: &str| match members.get(name) {
+            Some(Value::Object(members)) => members.len() as u64,
+            Some(Value::Array(items)) => items.len() as u64,
+            _ => 0,
+        };
+        let optional = length("properties").saturating_sub(length("required"));
+        if members.contains_key("minProperties") || members.contains_key("maxProperties") {
+            // One grammar for each property that may be the one.
+            *nodes += 8 * optional * (optional + length("required"));
+        }
+        CHOICES_OF_OPTIONAL * optional
     }
 
     fn reference(&mut self, reference: &'a Value) -> Result<Cost, Failure> {
@@ -274,6 +345,11 @@ impl<'a> Estimate<'a> {
     }
 }
 
+fn may_nest(kind: Option<&Value>) -> bool {
+    let nests = |kind: &Value| matches!(kind.as_str(), Some("object" | "array"));
+    kind.is_some_and(|kind| nests(kind) || kind.as_array().is_some_and(|k| k.iter().any(nests)))
+}
+
 fn literal(value: &Value) -> Cost {
     fn nodes(value: &Value) -> u64 {
         match value {
@@ -284,6 +360,17 @@ fn literal(value: &Value) -> Cost {
     }
     Cost {
         nodes: nodes(value),
-        ..Default::default()
+        ..Cost::one()
     }
+}
+
+fn literals(values: &Value) -> Cost {
+    let mut cost = Cost::one();
+    for value in values.as_array().into_iter().flatten() {
+        let mut one = literal(value);
+        // All scalars are one expression.
+        one.choices = u64::from(value.is_object() || value.is_array());
+        cost.or(one);
+    }
+    cost
 }
