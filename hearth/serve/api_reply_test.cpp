@@ -104,7 +104,7 @@ TEST(Reply, IsAChatCompletion) {
             R"({"token":"\\xc3","logprob":-0.5,"bytes":[195],)"
             R"("top_logprobs":[{"token":"\\xc3","logprob":-0.5,"bytes":[195]}]},)"
             R"({"token":"<|im_end|>","logprob":-1.0,"bytes":[60,124,105,109,95,101,110,100,124,62],)"
-            R"("top_logprobs":[]}],"refusal":null},"finish_reason":"stop","stop_reason":3}],)"
+            R"("top_logprobs":[]}],"refusal":null},"finish_reason":"stop","stop_reason":null}],)"
             R"("usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4,)"
             R"("prompt_tokens_details":{"cached_tokens":0}}})");
 }
@@ -218,6 +218,7 @@ TEST(StreamReply, StreamsACompletionOneEventPerToken) {
 TEST(StreamReply, StreamsChatWithUsage) {
   ReplyPlan plan = plan_for({{{5, 6}, ""}}, true);
   plan.include_usage = true;
+  plan.stop_token_ids = {3};  // asked for; without that it is the model's own end
   StreamReply stream(std::move(plan));
   std::string text;
   stream.take(0, piece_of(0, {token("Ġthe", " the")}), text);

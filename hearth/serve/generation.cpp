@@ -53,6 +53,7 @@ Accepted accept(const GenerationCall& call, const ApiModel& model, const Asked& 
                              .return_token_ids = call.return_token_ids,
                              .tokens_as_ids = call.tokens_as_ids,
                              .skip_special = call.skip_special,
+                             .stop_token_ids = call.stop_token_ids,
                              .prompts = {}},
                     .stream = call.stream};
   for (const PreparedPrompt& one : prepared) accepted.plan.prompts.push_back({one.request.prompt, one.text});
@@ -89,6 +90,13 @@ ApiStatus submit_all(std::vector<PreparedPrompt> prepared, Engine& engine,
   return {};
 }
 
+RequestOrigin origin_of(const Asked& asked, const ApiModel& model, const Engine& engine) {
+  RequestOrigin origin = asked.origin;
+  for (const ModelStats& stats : engine.stats())
+    if (stats.model == model.served->name) origin.kv_tokens = stats.kv_blocks * stats.block_tokens;
+  return origin;
+}
+
 // On a worker.
 ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& parts,
                                     const std::shared_ptr<Conversation>& conversation) {
@@ -97,12 +105,12 @@ ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& p
   if (asked.chat) {
     HEARTH_TRY_ASSIGN(const ChatCall call, parse_chat(asked.body, parts.limits));
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
-    HEARTH_TRY_ASSIGN(prepared, prepare_chat(call, *model, parts.limits, asked.origin));
+    HEARTH_TRY_ASSIGN(prepared, prepare_chat(call, *model, parts.limits, origin_of(asked, *model, parts.engine)));
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);
   } else {
     HEARTH_TRY_ASSIGN(const CompletionCall call, parse_completion(asked.body, parts.limits));
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
-    HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits, asked.origin));
+    HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits, origin_of(asked, *model, parts.engine)));
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);
     accepted->plan.echo = call.echo;
   }

@@ -38,7 +38,7 @@ Json completion_choice(const ReplyPlan& plan, size_t index, const ReplyPrompt& p
     object["logprobs"] = completion_logprobs(plan.spelling(), scored, *plan.logprobs);
   }
   object["finish_reason"] = finish_json(choice);
-  object["stop_reason"] = stop_reason_json(choice);
+  object["stop_reason"] = stop_reason_json(plan, choice);
   if (plan.prompt_logprobs)
     object["prompt_logprobs"] =
         prompt_logprobs_list(plan.spelling(), scored_prompt(plan, prompt, state), *plan.prompt_logprobs);
@@ -57,7 +57,7 @@ Json chat_choice(const ReplyPlan& plan, size_t index, const ChoiceState& choice)
   if (plan.logprobs)
     object["logprobs"] = chat_logprobs(plan.spelling(), scored_tokens(plan, choice.tokens, 0), *plan.logprobs);
   object["finish_reason"] = finish_json(choice);
-  object["stop_reason"] = stop_reason_json(choice);
+  object["stop_reason"] = stop_reason_json(plan, choice);
   if (plan.return_token_ids) object["token_ids"] = token_ids(choice.tokens);
   return object;
 }
@@ -126,9 +126,10 @@ Json finish_json(const ChoiceState& choice) {
   return choice.finish ? Json(finish_reason_name(*choice.finish)) : Json(nullptr);
 }
 
-Json stop_reason_json(const ChoiceState& choice) {
+Json stop_reason_json(const ReplyPlan& plan, const ChoiceState& choice) {
   if (choice.stop_text) return *choice.stop_text;
-  if (choice.stop_token) return *choice.stop_token;
+  if (choice.stop_token && std::ranges::find(plan.stop_token_ids, *choice.stop_token) != plan.stop_token_ids.end())
+    return *choice.stop_token;
   return nullptr;
 }
 

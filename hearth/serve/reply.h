@@ -33,6 +33,7 @@ struct ReplyPlan {
   std::optional<int32_t> logprobs, prompt_logprobs;
   bool include_usage = false, continuous_usage = false;
   bool return_token_ids = false, tokens_as_ids = false, skip_special = true;
+  std::vector<int32_t> stop_token_ids;  // that the request asked for
   std::vector<ReplyPrompt> prompts;
 
   // Choice c of prompt p is choices[p * n + c] of the answer.
@@ -75,8 +76,8 @@ Json usage_json(const Usage& usage);
 Json reply_head(const ReplyPlan& plan, const char* object);
 // "stop", "length"
 Json finish_json(const ChoiceState& choice);
-// vLLM's: the stop string or the id that ended the text, null for the model's own end.
-Json stop_reason_json(const ChoiceState& choice);
+// vLLM's: the stop string or the id of stop_token_ids that ended the text, null for the model's own end.
+Json stop_reason_json(const ReplyPlan& plan, const ChoiceState& choice);
 // The prompt of a choice as scored tokens. `state` outlives the result.
 std::vector<ScoredToken> scored_prompt(const ReplyPlan& plan, const ReplyPrompt& prompt, const PromptState& state);
 // Characters that a generated token adds to the text.

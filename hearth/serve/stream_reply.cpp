@@ -124,7 +124,7 @@ Json StreamReply::token_choice(size_t prompt, int32_t index, const OutputToken& 
   ++choice.tokens;
   if (choice.ending.finish) {
     object["finish_reason"] = finish_json(choice.ending);
-    object["stop_reason"] = stop_reason_json(choice.ending);
+    object["stop_reason"] = stop_reason_json(plan_, choice.ending);
   }
   return object;
 }
@@ -138,7 +138,7 @@ Json StreamReply::end_choice(size_t prompt, int32_t index, const std::string& re
     object["delta"]["content"] = rest;
   }
   object["finish_reason"] = finish_json(choice.ending);
-  object["stop_reason"] = stop_reason_json(choice.ending);
+  object["stop_reason"] = stop_reason_json(plan_, choice.ending);
   return object;
 }
 
