@@ -109,10 +109,23 @@ ApiResult<Request> make_base(const GenerationCall& call, const ApiModel& model, 
   return request;
 }
 
-// Checks the prompt against the context, and settles max_tokens: what was asked for, else `usual` or what fits.
-ApiStatus set_prompt(Request& request, std::vector<int32_t> ids, const std::optional<int64_t>& wanted, int64_t usual,
-                     const char* param) {
-  const int64_t context = request.model->max_context, tokens = std::ssize(ids);
+// The tokens that a sequence may have. A KV pool that is smaller than the model's context is the context there is.
+int64_t context_of(const ApiModel& model, const RequestOrigin& origin) {
+  const int64_t longest = model.served->max_context;
+  return origin.kv_tokens > 0 ? std::min(longest, origin.kv_tokens) : longest;
+}
+
+struct PromptRoom {
+  const char* param;         // what errors call the prompt
+  int64_t context;           // tokens of prompt and output
+  int64_t usual_max_tokens;  // where the request says nothing, if it fits
+};
+
+// Checks the prompt against the context, and settles max_tokens: what was asked for, else the usual or what fits.
+ApiStatus set_prompt(Request& request, std::vector<int32_t> ids, const std::optional<int64_t>& wanted,
+                     const PromptRoom& room) {
+  const int64_t context = room.context, tokens = std::ssize(ids);
+  const char* const param = room.param;
   if (ids.empty()) return bad_request(param, "{}: no tokens; wanted at least one", param);
   const int64_t left = context - tokens;
   if (left < 0 || (left == 0 && wanted.value_or(1) > 0))
@@ -125,7 +138,7 @@ ApiStatus set_prompt(Request& request, std::vector<int32_t> ids, const std::opti
                                 "is {} tokens",
                                 param, tokens, *wanted, context));
   request.prompt = std::move(ids);
-  request.max_tokens = wanted.value_or(std::min(left, usual));
+  request.max_tokens = wanted.value_or(std::min(left, room.usual_max_tokens));
   if (request.min_tokens > request.max_tokens)
     return bad_request("min_tokens", "min_tokens: found {}; wanted at most max_tokens, which is {}", request.min_tokens,
                        request.max_tokens);
@@ -178,6 +191,9 @@ ApiResult<std::vector<PreparedPrompt>> prepare_completion(const CompletionCall& 
                                                           const ApiLimits& limits, const RequestOrigin& origin) {
   HEARTH_TRY_ASSIGN(Request base, make_base(call, model, limits, origin));
   if (call.echo && call.logprobs) base.prompt_logprobs = std::max(base.prompt_logprobs, *call.logprobs);
+  const PromptRoom room = {.param = "prompt",
+                           .context = context_of(model, origin),
+                           .usual_max_tokens = usual_max_tokens(limits, kCompletionMaxTokens)};
   std::vector<PreparedPrompt> prepared;
   for (const Prompt& prompt : call.prompts) {
     PreparedPrompt one{.request = base, .text = {}};
@@ -191,8 +207,7 @@ ApiResult<std::vector<PreparedPrompt>> prepare_completion(const CompletionCall& 
       ids = std::get<std::vector<int32_t>>(prompt);
     }
     HEARTH_TRY(check_ids(ids, model, "prompt"));
-    HEARTH_TRY(set_prompt(one.request, std::move(ids), call.max_tokens, usual_max_tokens(limits, kCompletionMaxTokens),
-                          "prompt"));
+    HEARTH_TRY(set_prompt(one.request, std::move(ids), call.max_tokens, room));
     if (call.echo && std::holds_alternative<std::vector<int32_t>>(prompt)) {
       // Rows of a padded vocabulary have no token, and so no text.
       std::vector<int32_t> known = one.request.prompt;
@@ -211,8 +226,10 @@ ApiResult<std::vector<PreparedPrompt>> prepare_chat(const ChatCall& call, const 
   HEARTH_TRY_ASSIGN(std::vector<int32_t> ids, encode_prompt(model, text, call.add_special_tokens, "messages"));
   HEARTH_TRY(check_ids(ids, model, "messages"));
   HEARTH_TRY_ASSIGN(Request request, make_base(call, model, limits, origin));
-  const int64_t rest = usual_max_tokens(limits, std::numeric_limits<int32_t>::max());
-  HEARTH_TRY(set_prompt(request, std::move(ids), call.max_tokens, rest, "messages"));
+  const PromptRoom room = {.param = "messages",
+                           .context = context_of(model, origin),
+                           .usual_max_tokens = usual_max_tokens(limits, std::numeric_limits<int32_t>::max())};
+  HEARTH_TRY(set_prompt(request, std::move(ids), call.max_tokens, room));
   HEARTH_TRY(validate(request));
   std::vector<PreparedPrompt> prepared;
   prepared.push_back({.request = std::move(request), .text = {}});

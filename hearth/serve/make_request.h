@@ -19,10 +19,11 @@ struct PreparedPrompt {
   std::string text;  // for echo
 };
 
-// Who asks.
+// Who asks, and of what there is at the moment.
 struct RequestOrigin {
   std::string id;
   std::string tenant;
+  int64_t kv_tokens = 0;  // that the model's KV pool holds, where that may be less than its context; 0: unknown
 };
 
 // One for each prompt, in their order.

@@ -391,6 +391,23 @@ TEST(ServerLimits, RequestsQueueAndBody) {
   EXPECT_EQ(third.headers.at("retry-after"), "1");
 }
 
+TEST(ServerLimits, ASmallPoolIsTheContext) {
+  ServeOptions options;
+  // KV of one sequence in f32 takes some KiB a token.
+  options.engine.kv_bytes = 1 << 20;
+  const auto server = make_server(std::move(options));
+  const uint16_t port = server->port();
+  // Without max_tokens: what fits.
+  const Answer chat =
+      ask(port, "POST", "/v1/chat/completions", R"({"messages":[{"role":"user","content":"a"}],"ignore_eos":true})");
+  ASSERT_EQ(chat.status, 200) << chat.body;
+  const int64_t total = json::parse(chat.body)["usage"]["total_tokens"];
+  EXPECT_LT(total, 1024);
+  const Answer more = ask(port, "POST", "/v1/completions", fmt::format(R"({{"prompt":"a","max_tokens":{}}})", total));
+  EXPECT_EQ(more.status, 400);
+  EXPECT_EQ(json::parse(more.body)["error"]["code"], "context_length_exceeded");
+}
+
 TEST(ServerLimits, DrainEndsWhatTakesTooLong) {
   const auto server = make_server({});
   const uint16_t port = server->port();
