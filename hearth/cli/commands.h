@@ -26,6 +26,7 @@ struct CommandContext {
 Command add_generate_command(CLI::App& app);
 Command add_chat_command(CLI::App& app);
 std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& context);
+std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& context);
 Command add_inspect_command(CLI::App& app);
 Command add_serve_command(CLI::App& app);
 Command add_version_command(CLI::App& app);

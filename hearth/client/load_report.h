@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The numbers of a load test: distributions of latencies, throughput, goodput, for people and as JSON. Latencies are
+// in milliseconds; their names are those of vLLM's benchmark. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hearth/client/load.h"
+
+namespace hearth {
+
+// The p-th percentile of ascending values, linear between the two nearest ranks (Hyndman and Fan's type 7, the
+// usual one of statistics packages); 0 where there are none.
+double percentile(std::span<const double> sorted, double p);
+
+// What a request has to keep to count as good; a limit that is not set is kept.
+struct Slo {
+  std::optional<double> ttft_ms, tpot_ms, e2el_ms;
+  bool any() const { return ttft_ms || tpot_ms || e2el_ms; }
+};
+// "ttft:200", "tpot:50", "e2el:2000". InvalidArgument.
+Result<Slo> parse_slo(const std::vector<std::string>& words);
+// "50,90,99" in (0, 100), ascending. InvalidArgument.
+Result<std::vector<double>> parse_percentiles(std::string_view text);
+// Names of metrics, comma separated. InvalidArgument lists them.
+Result<std::vector<std::string>> parse_metrics(std::string_view text);
+
+struct MetricSummary {
+  std::string name;   // "ttft"
+  std::string title;  // "Time to first token"
+  int64_t count = 0;
+  double mean = 0, median = 0, std = 0, max = 0;
+  std::vector<double> percentiles;  // as asked for
+};
+
+struct LoadSummary {
+  int64_t planned = 0, done = 0, failed = 0, cancelled = 0, not_sent = 0;
+  int64_t prompt_tokens = 0, output_tokens = 0;  // of the done
+  int64_t uncounted = 0;                         // done requests whose tokens the server did not count
+  double seconds = 0;
+  double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;
+  std::optional<double> goodput_per_s;
+  int64_t good = 0;
+  int64_t peak_in_flight = 0, connections = 0;
+  bool interrupted = false;
+  std::vector<double> percentiles;
+  // ttft, tpot, itl, e2el from when a request was due; ttft_sent, e2el_sent from when it was sent; delay between.
+  std::vector<MetricSummary> metrics;
+  struct Errors {
+    int64_t count = 0;
+    std::string example;
+  };
+  std::map<std::string, Errors> errors;  // by kind
+
+  const MetricSummary& metric(std::string_view name) const;
+};
+
+LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Slo& slo);
+
+// The table that people read; `shown` names its metrics.
+std::string report_table(const LoadSummary& summary, const std::vector<std::string>& shown);
+
+// All numbers: "mean_ttft_ms", "p99_itl_ms", "request_throughput" and others.
+nlohmann::json report_json(const LoadSummary& summary);
+
+}  // namespace hearth
