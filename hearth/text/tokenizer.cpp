@@ -93,8 +93,8 @@ Result<Tokenizer> Tokenizer::load(const std::filesystem::path& model_dir, const 
   for (const int64_t id : files.generation_eos_ids) state->eos_ids.push_back(static_cast<TokenId>(id));
   if (state->eos) state->eos_ids.push_back(*state->eos);
   std::ranges::sort(state->eos_ids);
-  const auto repeated = std::ranges::unique(state->eos_ids);
-  state->eos_ids.erase(repeated.begin(), repeated.end());
+  // Not ranges::unique: clang 14, which builds the fuzz targets, does not compile libstdc++'s subrange.
+  state->eos_ids.erase(std::unique(state->eos_ids.begin(), state->eos_ids.end()), state->eos_ids.end());
   state->special_tokens = std::move(files.special_tokens);
   state->chat_templates = std::move(files.chat_templates);
   state->model_max_length = files.model_max_length;
