@@ -4,11 +4,15 @@
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <regex>
+#include <thread>
 
 #include "tests/e2e/process.h"
 
@@ -19,7 +23,7 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::MatchesRegex;
 
-constexpr int kWrongInput = 2, kNotFound = 3, kUnavailable = 8;
+constexpr int kWrongInput = 2, kNotFound = 3, kDeadline = 7, kUnavailable = 8;
 
 ProcessResult serve(std::vector<std::string> more, const ProcessOptions& options = {}) {
   more.insert(more.begin(), "serve");
@@ -47,6 +51,112 @@ class TakenPort {
   int socket_;
   uint16_t port_ = 0;
 };
+
+// A server that runs while this lives, or until it is signalled.
+class RunningServer {
+ public:
+  explicit RunningServer(const std::string& name, std::vector<std::string> more = {})
+      : out_(fs::path(testing::TempDir()) / ("hearth_e2e_" + name + ".out")) {
+    std::ofstream(out_, std::ios::trunc).close();  // run_process() writes into a file that is there
+    more.insert(more.begin(), {"models/fable-13m", "--port", "0"});
+    thread_ = std::thread([this, more] { result_ = serve(more, {.stdout_path = out_.string(), .timeout_s = 60}); });
+    const std::regex line("http://127\\.0\\.0\\.1:([0-9]+) \\(pid ([0-9]+)\\)");
+    for (int i = 0; i < 600 && pid_ == 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      std::ifstream file(out_);
+      const std::string text(std::istreambuf_iterator<char>(file), {});
+      std::smatch match;
+      if (!std::regex_search(text, match, line)) continue;
+      port_ = static_cast<uint16_t>(std::stoi(match[1]));
+      pid_ = std::stoi(match[2]);
+    }
+    EXPECT_NE(pid_, 0) << "not ready after 30 s";
+  }
+  ~RunningServer() {
+    signal(SIGKILL);
+    if (thread_.joinable()) thread_.join();
+    fs::remove(out_);
+  }
+
+  void signal(int number) const {
+    if (pid_ != 0) ::kill(pid_, number);
+  }
+  ProcessResult wait() {
+    thread_.join();
+    return result_;
+  }
+
+  // A connection on which a stream of `tokens` tokens has begun.
+  int begin_stream(int tokens) const {
+    const int connection = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port_);
+    EXPECT_EQ(::connect(connection, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    const std::string body =
+        "{\"prompt\": \"It was\", \"ignore_eos\": true, \"stream\": true, \"max_tokens\": " + std::to_string(tokens) +
+        "}";
+    const std::string request =
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
+        ("Content-Length: " + std::to_string(body.size()) + "\r\n\r\n") + body;
+    EXPECT_EQ(::send(connection, request.data(), request.size(), MSG_NOSIGNAL), std::ssize(request));
+    char first = 0;
+    EXPECT_EQ(::recv(connection, &first, 1, MSG_PEEK), 1);
+    return connection;
+  }
+  // The rest of a stream; closes it.
+  static std::string read_all(int connection) {
+    std::string text;
+    char buffer[4096];
+    ssize_t got = 0;
+    while ((got = ::recv(connection, buffer, sizeof buffer, 0)) > 0) text.append(buffer, static_cast<size_t>(got));
+    ::close(connection);
+    return text;
+  }
+
+ private:
+  const fs::path out_;
+  std::thread thread_;
+  ProcessResult result_;
+  uint16_t port_ = 0;
+  int pid_ = 0;
+};
+
+TEST(Serve, ASignalLetsAnswersInProgressEnd) {
+  RunningServer server("drain");
+  const int stream = server.begin_stream(400);
+  server.signal(SIGTERM);
+  EXPECT_THAT(RunningServer::read_all(stream), HasSubstr("data: [DONE]"));
+  const ProcessResult result = server.wait();
+  EXPECT_EQ(result.exit_code, 0) << "signal " << result.signal << "\n" << result.err;
+}
+
+TEST(Serve, AfterTheDrainTimeoutAnswersEndWithAnError) {
+  RunningServer server("timeout", {"--drain-timeout", "0.05"});
+  const int stream = server.begin_stream(1000);
+  server.signal(SIGINT);
+  const std::string text = RunningServer::read_all(stream);
+  EXPECT_THAT(text, HasSubstr("data: {\"error\""));
+  EXPECT_EQ(text.find("[DONE]"), std::string::npos);
+  const ProcessResult result = server.wait();
+  EXPECT_EQ(result.exit_code, kDeadline) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("--drain-timeout"));
+}
+
+TEST(Serve, ASecondSignalEndsItAtOnce) {
+  const fs::path pid_file = fs::path(testing::TempDir()) / "hearth_e2e_second.pid";
+  RunningServer server("second", {"--pid-file", pid_file.string(), "--drain-timeout", "50"});
+  const int stream = server.begin_stream(1000);
+  EXPECT_TRUE(fs::exists(pid_file));
+  server.signal(SIGTERM);
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // two of one kind at once are one
+  server.signal(SIGTERM);
+  const ProcessResult result = server.wait();
+  EXPECT_EQ(result.exit_code, 128 + SIGTERM) << result.err;
+  EXPECT_FALSE(fs::exists(pid_file));
+  RunningServer::read_all(stream);
+}
 
 TEST(Serve, SaysWhereItIsAndEndsCleanlyAtASignal) {
   const fs::path pid_file = fs::path(testing::TempDir()) / "hearth_e2e_serve.pid";
