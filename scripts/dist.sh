@@ -37,7 +37,7 @@ cmake --install build/dist-build --prefix "$out" --strip >/dev/null
 # ---- licence texts -----------------------------------------------------------------------------
 # Of everything that is inside: Debian keeps one file per package, cargo one folder per crate.
 mkdir -p "$out/licenses/packages" "$out/licenses/crates"
-packages="libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev"  # what is compiled in from headers
+packages="libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libboost1.81-dev"  # what is compiled in from headers
 for library in "$out"/lib/*.so*; do
     [ -f "$library" ] || continue
     # By name: a package may have recorded /lib for what now lies in /usr/lib.
