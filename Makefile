@@ -15,16 +15,16 @@ else
 install = @scripts/install.sh $(1)
 endif
 
-.PHONY: help demo test golden slow build asan tsan cuda check format fuzz dist fresh ci install clean
+.PHONY: help demo test golden clients soak slow build asan tsan cuda check format fuzz dist fresh ci install clean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{ printf "%-15s %s\n", $$1, $$2 }'
 
-demo: ## install, build, and let the model in models/fable-13m write (PROMPT="..." TOKENS=200)
+demo: ## install, build, serve models/fable-13m and let it write (PROMPT="..." TOKENS=200 DEMO_EXIT=1)
 	$(call install)
 	@scripts/build.sh cpu hearth
-	build/cpu/bin/hearth generate $(MODEL) --prompt "$(PROMPT)" --max-tokens $(TOKENS) --temperature 0.8 --seed 7
+	@MODEL="$(MODEL)" PROMPT="$(PROMPT)" TOKENS="$(TOKENS)" DEMO_EXIT="$(DEMO_EXIT)" scripts/demo.sh
 
 test: ## install, build, run every test that needs no GPU (labels unit and e2e)
 	$(call install)
@@ -38,6 +38,16 @@ golden: ## the tests against large reference data; HEARTH_DATA names its folder
 	$(call install)
 	@scripts/build.sh cpu
 	@scripts/run_tests.sh cpu '^golden$$'
+
+clients: ## the official Python and Node clients against `hearth serve` (LAMBADA=1: LAMBADA over the API; HEARTH_DATA)
+	$(call install)
+	@scripts/clients.sh $(if $(LAMBADA),--lambada)
+
+soak: ## 64 streaming clients against `hearth serve` for SOAK_SECONDS (600); attacks beside a stream
+	$(call install)
+	@scripts/build.sh cpu hearth
+	@python3 tests/soak/soak.py --seconds $${SOAK_SECONDS:-600} -- --kv-cache-memory-bytes 48M
+	@python3 tests/soak/attacks.py
 
 slow: ## the tests that take too long for every commit
 	$(call install)

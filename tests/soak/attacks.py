@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What a hostile request does to a text that somebody else is reading. While one client reads a long stream, others
+send bodies of 30 MB, schemas and chat templates made to be expensive. Fails unless every attack is answered with the
+status it should get and the reader's tokens come at most a step later than without it.
+Only Python's own library."""
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+HEAD = "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+class Failure(Exception):
+    pass
+
+
+def post(port, path, body, timeout=120):
+    """(status, seconds) of a whole exchange; a refusal before the body was taken is an answer too."""
+    begin = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+        head = HEAD.format(path=path) + f"Content-Length: {len(body)}\r\n\r\n"
+        try:
+            sock.sendall(head.encode() + body)
+        except OSError:
+            pass  # the answer came first
+        answer = b""
+        try:
+            while piece := sock.recv(65536):
+                answer += piece
+        except OSError:
+            pass
+    found = re.match(rb"HTTP/1\.1 (\d+)", answer)
+    if not found:
+        raise Failure(f"no answer from {path}: {answer[:200]!r}")
+    return int(found.group(1)), time.monotonic() - begin
+
+
+class Reader(threading.Thread):
+    """Reads one stream after the other and keeps when each chunk came."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.port, self.times, self.stop, self.error = port, [], False, None
+
+    def run(self):
+        body = json.dumps({"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "stream": True,
+                           "model": "fable", "seed": 3}).encode()
+        try:
+            while not self.stop:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=60) as sock:
+                    head = HEAD.format(path="/v1/completions") + f"Content-Length: {len(body)}\r\n\r\n"
+                    sock.sendall(head.encode() + body)
+                    while not self.stop and (piece := sock.recv(65536)):
+                        now = time.monotonic()
+                        self.times.extend([now] * piece.count(b"data: {"))
+                    self.times.append(None)  # another stream: no gap between them
+        except OSError as error:
+            self.error = error
+
+    def gaps(self, begin, end):
+        pairs = zip(self.times, self.times[1:])
+        return [b - a for a, b in pairs if a is not None and b is not None and begin <= a and b <= end]
+
+
+def attacks():
+    """(name, path, body, statuses it may get)"""
+    text = "word " * (6 << 20)
+    deep = {"type": "object"}
+    for _ in range(400):
+        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
+    wide = {"enum": [f"value {i} {'x' * 20}" for i in range(1500)]}
+    long = {"type": "string", "pattern": "(a{1,200}){1,200}(b{1,200}){1,200}"}
+    counted = {"type": "array", "minItems": 100000, "maxItems": 1000000, "items": {"type": "string", "minLength": 100000}}
+    regex = {"type": "string", "pattern": "(.*a){25}[^b]{1000}"}
+
+    def schema(value):
+        return json.dumps({"model": "fable", "prompt": "x", "max_tokens": 8, "response_format": {
+            "type": "json_schema", "json_schema": {"name": "s", "schema": value}}}).encode()
+
+    def chat(model):
+        return json.dumps({"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}).encode()
+
+    refused, either = {400, 413, 503, 504, 408}, {200, 400, 503, 504, 408}
+    return [
+        ("a prompt of 30 MB", "/v1/completions", json.dumps({"model": "fable", "prompt": text}).encode(), refused),
+        ("30 MB of token ids", "/v1/completions",
+         b'{"model": "fable", "prompt": [' + b"1," * (15 << 20) + b"1]}", refused),
+        ("30 MB of brackets", "/v1/completions", b"[" * (30 << 20), refused),
+        ("30 MB of unknown fields", "/v1/completions",
+         b'{"model": "fable", "prompt": "x", "max_tokens": 1, "extra": [' + b"{}," * (10 << 20) + b"{}]}",
+         either),
+        ("30 MB to tokenize", "/tokenize", json.dumps({"model": "fable", "prompt": text}).encode(), either | {413}),
+        ("a body over the limit", "/v1/completions", b" " * (40 << 20), {413}),
+        ("a schema 400 deep", "/v1/completions", schema(deep), refused),
+        ("a schema of 1500 strings", "/v1/completions", schema(wide), either),
+        ("a schema with nested counts", "/v1/completions", schema(long), either),
+        ("a schema of a million strings", "/v1/completions", schema(counted), either),
+        ("a schema with a hard expression", "/v1/completions", schema(regex), either),
+        ("a template that never ends", "/v1/chat/completions", chat("endless"), refused),
+        ("a template that doubles a string", "/v1/chat/completions", chat("doubling"), refused),
+    ]
+
+
+TEMPLATES = {
+    "endless": "{% for i in range(100000) %}{% for j in range(100000) %}{% set x = i * j %}{% endfor %}{% endfor %}",
+    "doubling": "{% set n = namespace(s='x') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+}
+
+
+def hostile_model(directory, name):
+    """The demo model with another chat template."""
+    path = os.path.join(directory, name)
+    shutil.copytree("models/fable-13m", path)
+    with open(os.path.join(path, "tokenizer_config.json")) as file:
+        config = json.load(file)
+    config["chat_template"] = TEMPLATES[name]
+    with open(os.path.join(path, "tokenizer_config.json"), "w") as file:
+        json.dump(config, file)
+    return f"{name}={path}"
+
+
+def start(binary, directory, threads):
+    models = ["fable=models/fable-13m"] + [hostile_model(directory, name) for name in TEMPLATES]
+    command = [binary, "serve", *models, "--port", "0", "--threads", str(threads), "--kv-cache-memory-bytes", "32M"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        if found:
+            return process, int(found.group(1))
+    raise Failure(f"the server ended with {process.wait()} before it was ready")
+
+
+def run(port, seconds):
+    reader = Reader(port)
+    reader.start()
+    time.sleep(1)
+    begin = time.monotonic()
+    time.sleep(seconds)
+    quiet = reader.gaps(begin, time.monotonic())
+    step = statistics.median(quiet)
+    print(f"attacks: a step takes {1000 * step:.1f} ms; without attacks 99 % of the gaps are under "
+          f"{1000 * statistics.quantiles(quiet, n=100)[98]:.1f} ms, the longest is {1000 * max(quiet):.1f} ms", flush=True)
+    late = []
+    for name, path, body, statuses in attacks():
+        begin = time.monotonic()
+        status, took = post(port, path, body)
+        while time.monotonic() - begin < seconds:
+            post(port, path, body)
+        gaps = reader.gaps(begin, time.monotonic())
+        if reader.error or not gaps:
+            raise Failure(f"{name}: the reader got nothing more ({reader.error})")
+        p99 = statistics.quantiles(gaps, n=100)[98] if len(gaps) > 1 else gaps[0]
+        limit = statistics.quantiles(quiet, n=100)[98] + step
+        print(f"attacks: {name}: {status} after {1000 * took:.0f} ms; gaps: median {1000 * statistics.median(gaps):.1f}, "
+              f"99 % under {1000 * p99:.1f}, longest {1000 * max(gaps):.1f} ms", flush=True)
+        if status not in statuses:
+            raise Failure(f"{name}: status {status}; wanted one of {sorted(statuses)}")
+        if p99 > limit:
+            late.append(f"{name} ({1000 * p99:.1f} ms; wanted at most {1000 * limit:.1f})")
+    reader.stop = True
+    reader.join()
+    if late:
+        raise Failure("tokens came more than a step late under: " + "; ".join(late))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default="build/cpu/bin/hearth")
+    parser.add_argument("--seconds", type=float, default=2, help="of each attack")
+    parser.add_argument("--threads", type=int, default=0, help="of the server's team; 0: its default")
+    args = parser.parse_args()
+    process = None
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            process, port = start(args.binary, directory, args.threads)
+            run(port, args.seconds)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=60)
+            if code != 0:
+                raise Failure(f"the server ended with {code} after SIGTERM")
+        print("attacks: passed")
+    except (Failure, OSError, subprocess.TimeoutExpired) as failure:
+        sys.exit(f"attacks: FAILED: {failure}")
+    finally:
+        if process and process.poll() is None:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()
