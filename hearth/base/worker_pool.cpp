@@ -2,6 +2,9 @@
 // One queue under one mutex: tasks cost microseconds and more, so the lock is never what they wait for.
 #include "hearth/base/worker_pool.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <exception>
 
@@ -9,8 +12,8 @@
 
 namespace hearth {
 
-WorkerPool::WorkerPool(int threads, int64_t max_waiting) : max_waiting_(max_waiting) {
-  for (int i = 0; i < std::max(threads, 1); ++i) threads_.emplace_back([this] { work(); });
+WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority) : max_waiting_(max_waiting) {
+  for (int i = 0; i < std::max(threads, 1); ++i) threads_.emplace_back([this, priority] { work(priority); });
 }
 
 WorkerPool::~WorkerPool() {
@@ -45,7 +48,12 @@ int64_t WorkerPool::waiting() const {
   return static_cast<int64_t>(tasks_.size());
 }
 
-void WorkerPool::work() {
+void WorkerPool::work(Priority priority) {
+  // Linux keeps a nice value for each thread; where it cannot be set, the work is done at the usual one.
+  constexpr int kBackgroundNice = 10;
+  const auto self = static_cast<id_t>(gettid());
+  if (priority == Priority::kBackground)
+    (void)setpriority(PRIO_PROCESS, self, std::max(kBackgroundNice, getpriority(PRIO_PROCESS, self)));
   std::unique_lock lock(mutex_);
   while (true) {
     wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });

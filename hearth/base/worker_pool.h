@@ -18,8 +18,12 @@ namespace hearth {
 
 class WorkerPool {
  public:
+  // kBackground gives way to every other thread of the machine (nice 10): for work that may be large and must not
+  // slow down those that compute.
+  enum class Priority : uint8_t { kNormal, kBackground };
+
   // At least one thread. `max_waiting` bounds what try_post() takes.
-  WorkerPool(int threads, int64_t max_waiting);
+  WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal);
   // Runs what waits, then joins.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -33,7 +37,7 @@ class WorkerPool {
   int64_t waiting() const;
 
  private:
-  void work();
+  void work(Priority priority);
 
   const int64_t max_waiting_;
   mutable std::mutex mutex_;

@@ -3,7 +3,10 @@
 #include "hearth/base/worker_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <latch>
 #include <new>
@@ -53,6 +56,17 @@ TEST(WorkerPool, OutlivesTasksThatThrow) {
     pool.post([&] { ++done; });
   }
   EXPECT_EQ(done, 1);
+}
+
+TEST(WorkerPool, BackgroundThreadsGiveWay) {
+  std::atomic<int> background = -100, normal = -100;
+  {
+    WorkerPool quiet(1, 1, WorkerPool::Priority::kBackground), usual(1, 1);
+    quiet.post([&] { background = getpriority(PRIO_PROCESS, static_cast<id_t>(gettid())); });
+    usual.post([&] { normal = getpriority(PRIO_PROCESS, static_cast<id_t>(gettid())); });
+  }
+  EXPECT_EQ(normal, getpriority(PRIO_PROCESS, 0));
+  EXPECT_EQ(background, std::max(10, normal.load()));
 }
 
 }  // namespace

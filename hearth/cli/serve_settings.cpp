@@ -188,7 +188,7 @@ void add_engine_rows(Table& t) {
             .value_name = "N",
             .max = 1024,
             .unit = "threads",
-            .unset = "every CPU that the process may use",
+            .unset = "a thread for every CPU that the process may use but one, which HTTP and text need",
             .help = "Threads that compute."},
            OfEngine<&EngineOptions::threads>());
   t.number({.key = "text-workers",

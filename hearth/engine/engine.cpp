@@ -19,6 +19,13 @@ namespace {
 constexpr int64_t kPromptRowBytes = int64_t{64} << 20;
 constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
 
+// The team waits for its slowest thread many times a step, so a CPU that it shares slows all of it.
+int team_threads(int wanted) {
+  if (wanted > 0) return wanted;
+  const int cpus = ThreadPool::hardware_threads();
+  return cpus > 2 ? cpus - 1 : cpus;
+}
+
 int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
 
 // Bytes of a model's KV pool: what is asked for, else a quarter of what is free, but no more than max_sequences
@@ -73,7 +80,7 @@ struct Engine::Impl {
       : options(o),
         clock(c),
         workers(o.text_workers, std::numeric_limits<int64_t>::max()),
-        steps(o.threads, c, [box = inbox] { box->poke(); }),
+        steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
         planner(inbox, steps, observer, c, o.max_unread, shared),
         planner_thread([this] { planner.run(); }) {}
 

@@ -24,7 +24,7 @@
 namespace hearth {
 
 struct EngineOptions {
-  int threads = 0;             // of the step's team; 0: the machine's
+  int threads = 0;             // of the step's team; 0: one for each CPU but one, which HTTP and text need
   int text_workers = 2;        // threads for grammars and text
   int64_t max_sequences = 64;  // of one model in a step
   int64_t step_tokens = 512;   // of a step; prompts longer than that take several
