@@ -5,7 +5,8 @@
 #   A GoogleTest executable, one ctest entry. Tests run in the repository root.
 # hearth_bench(<name> SOURCES ... DEPS ... LIBS ...)
 #   A benchmark executable, not a test.
-# With HEARTH_TESTS=OFF (the distribution) tests and benchmarks do not exist.
+# With HEARTH_TESTS=OFF (the distribution) tests and benchmarks do not exist; a sanitizer build has the
+# unit tests only.
 function(hearth_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES;DEPS;PUBLIC_LIBS;PRIVATE_LIBS" ${ARGN})
   if(HEARTH_CUDA)
@@ -33,6 +34,9 @@ function(hearth_test name)
   if(NOT ARG_LABEL)
     message(FATAL_ERROR "hearth_test(${name}) needs a LABEL")
   endif()
+  if(HEARTH_SANITIZE AND NOT ARG_LABEL STREQUAL unit)
+    return()
+  endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -48,7 +52,7 @@ function(hearth_test name)
 endfunction()
 
 function(hearth_bench name)
-  if(NOT HEARTH_TESTS)
+  if(NOT HEARTH_TESTS OR HEARTH_SANITIZE)
     return()
   endif()
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LIBS" ${ARGN})
