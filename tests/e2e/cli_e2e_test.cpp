@@ -246,10 +246,25 @@ TEST(Eval, LambadaCountsWholeWords) {
       "lambada.jsonl",
       "{\"context\":\"Call me Ishmael. Some years ago I had a letter from\",\"continuation\":\"him\"}\n"
       "{\"context\":\"Call me Ishmael. Some years ago I had a letter from\",\"continuation\":\"Constantinople\"}\n");
-  const json result = run_json({"eval", "lambada", kModel, "--data", data});
+  const std::string items = write_temporary("lambada_items.jsonl", "to be replaced");
+  const json result = run_json({"eval", "lambada", kModel, "--data", data, "--items", items});
   EXPECT_EQ(result["n"], 2);
   EXPECT_EQ(result["correct"], 1);
   EXPECT_EQ(result["lambada_acc"], 0.5);
+  std::ifstream file(items);
+  std::string line;
+  double logprob = 0;
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(std::getline(file, line)) << "line " << i;
+    const json item = json::parse(line);
+    EXPECT_EQ(item["item"], i);
+    EXPECT_EQ(item["hit"], i == 0);
+    EXPECT_EQ(item["context"].front(), 0) << "the first id is that of BOS";
+    EXPECT_FALSE(item["continuation"].empty());
+    logprob += item["logprob"].get<double>();
+  }
+  EXPECT_FALSE(std::getline(file, line));
+  EXPECT_NEAR(-logprob / 2, result["nll_per_word"].get<double>(), 1e-9);
 }
 
 TEST(Eval, KlIsZeroAgainstItself) {
