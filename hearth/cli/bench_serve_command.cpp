@@ -14,6 +14,7 @@
 #include "hearth/base/progress.h"
 #include "hearth/base/thread_pool.h"
 #include "hearth/base/version.h"
+#include "hearth/checkpoint/quote.h"
 #include "hearth/cli/commands.h"
 #include "hearth/cli/options.h"
 #include "hearth/cli/terminal.h"
@@ -319,8 +320,9 @@ Result<int> run_bench_serve(const BenchSettings& s) {
   const LoadResult result = run_plan(s, context, *client, plan, stop);
   const LoadSummary summary = summarize(result, wanted.percentiles, wanted.slo);
   const nlohmann::json line = result_object(s, wanted, card, summary);
+  // The table may hold what the server said.
   HEARTH_TRY(write_stdout(s.json ? line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
-                                 : report_table(summary, wanted.metrics)));
+                                 : escape_controls(report_table(summary, wanted.metrics))));
   if (!s.save_result.empty()) HEARTH_TRY(append_result(s.save_result, line));
   if (summary.interrupted) return kInterruptedExit;
   if (summary.done == 0) return unavailable("none of {} requests succeeded", summary.planned);
