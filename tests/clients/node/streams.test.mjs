@@ -93,11 +93,14 @@ test('leaving before the whole answer cancels it', async () => {
   await untilIdle();
   const before = await ended('abort');
   const abort = new AbortController();
-  setTimeout(() => abort.abort(), 250);
-  await assert.rejects(completions.create({ ...long, n: 8 }, { signal: abort.signal }), OpenAI.APIUserAbortError);
-  await assert.rejects(completions.create({ ...long, n: 8 }, { timeout: 250 }), OpenAI.APIConnectionTimeoutError);
+  const asked = assert.rejects(completions.create({ ...long, n: 8 }, { signal: abort.signal }), OpenAI.APIUserAbortError);
+  await until(async () => (await metric('vllm:num_requests_running')) === 8, 'eight choices running');
+  abort.abort();
+  await asked;
   await untilIdle();
-  assert.equal((await ended('abort')) - before, 16);
+  await assert.rejects(completions.create({ ...long, n: 16 }, { timeout: 500 }), OpenAI.APIConnectionTimeoutError);
+  await untilIdle();
+  assert.equal((await ended('abort')) - before, 24);
 });
 
 test('refusals are the exceptions of the client', async () => {

@@ -82,6 +82,10 @@ class Chat(Test):
         bare = self.chat.create(**GREEDY, messages=MESSAGES, max_tokens=2, logprobs=True)
         self.assertEqual([token.top_logprobs for token in bare.choices[0].logprobs.content], [[], []])
 
+    def test_the_newer_name_of_max_tokens_counts(self):
+        reply = self.chat.create(**GREEDY, messages=MESSAGES, max_tokens=9, max_completion_tokens=3)
+        self.assertEqual(reply.usage.completion_tokens, 3)
+
     def test_tools(self):
         tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
         with self.assertRaises(openai.BadRequestError) as caught:

@@ -345,6 +345,12 @@ class Forms(Test):
         text = self.text({"structured_outputs": {"regex": "[a-z]{2,6}-[0-9]{3}"}})
         self.assertTrue(re.fullmatch("[a-z]{2,6}-[0-9]{3}", text), text)
 
+    def test_grammar_and_any_object(self):
+        text = self.text({"structured_outputs": {"grammar": 'start: ("ab" | "cd"){1,5} "."'}}, seed=1)
+        self.assertTrue(re.fullmatch(r"(ab|cd){1,5}\.", text), text)
+        likely = {**COMPACT, str(VOCAB["}"]): 30}
+        self.assertEqual(json.loads(self.text({"structured_outputs": {"json_object": True}}, logit_bias=likely)), {})
+
     def test_a_bad_schema_is_refused(self):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.text({"structured_outputs": {"regex": "([a-z"}})
@@ -374,6 +380,20 @@ class Fields(Test):
             extra_query={"no_such_query": "1"},
         )
         self.assertEqual(more.choices[0].text, plain.choices[0].text)
+
+    def test_fields_without_effect_on_one_text(self):
+        plain = self.completions.create(**GREEDY, prompt=PROMPTS[0], max_tokens=8)
+        more = self.completions.create(
+            **GREEDY, prompt=PROMPTS[0], max_tokens=8, extra_body={"priority": -3, "cache_salt": "s"}
+        )
+        self.assertEqual(more.choices[0].text, plain.choices[0].text)
+
+    def test_special_tokens_in_the_text(self):
+        ask = {**GREEDY, "prompt": PROMPTS[0], "max_tokens": 3, "logit_bias": {str(EOS): 100}}
+        shown = self.completions.create(**ask, extra_body={"ignore_eos": True, "skip_special_tokens": False})
+        self.assertEqual(shown.choices[0].text, "<|end_of_text|>" * 3)
+        hidden = self.completions.create(**ask, extra_body={"ignore_eos": True})
+        self.assertEqual(hidden.choices[0].text, "")
 
     def test_null_is_absent(self):
         body = dict.fromkeys(

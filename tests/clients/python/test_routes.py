@@ -81,6 +81,13 @@ class Operations(Test):
         used = [b - a for a, b in zip(before, after)]
         self.assertEqual(used, [usage.prompt_tokens, usage.completion_tokens, 2])
 
+    def test_metrics_count_answers(self):
+        labels = {"handler": "/v1/models/{id}", "method": "GET", "status": "404"}
+        http("/v1/models/nobody")
+        before = metric("http_requests_total", **labels)
+        http("/v1/models/nobody")
+        self.wait_until(lambda: metric("http_requests_total", **labels) == before + 1, "one more answer counted")
+
     def test_metrics_have_vllms_names(self):
         found = {re.sub(r"\{.*|_(bucket|sum|count)$", "", name) for name in metrics()}
         for name in (
