@@ -6,7 +6,7 @@
 # one `apt-get update`. Without root and sudo it prints the apt line to run and exits with 1.
 #
 #   scripts/install.sh            what `make demo` and `make test` need
-#   scripts/install.sh --dev      and what the checks need: clang-format, clang + libFuzzer, oneDNN
+#   scripts/install.sh --dev      and what the checks need: clang-format, clang + libFuzzer, oneDNN, node
 #   scripts/install.sh --cuda     and nvcc, if there is none
 #   scripts/install.sh --check    install nothing; list what is missing, exit 1 if anything is
 set -eu
@@ -53,6 +53,9 @@ if [ "$dev" = 1 ]; then
     need_program clang++-14 clang-14
     need_package libclang-rt-14-dev libdnnl-dev
     need_program ccache ccache
+    need_program node nodejs            # the official clients, scripts/clients.sh
+    need_program npm npm
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || need_package python3-venv
 fi
 
 cargo=$("$root/scripts/find_cargo.sh" || true)
