@@ -6,6 +6,7 @@ status it should get and the reader's tokens come at most a step later than with
 Only Python's own library."""
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -25,13 +26,12 @@ class Failure(Exception):
     pass
 
 
-def post(port, path, body, timeout=120):
+def post(port, message):
     """(status, seconds) of a whole exchange; a refusal before the body was taken is an answer too."""
     begin = time.monotonic()
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
-        head = HEAD.format(path=path) + f"Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
         try:
-            sock.sendall(head.encode() + body)
+            sock.sendall(message)
         except OSError:
             pass  # the answer came first
         answer = b""
@@ -42,8 +42,22 @@ def post(port, path, body, timeout=120):
             pass
     found = re.match(rb"HTTP/1\.1 (\d+)", answer)
     if not found:
-        raise Failure(f"no answer from {path}: {answer[:200]!r}")
+        raise Failure(f"no answer: {answer[:200]!r}")
     return int(found.group(1)), time.monotonic() - begin
+
+
+def attack(port, path, body, seconds, result):
+    """Sends the same request again and again; tells how the first was answered. In a process of its own, which
+    gives way to all others: what is measured is the server, not who is faster to the CPU."""
+    os.nice(19)
+    message = (HEAD.format(path=path) + f"Content-Length: {len(body)}\r\n\r\n").encode() + body
+    begin = time.monotonic()
+    try:
+        result.put(post(port, message))
+        while time.monotonic() - begin < seconds:
+            post(port, message)
+    except (Failure, OSError) as failure:
+        result.put(failure)
 
 
 class Reader(threading.Thread):
@@ -141,7 +155,7 @@ def start(binary, directory, threads):
     raise Failure(f"the server ended with {process.wait()} before it was ready")
 
 
-def run(port, seconds):
+def run(port, seconds, judge_gaps):
     reader = Reader(port)
     reader.start()
     time.sleep(1)
@@ -153,10 +167,15 @@ def run(port, seconds):
           f"{1000 * statistics.quantiles(quiet, n=100)[98]:.1f} ms, the longest is {1000 * max(quiet):.1f} ms", flush=True)
     late = []
     for name, path, body, statuses in attacks():
+        result = multiprocessing.Queue()
         begin = time.monotonic()
-        status, took = post(port, path, body)
-        while time.monotonic() - begin < seconds:
-            post(port, path, body)
+        attacker = multiprocessing.Process(target=attack, args=(port, path, body, seconds, result))
+        attacker.start()
+        first = result.get(timeout=120)
+        attacker.join()
+        if isinstance(first, Exception):
+            raise Failure(f"{name}: {first}")
+        status, took = first
         gaps = reader.gaps(begin, time.monotonic())
         if reader.error or not gaps:
             raise Failure(f"{name}: the reader got nothing more ({reader.error})")
@@ -170,7 +189,9 @@ def run(port, seconds):
             late.append(f"{name} ({1000 * p99:.1f} ms; wanted at most {1000 * limit:.1f})")
     reader.stop = True
     reader.join()
-    if late:
+    if late and not judge_gaps:
+        print("attacks: late, but not judged (--no-judge-gaps): other work shares this machine's CPUs: " + "; ".join(late))
+    elif late:
         raise Failure("tokens came more than a step late under: " + "; ".join(late))
 
 
@@ -178,13 +199,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="build/cpu/bin/hearth")
     parser.add_argument("--seconds", type=float, default=2, help="of each attack")
+    parser.add_argument("--judge-gaps", action=argparse.BooleanOptionalAction, default=True,
+                        help="fail where tokens come late; needs CPUs that nothing else uses")
     parser.add_argument("--threads", type=int, default=0, help="of the server's team; 0: its default")
     args = parser.parse_args()
     process = None
     try:
         with tempfile.TemporaryDirectory() as directory:
             process, port = start(args.binary, directory, args.threads)
-            run(port, args.seconds)
+            run(port, args.seconds, args.judge_gaps)
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=60)
             if code != 0:

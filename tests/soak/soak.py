@@ -25,6 +25,9 @@ WORDS = ("the sea a ship old captain morning night wind letter house garden brot
          "with upon beneath before after never always went came said asked looked").split()
 
 
+MEMORY_SECONDS = 300  # before that, buffers are still growing to the size they need
+
+
 class Failure(Exception):
     pass
 
@@ -215,26 +218,30 @@ async def soak(args, server, rng):
         raise Failure(f"requests running {await server.metric('vllm:num_requests_running')}, "
                       f"KV in use {await server.metric('vllm:kv_cache_usage_perc')} after all clients left")
     await asyncio.sleep(0.5)
-    check_gaps(control["gaps"], stats["gaps"])
-    check_memory(samples, before, server)
+    check_gaps(control["gaps"], stats["gaps"], args)
+    check_memory(samples, before, server, args)
 
 
-def check_gaps(control, loaded):
+def check_gaps(control, loaded, args):
     a, b = quantile(control, 0.99), quantile(loaded, 0.99)
     print(f"soak: 99 % of the gaps between a plain reader's chunks under {1000 * b:.1f} ms; without slow readers "
           f"{1000 * a:.1f} ms; longest {1000 * max(loaded):.0f} and {1000 * max(control):.0f} ms", flush=True)
-    if b > 2 * a:
+    if not args.judge_gaps:
+        print("soak: gaps are not judged (--no-judge-gaps): other work shares this machine's CPUs", flush=True)
+    elif b > 2 * a:
         raise Failure("slow readers delay the others")
 
 
-def check_memory(samples, descriptors_before, server):
+def check_memory(samples, descriptors_before, server, args):
     warm = samples[len(samples) // 4:]
     first = statistics.mean(r for r, _ in warm[:max(len(warm) // 5, 1)])
     last = statistics.mean(r for r, _ in warm[-max(len(warm) // 5, 1):])
     after = server.descriptors()
     print(f"soak: resident memory {first:.1f} MiB early, {last:.1f} MiB late; descriptors {descriptors_before} before, "
           f"at most {max(d for _, d in samples)}, {after} after", flush=True)
-    if last > first * 1.03 + 4:
+    if args.seconds < MEMORY_SECONDS:
+        print(f"soak: memory is not judged: that takes {MEMORY_SECONDS} s", flush=True)
+    elif last > first * 1.03 + 4:
         raise Failure("resident memory grows")
     if after > descriptors_before:
         raise Failure("descriptors are left open")
@@ -244,6 +251,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="build/cpu/bin/hearth")
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--judge-gaps", action=argparse.BooleanOptionalAction, default=True,
+                        help="fail where slow readers delay others; needs CPUs that nothing else uses")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
     parser.add_argument("serve_args", nargs="*", help="more words for `hearth serve`, after --")
     args = parser.parse_args()
