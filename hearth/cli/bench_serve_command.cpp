@@ -101,7 +101,7 @@ struct BenchSettings {
   double range_ratio = 0, trace_scale = 1;
   int64_t max_input_len = 0, max_output_len = 0;
   std::optional<double> temperature;
-  bool ignore_eos = true;
+  bool ignore_eos = true, heed_eos = false;
   std::string extra_body;
   double timeout_s = 300;
   int64_t seed = 0;
@@ -224,7 +224,7 @@ Result<LoadPlan> make_plan(const BenchSettings& s, const Wanted& wanted, const M
   plan.token_ids = std::move(ids);
   plan.chat = s.endpoint == kChat;
   plan.model = card.id;
-  plan.ignore_eos = s.ignore_eos;
+  plan.ignore_eos = s.ignore_eos && !s.heed_eos;
   plan.temperature = s.temperature;
   plan.extra_body = s.extra_body;
   auto made = make_load_plan(std::move(plan));
@@ -268,7 +268,7 @@ nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const
   line["burstiness"] = s.burstiness;
   line["max_concurrency"] = s.max_concurrency;
   line["num_warmups"] = s.num_warmups;
-  line["ignore_eos"] = s.ignore_eos;
+  line["ignore_eos"] = s.ignore_eos && !s.heed_eos;
   line["temperature"] = s.temperature ? nlohmann::json(*s.temperature) : nlohmann::json();
   line["extra_body"] = s.extra_body;
   line["goodput"] = s.goodput;
@@ -364,8 +364,12 @@ void add_load_options(CLI::App& app, BenchSettings& s) {
   add_setting(app, kVocabSize, s.vocab_size, "the server's /tokenize tells")->group(kGroup);
   add_setting(app, kSeed, s.seed)->group(kGroup);
   add_setting(app, kTemperature, s.temperature, "the server's")->group(kGroup);
-  app.add_flag("--ignore-eos,!--no-ignore-eos", s.ignore_eos,
-               "Outputs go on after the model's end of text, so that all have their length (default: on).")
+  CLI::Option* const ignore =
+      app.add_flag("--ignore-eos", s.ignore_eos,
+                   "Outputs go on after the model's end of text, so that all have their length (default: on).")
+          ->group(kGroup);
+  app.add_flag("--no-ignore-eos", s.heed_eos, "Outputs end at the model's end of text, as for users.")
+      ->excludes(ignore)
       ->group(kGroup);
   add_text(app, "--extra-body", "JSON", "An object whose fields every request gets.", s.extra_body)->group(kGroup);
 }

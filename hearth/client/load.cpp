@@ -48,7 +48,10 @@ class AnswerTimer {
     if (!answer && answer.error().code == ErrorCode::kCancelled) {
       record_.outcome = RequestRecord::Outcome::kCancelled;
     } else if (!answer) {
-      fail(std::string(error_code_name(answer.error().code)), answer.error().message);
+      // What a connection says is the same for many requests; what a broken answer says is not.
+      const Error& error = answer.error();
+      const bool broken = error.code == ErrorCode::kCorrupt || error.code == ErrorCode::kResourceExhausted;
+      fail(broken ? "broken answer" : error.message, error.message);
     } else if (answer->status != 200) {
       fail(fmt::format("HTTP {}", answer->status), status_error(answer->status, other_).message);
     } else if (!error_.empty()) {

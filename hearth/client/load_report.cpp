@@ -75,6 +75,9 @@ std::string metric_names() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+// Microseconds are what the clock is good for; more digits would only make lines long.
+double rounded(double value) { return std::round(value * 1e3) / 1e3; }
+
 std::string percentile_name(double p) { return fmt::format("p{:g}", p); }
 
 }  // namespace
@@ -152,20 +155,22 @@ LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles,
       ++s.failed;
       LoadSummary::Errors& errors = s.errors[r.error_kind];
       if (errors.count++ == 0) errors.example = r.error;
+      continue;
+    }
+    s.output_tokens += r.output_tokens;
+    if (r.events > 0) {
+      values["ttft"].push_back((r.first_s - r.due_s) * 1e3);
+      values["ttft_sent"].push_back((r.first_s - r.sent_s) * 1e3);
+      for (const float gap : r.gaps_s) values["itl"].push_back(static_cast<double>(gap) * 1e3);
+      if (has_tpot(r)) values["tpot"].push_back(tpot_ms(r));
     }
     if (r.outcome != Outcome::kDone) continue;
     ++s.done;
     s.prompt_tokens += r.prompt_tokens;
-    s.output_tokens += r.output_tokens;
     if (!r.server_counted) ++s.uncounted;
     if (is_good(r, slo)) ++s.good;
     values["e2el"].push_back((r.end_s - r.due_s) * 1e3);
     values["e2el_sent"].push_back((r.end_s - r.sent_s) * 1e3);
-    if (r.events == 0) continue;
-    values["ttft"].push_back((r.first_s - r.due_s) * 1e3);
-    values["ttft_sent"].push_back((r.first_s - r.sent_s) * 1e3);
-    for (const float gap : r.gaps_s) values["itl"].push_back(static_cast<double>(gap) * 1e3);
-    if (has_tpot(r)) values["tpot"].push_back(tpot_ms(r));
   }
   for (const MetricName& metric : kMetrics)
     s.metrics.push_back(summarize_metric(metric, std::move(values[metric.name]), percentiles));
@@ -203,14 +208,19 @@ std::string report_table(const LoadSummary& s, const std::vector<std::string>& s
   out += fmt::format("{:>10}\n", "max");
   for (const std::string& name : shown) {
     const MetricSummary& m = s.metric(name);
-    out += fmt::format("{:<44}{:>10.2f}{:>10.2f}", m.title, m.mean, m.median);
+    const auto cell = [&](double value) {
+      out += m.count > 0 ? fmt::format("{:>10.2f}", value) : fmt::format("{:>10}", "-");
+    };
+    out += fmt::format("{:<44}", m.title);
+    cell(m.mean);
+    cell(m.median);
     for (size_t i = 0; i < s.percentiles.size(); ++i)
-      if (s.percentiles[i] != 50) out += fmt::format("{:>10.2f}", m.percentiles[i]);
-    out += fmt::format("{:>10.2f}\n", m.max);
+      if (s.percentiles[i] != 50) cell(m.percentiles[i]);
+    cell(m.max);
+    out += '\n';
   }
   if (!s.errors.empty()) out += "\nFailures\n";
-  for (const auto& [kind, errors] : s.errors)
-    out += fmt::format("{:>6} x {}: {}\n", errors.count, kind, errors.example);
+  for (const auto& [kind, errors] : s.errors) out += fmt::format("{:>6} x {}\n", errors.count, errors.example);
   if (s.uncounted > 0)
     out += fmt::format("\n{} answers had no usage event: their output tokens are their events\n", s.uncounted);
   return out;
@@ -222,27 +232,28 @@ nlohmann::json report_json(const LoadSummary& s) {
                          {"failed", s.failed},
                          {"cancelled", s.cancelled},
                          {"not_sent", s.not_sent},
-                         {"duration_s", s.seconds},
+                         {"duration_s", rounded(s.seconds)},
                          {"total_input_tokens", s.prompt_tokens},
                          {"total_output_tokens", s.output_tokens},
-                         {"request_throughput", s.requests_per_s},
-                         {"output_throughput", s.output_tokens_per_s},
-                         {"total_token_throughput", s.total_tokens_per_s},
+                         {"request_throughput", rounded(s.requests_per_s)},
+                         {"output_throughput", rounded(s.output_tokens_per_s)},
+                         {"total_token_throughput", rounded(s.total_tokens_per_s)},
                          {"max_concurrent_requests", s.peak_in_flight},
                          {"connections", s.connections},
                          {"interrupted", s.interrupted}};
-  if (s.goodput_per_s) json["request_goodput"] = *s.goodput_per_s;
+  if (s.goodput_per_s) json["request_goodput"] = rounded(*s.goodput_per_s);
   if (!s.errors.empty()) {
     nlohmann::json& errors = json["errors"] = nlohmann::json::object();
     for (const auto& [kind, seen] : s.errors) errors[kind] = {{"count", seen.count}, {"example", seen.example}};
   }
   for (const MetricSummary& m : s.metrics) {
-    json["mean_" + m.name + "_ms"] = m.mean;
-    json["median_" + m.name + "_ms"] = m.median;
-    json["std_" + m.name + "_ms"] = m.std;
-    json["max_" + m.name + "_ms"] = m.max;
+    if (m.count == 0) continue;
+    json["mean_" + m.name + "_ms"] = rounded(m.mean);
+    json["median_" + m.name + "_ms"] = rounded(m.median);
+    json["std_" + m.name + "_ms"] = rounded(m.std);
+    json["max_" + m.name + "_ms"] = rounded(m.max);
     for (size_t i = 0; i < s.percentiles.size(); ++i)
-      json[percentile_name(s.percentiles[i]) + "_" + m.name + "_ms"] = m.percentiles[i];
+      json[percentile_name(s.percentiles[i]) + "_" + m.name + "_ms"] = rounded(m.percentiles[i]);
   }
   return json;
 }

@@ -42,8 +42,9 @@ struct MetricSummary {
 
 struct LoadSummary {
   int64_t planned = 0, done = 0, failed = 0, cancelled = 0, not_sent = 0;
-  int64_t prompt_tokens = 0, output_tokens = 0;  // of the done
-  int64_t uncounted = 0;                         // done requests whose tokens the server did not count
+  int64_t prompt_tokens = 0;  // of the done
+  int64_t output_tokens = 0;  // of the done, and of the cancelled what came
+  int64_t uncounted = 0;      // done requests whose tokens the server did not count
   double seconds = 0;
   double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;
   std::optional<double> goodput_per_s;
@@ -51,6 +52,7 @@ struct LoadSummary {
   int64_t peak_in_flight = 0, connections = 0;
   bool interrupted = false;
   std::vector<double> percentiles;
+  // Of the done requests; ttft, tpot and itl of the cancelled ones too, as far as they got.
   // ttft, tpot, itl, e2el from when a request was due; ttft_sent, e2el_sent from when it was sent; delay between.
   std::vector<MetricSummary> metrics;
   struct Errors {
@@ -67,7 +69,7 @@ LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles,
 // The table that people read; `shown` names its metrics.
 std::string report_table(const LoadSummary& summary, const std::vector<std::string>& shown);
 
-// All numbers: "mean_ttft_ms", "p99_itl_ms", "request_throughput" and others.
+// All numbers; a metric without values is absent: "mean_ttft_ms", "p99_itl_ms", "request_throughput" and others.
 nlohmann::json report_json(const LoadSummary& summary);
 
 }  // namespace hearth

@@ -74,7 +74,24 @@ TEST(Report, SumsUp) {
   const std::string table = report_table(s, {"ttft", "itl"});
   EXPECT_THAT(table, HasSubstr("2 of 4"));
   EXPECT_THAT(table, HasSubstr("625.00"));
-  EXPECT_THAT(table, HasSubstr("1 x HTTP 500: HTTP 500: why"));
+  EXPECT_THAT(table, HasSubstr("1 x HTTP 500: why"));
+}
+
+TEST(Report, ACancelledRequestCountsAsFarAsItGot) {
+  LoadResult result;
+  result.records = {record(0, 0, {0.25, 0.5, 1.0}, 1.0)};
+  result.records[0].outcome = Outcome::kCancelled;
+  result.seconds = 2;
+  result.interrupted = true;
+  const LoadSummary s = summarize(result, {99}, {});
+  EXPECT_EQ(s.done, 0);
+  EXPECT_EQ(s.cancelled, 1);
+  EXPECT_DOUBLE_EQ(s.metric("ttft").mean, 250);
+  EXPECT_EQ(s.metric("itl").count, 2);
+  EXPECT_EQ(s.metric("e2el").count, 0);
+  EXPECT_DOUBLE_EQ(s.output_tokens_per_s, 1.5);
+  EXPECT_FALSE(report_json(s).contains("mean_e2el_ms"));
+  EXPECT_THAT(report_table(s, {"e2el"}), HasSubstr(" -"));
 }
 
 TEST(Report, FlagsSayWhatIsWrong) {

@@ -150,21 +150,21 @@ TEST(LoadTest, EveryFailureHasItsKind) {
   const auto expect = [&](size_t index, const char* kind, const char* message) {
     SCOPED_TRACE(index);
     EXPECT_EQ(result.records[index].outcome, Outcome::kFailed);
-    EXPECT_EQ(result.records[index].error_kind, kind);
+    EXPECT_THAT(result.records[index].error_kind, HasSubstr(kind));
     EXPECT_THAT(result.records[index].error, HasSubstr(message));
   };
   expect(0, "HTTP 429", "slow down");
   expect(1, "no stream", "the answer is application/json");
   expect(2, "error in the stream", "boom");
   expect(3, "cut stream", "without [DONE]");
-  expect(4, "Unavailable", "closed the connection before its answer was complete");
-  expect(5, "Corrupt", "not HTTP");
-  expect(6, "Corrupt", "not a JSON object");
+  expect(4, "closed the connection", "closed the connection before its answer was complete");
+  expect(5, "broken answer", "not HTTP");
+  expect(6, "broken answer", "not a JSON object");
   EXPECT_EQ(result.records[7].outcome, Outcome::kDone) << result.records[7].error;
   const LoadSummary s = summarize(result, {50}, {});
   EXPECT_EQ(s.done, 1);
   EXPECT_EQ(s.failed, 7);
-  EXPECT_EQ(s.errors.at("Corrupt").count, 2);
+  EXPECT_EQ(s.errors.at("broken answer").count, 2);
 }
 
 TEST(LoadTest, ADeadServerIsAnErrorAndASilentOneADeadline) {
@@ -175,7 +175,7 @@ TEST(LoadTest, ADeadServerIsAnErrorAndASilentOneADeadline) {
   }
   Load dead(url);
   EXPECT_THAT(dead.get("/").error().message, HasSubstr("cannot connect to 127.0.0.1"));
-  EXPECT_EQ(dead.run_one().error_kind, "Unavailable");
+  EXPECT_THAT(dead.run_one().error_kind, HasSubstr("cannot connect to 127.0.0.1"));
 
   TestServer silent([](Peer& peer, int) {
     while (!peer.read_request().empty()) {}
@@ -184,7 +184,7 @@ TEST(LoadTest, ADeadServerIsAnErrorAndASilentOneADeadline) {
   options.idle_timeout_ms = 100;
   Load load(silent.url(), options);
   const RequestRecord r = load.run_one();
-  EXPECT_EQ(r.error_kind, "DeadlineExceeded");
+  EXPECT_THAT(r.error_kind, HasSubstr("nothing happened for too long"));
   EXPECT_THAT(r.end_s, AllOf(Ge(0.1), Le(2.0)));
 }
 
