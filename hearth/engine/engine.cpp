@@ -174,6 +174,13 @@ Status Engine::remove_model(const std::string& name) {
   return {};
 }
 
+int64_t Engine::kv_tokens(const ServedModel& model) const {
+  const std::lock_guard lock(impl_->mutex);
+  for (const Impl::Entry& entry : impl_->entries)
+    if (entry.served.get() == &model) return entry.kv_tokens;
+  return 0;
+}
+
 Result<RequestHandle> Engine::submit(Request request, OnOutput on_output) {
   HEARTH_TRY(validate(request));
   const int64_t n = request.n;

@@ -86,6 +86,9 @@ class Engine {
   // New requests for it are refused; those that run finish, then its memory is given back. NotFound.
   Status remove_model(const std::string& name);
 
+  // Tokens that the model's KV pool holds: no request may need more. 0: the model was not added.
+  int64_t kv_tokens(const ServedModel& model) const;
+
   // Takes a request, checked against its model, or says why not: InvalidArgument; NotFound for a model that was not
   // added; ResourceExhausted where max_waiting choices wait; Unavailable while draining.
   Result<RequestHandle> submit(Request request, OnOutput on_output);

@@ -340,6 +340,8 @@ TEST(Engine, RefusesWhatItCannotDo) {
   Request stop = request_of({1}, 4);
   stop.stop = {""};
   EXPECT_THAT(why(stop), HasSubstr("stop"));
+  EXPECT_EQ(engine->kv_tokens(*model()), 64);
+  EXPECT_EQ(engine->kv_tokens(*small_model("other")), 0);
   engine->drain();
   EXPECT_EQ(engine->submit(request_of({1}, 4), {}).error().code, ErrorCode::kUnavailable);
 }
