@@ -23,13 +23,15 @@ class Access {
   // The index of the key in an Authorization header ("Bearer <key>"); -1 where none is asked for. 401 otherwise.
   ApiResult<int> authorize(std::string_view authorization) const;
 
-  // One request in flight, until it is destroyed.
+  // One request in flight, until it is released or destroyed.
   class Ticket {
    public:
     Ticket(Ticket&& other) noexcept : access_(std::exchange(other.access_, nullptr)), key_(other.key_) {}
     Ticket& operator=(Ticket&&) = delete;
-    ~Ticket() {
-      if (access_ != nullptr) access_->leave(key_);
+    ~Ticket() { release(); }
+    // Before the last bytes of the answer are written: who has them may ask again at once.
+    void release() {
+      if (Access* const access = std::exchange(access_, nullptr)) access->leave(key_);
     }
 
    private:

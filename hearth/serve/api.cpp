@@ -79,10 +79,10 @@ Async<void> Api::handle(HttpExchange& exchange) {
       reply = error_reply(ticket.error());
     } else {
       switch (lookup.match->route) {
-        case Route::kCompletions: co_await generate(exchange, false, key); break;
-        case Route::kChatCompletions: co_await generate(exchange, true, key); break;
-        case Route::kTokenize: co_await tokenize(exchange, false, key); break;
-        default: co_await tokenize(exchange, true, key); break;
+        case Route::kCompletions: co_await generate(exchange, false, key, *ticket); break;
+        case Route::kChatCompletions: co_await generate(exchange, true, key, *ticket); break;
+        case Route::kTokenize: co_await tokenize(exchange, false, *ticket); break;
+        default: co_await tokenize(exchange, true, *ticket); break;
       }
       co_return;
     }
@@ -129,17 +129,17 @@ HttpReply Api::health(Route route) const {
   return error_reply(not_now("loading", "models are loading", kLoadingRetryS));
 }
 
-Async<void> Api::generate(HttpExchange& exchange, bool chat, int key) {
+Async<void> Api::generate(HttpExchange& exchange, bool chat, int key, Access::Ticket& ticket) {
   const GenerationParts parts{.limits = parts_.limits,
                               .models = parts_.models,
                               .engine = parts_.engine,
                               .workers = parts_.workers,
                               .conversations = conversations_,
                               .fingerprint = fingerprint_};
-  co_await answer_generation(exchange, parts, chat, key);
+  co_await answer_generation(exchange, parts, chat, key, ticket);
 }
 
-Async<void> Api::tokenize(HttpExchange& exchange, bool back, int) {
+Async<void> Api::tokenize(HttpExchange& exchange, bool back, Access::Ticket& ticket) {
   auto task = [this, body = std::move(exchange.body()), back] {
     return back ? detokenize_reply(body, parts_.models, parts_.limits)
                 : tokenize_reply(body, parts_.models, parts_.limits);
@@ -153,6 +153,7 @@ Async<void> Api::tokenize(HttpExchange& exchange, bool back, int) {
   } else {
     answer.body = std::move(**reply);
   }
+  ticket.release();
   (void)co_await exchange.reply(std::move(answer));
 }
 

@@ -44,8 +44,8 @@ class Api {
   bool ready() const { return !draining_.load() && parts_.models.ready(); }
 
  private:
-  Async<void> generate(HttpExchange& exchange, bool chat, int key);
-  Async<void> tokenize(HttpExchange& exchange, bool back, int key);
+  Async<void> generate(HttpExchange& exchange, bool chat, int key, Access::Ticket& ticket);
+  Async<void> tokenize(HttpExchange& exchange, bool back, Access::Ticket& ticket);
   HttpReply models(std::string_view name) const;
   HttpReply health(Route route) const;
 

@@ -134,7 +134,7 @@ Async<TaskResult<F>> run_owed(WorkerPool& pool, F work) {
 }
 
 Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
-                         ReplyPlan plan) {
+                         ReplyPlan plan, Access::Ticket& ticket) {
   std::vector<PromptState> states(plan.prompts.size());
   for (PromptState& state : states) state.choices.resize(static_cast<size_t>(plan.n));
   for (int64_t open = plan.choices(); open > 0;) {
@@ -151,6 +151,7 @@ Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::share
       --open;
       if (const auto error = failure(choice)) {
         conversation->leave();
+        ticket.release();
         (void)co_await exchange.reply(error_reply(*error));
         co_return;
       }
@@ -169,6 +170,7 @@ Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::share
   } else {
     reply.body = whole_reply(plan, states);
   }
+  ticket.release();
   (void)co_await exchange.reply(std::move(reply));
 }
 
@@ -181,7 +183,7 @@ std::string make_events(StreamReply& stream, std::vector<Piece> pieces) {
 }
 
 Async<void> answer_stream(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
-                          ReplyPlan plan) {
+                          ReplyPlan plan, Access::Ticket& ticket) {
   // Shared with the worker that makes heavy events.
   const auto stream = std::make_shared<StreamReply>(std::move(plan));
   struct Taken {
@@ -213,9 +215,11 @@ Async<void> answer_stream(HttpExchange& exchange, WorkerPool& workers, std::shar
     }
     if (!begun && stream->error()) {
       // Nothing was sent yet: the status can still say it.
+      ticket.release();
       (void)co_await exchange.reply(error_reply(*stream->error()));
       co_return;
     }
+    if (stream->done()) ticket.release();
     if (!begun && !events.empty()) {
       begun = true;
       HttpReply head;
@@ -235,7 +239,8 @@ Async<void> answer_stream(HttpExchange& exchange, WorkerPool& workers, std::shar
 
 }  // namespace
 
-Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, bool chat, int key) {
+Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, bool chat, int key,
+                              Access::Ticket& ticket) {
   const auto conversation = parts.conversations.open();
   const LeaveAtEnd leave(conversation);
   exchange.on_disconnect([conversation] { conversation->leave(); });
@@ -252,14 +257,15 @@ Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, boo
   if (conversation->gone()) co_return;
   if (!ran || !*ran) {
     const ApiError error = ran ? ran->error() : to_api_error(ran.error());
+    ticket.release();
     (void)co_await exchange.reply(error_reply(error));
     co_return;
   }
   Accepted accepted = std::move(*ran).value();
   if (accepted.stream) {
-    co_await answer_stream(exchange, parts.workers, conversation, std::move(accepted.plan));
+    co_await answer_stream(exchange, parts.workers, conversation, std::move(accepted.plan), ticket);
   } else {
-    co_await answer_whole(exchange, parts.workers, conversation, std::move(accepted.plan));
+    co_await answer_whole(exchange, parts.workers, conversation, std::move(accepted.plan), ticket);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "hearth/base/worker_pool.h"
 #include "hearth/engine/engine.h"
+#include "hearth/serve/access.h"
 #include "hearth/serve/async.h"
 #include "hearth/serve/conversation.h"
 #include "hearth/serve/http.h"
@@ -26,7 +27,8 @@ struct GenerationParts {
   const std::string& fingerprint;
 };
 
-// `key`: the index of the client's API key, or -1.
-Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, bool chat, int key);
+// `key`: the index of the client's API key, or -1. `ticket` is released when all but the last bytes are written.
+Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, bool chat, int key,
+                              Access::Ticket& ticket);
 
 }  // namespace hearth
