@@ -244,7 +244,7 @@ std::string command_without_key(std::span<const char* const> args) {
   return command_line(pointers);
 }
 
-nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const ModelCard& card,
+nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const ModelCard& card, const LoadPlan& plan,
                              const LoadSummary& summary) {
   nlohmann::json line =
       result_line("serve", cpu_device(ThreadPool::hardware_threads()), command_without_key(s.context.args));
@@ -264,7 +264,7 @@ nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const
   if (s.dataset != "trace") line["random_output_len"] = s.output_len;
   if (s.dataset == "trace") line["trace_scale"] = s.trace_scale;
   line["max_output_len"] = s.max_output_len;
-  line["request_rate"] = s.request_rate;
+  line["request_rate"] = plan.recorded_times ? "trace" : s.request_rate;
   line["burstiness"] = s.burstiness;
   line["max_concurrency"] = s.max_concurrency;
   line["num_warmups"] = s.num_warmups;
@@ -319,7 +319,7 @@ Result<int> run_bench_serve(const BenchSettings& s) {
 
   const LoadResult result = run_plan(s, context, *client, plan, stop);
   const LoadSummary summary = summarize(result, wanted.percentiles, wanted.slo);
-  const nlohmann::json line = result_object(s, wanted, card, summary);
+  const nlohmann::json line = result_object(s, wanted, card, plan, summary);
   // The table may hold what the server said.
   HEARTH_TRY(write_stdout(s.json ? line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
                                  : escape_controls(report_table(summary, wanted.metrics))));

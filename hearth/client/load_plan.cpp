@@ -19,6 +19,7 @@ struct Source {
   Json extra = Json::object();
   std::vector<PromptLine> prompts;
   std::vector<PlannedRequest> requests;
+  bool recorded_times = false;
 
   std::string body(size_t index) const;
 };
@@ -82,6 +83,7 @@ Status plan_trace(Source& source) {
     trace.requests.resize(static_cast<size_t>(s.num_prompts.value_or(rows)));
     for (PlannedRequest& request : trace.requests) request.arrival_s *= s.trace_scale;
     source.requests = std::move(trace.requests);
+    source.recorded_times = true;
     return {};
   }
   if (s.trace_scale != 1) return invalid_argument("--trace-scale: the trace has no times; --request-rate says them");
@@ -154,7 +156,9 @@ Result<LoadPlan> make_load_plan(LoadPlanSettings settings) {
   }
   HEARTH_TRY(check_context(*source));
   source->settings.file_text.clear();
-  return LoadPlan{.requests = source->requests, .make_body = [source](size_t index) { return source->body(index); }};
+  return LoadPlan{.requests = source->requests,
+                  .recorded_times = source->recorded_times,
+                  .make_body = [source](size_t index) { return source->body(index); }};
 }
 
 }  // namespace hearth

@@ -39,6 +39,7 @@ struct LoadPlanSettings {
 
 struct LoadPlan {
   std::vector<PlannedRequest> requests;
+  bool recorded_times = false;                         // those of a trace, not drawn
   std::function<std::string(size_t index)> make_body;  // any number of times, the same each time
 };
 

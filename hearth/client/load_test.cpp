@@ -37,31 +37,51 @@ void serve_tokens(Peer& peer, int tokens, std::chrono::milliseconds before, std:
   peer.end_stream(7, tokens);
 }
 
-// The upper bounds leave room for a loaded machine; the lower ones hold on any.
+// Against the clock of the server itself. What comes late by the load of the machine is within the tolerance; a time
+// taken from the wrong event or in the wrong unit is not.
 TEST(LoadTest, MeasuresTheDelaysThatTheServerMade) {
-  TestServer server([](Peer& peer, int) {
-    while (!peer.read_request().empty()) serve_tokens(peer, 4, 80ms, 40ms);
+  constexpr double kTolerance = 0.25;
+  constexpr auto kDelay = 300ms;
+  std::vector<double> server_s;  // of the request and of each token
+  TestServer server([&](Peer& peer, int) {
+    (void)peer.read_request();
+    const auto note = [&] {
+      server_s.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count());
+    };
+    note();
+    peer.begin_stream();
+    for (int i = 0; i < 3; ++i) {
+      std::this_thread::sleep_for(kDelay);
+      note();
+      peer.token("a");
+    }
+    peer.end_stream(7, 3);
+    (void)peer.read_request();  // until the client closes, which orders server_s before what follows
   });
-  Load load(server.url());
-  const RequestRecord r = load.run_one();
+  RequestRecord r;
+  {
+    Load load(server.url());
+    r = load.run_one();
+  }
+  server.finish();
   ASSERT_EQ(r.outcome, Outcome::kDone) << r.error;
-  EXPECT_EQ(r.events, 4);
-  EXPECT_EQ(r.output_tokens, 4);
+  EXPECT_EQ(r.events, 3);
+  EXPECT_EQ(r.output_tokens, 3);
   EXPECT_EQ(r.prompt_tokens, 7);
   EXPECT_TRUE(r.server_counted);
-  EXPECT_THAT(r.first_s - r.sent_s, AllOf(Ge(0.080), Le(0.200)));
-  ASSERT_EQ(r.gaps_s.size(), 3u);
-  // A token that comes late makes the next gap shorter: their sum is what the server made.
-  EXPECT_THAT(r.last_s - r.first_s, AllOf(Ge(0.110), Le(0.240)));
-  EXPECT_NEAR(r.gaps_s[0] + r.gaps_s[1] + r.gaps_s[2], r.last_s - r.first_s, 1e-5);
-  EXPECT_THAT(r.gaps_s[1], AllOf(Ge(0.005f), Le(0.120f)));
+  ASSERT_EQ(server_s.size(), 4u);
+  ASSERT_EQ(r.gaps_s.size(), 2u);
+  EXPECT_THAT(r.first_s - r.sent_s, AllOf(Ge(server_s[1] - server_s[0]), Le(server_s[1] - server_s[0] + kTolerance)));
+  EXPECT_NEAR(r.gaps_s[0], server_s[2] - server_s[1], kTolerance);
+  EXPECT_NEAR(r.gaps_s[1], server_s[3] - server_s[2], kTolerance);
+  EXPECT_NEAR(r.gaps_s[0] + r.gaps_s[1], r.last_s - r.first_s, 1e-5);
   EXPECT_GE(r.end_s, r.last_s);
 }
 
 // I1: with one request at a time, the second one waits for the first; its latency says so.
 TEST(LoadTest, LatencyCountsFromWhenARequestWasDue) {
   TestServer server([](Peer& peer, int) {
-    while (!peer.read_request().empty()) serve_tokens(peer, 2, 100ms, 0ms);
+    while (!peer.read_request().empty()) serve_tokens(peer, 2, 200ms, 0ms);
   });
   Load load(server.url());
   load.settings.max_concurrency = 1;
@@ -72,13 +92,13 @@ TEST(LoadTest, LatencyCountsFromWhenARequestWasDue) {
     const RequestRecord& r = result.records[i];
     ASSERT_EQ(r.outcome, Outcome::kDone) << r.error;
     EXPECT_EQ(r.due_s, 0);
-    EXPECT_GE(r.first_s, 0.1 * static_cast<double>(i + 1));
-    EXPECT_LE(r.first_s - r.sent_s, 0.25);
+    EXPECT_GE(r.first_s, 0.2 * static_cast<double>(i + 1));
+    EXPECT_LE(r.first_s - r.sent_s, 0.5);
   }
   const LoadSummary s = summarize(result, {50}, {});
-  EXPECT_GE(s.metric("ttft").max, 300);
-  EXPECT_LE(s.metric("ttft_sent").max, 250);
-  EXPECT_GE(s.metric("delay").max, 200);
+  EXPECT_GE(s.metric("ttft").max, 600);
+  EXPECT_LE(s.metric("ttft_sent").max, 500);
+  EXPECT_GE(s.metric("delay").max, 400);
 }
 
 // The server answers the first request after the third has come: only an open loop gets there.
@@ -106,7 +126,7 @@ TEST(LoadTest, RequestsLeaveWhenDueWhateverTheServerDoes) {
     const RequestRecord& r = result.records[i];
     ASSERT_EQ(r.outcome, Outcome::kDone) << r.error;
     EXPECT_GE(r.sent_s, due[i]);
-    EXPECT_LE(r.sent_s, due[i] + 0.1);
+    EXPECT_LE(r.sent_s, due[i] + 0.3);
   }
   EXPECT_GE(result.records[0].first_s, 0.15);
 }

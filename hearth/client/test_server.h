@@ -86,13 +86,18 @@ class TestServer {
     acceptor_ = std::thread([this] { accept(); });
   }
   ~TestServer() {
+    finish();
+    for (const int fd : open_) ::close(fd);
+  }
+  // Ends all connections and waits for their threads. Also by the destructor.
+  void finish() {
+    if (!acceptor_.joinable()) return;
     ::shutdown(fd_, SHUT_RDWR);
     acceptor_.join();
     ::close(fd_);
     const std::lock_guard lock(mutex_);
     for (const int fd : open_) ::shutdown(fd, SHUT_RDWR);
     for (std::thread& thread : threads_) thread.join();
-    for (const int fd : open_) ::close(fd);
   }
   HttpUrl url() const { return {.host = "127.0.0.1", .port = port_, .path = {}}; }
   int connections() const {

@@ -225,6 +225,7 @@ TEST(Plan, TracesAreScaledAndCapped) {
   const auto plan = make_load_plan(settings);
   ASSERT_TRUE(plan) << plan.error().message;
   ASSERT_EQ(plan->requests.size(), 2u);
+  EXPECT_TRUE(plan->recorded_times);
   EXPECT_DOUBLE_EQ(plan->requests[1].arrival_s, 5);
   EXPECT_EQ(plan->requests[1].input_tokens, 100);
   EXPECT_EQ(plan->requests[1].output_tokens, 50);
