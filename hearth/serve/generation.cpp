@@ -92,8 +92,7 @@ ApiStatus submit_all(std::vector<PreparedPrompt> prepared, Engine& engine,
 
 RequestOrigin origin_of(const Asked& asked, const ApiModel& model, const Engine& engine) {
   RequestOrigin origin = asked.origin;
-  for (const ModelStats& stats : engine.stats())
-    if (stats.model == model.served->name) origin.kv_tokens = stats.kv_blocks * stats.block_tokens;
+  origin.kv_tokens = engine.kv_tokens(*model.served);
   return origin;
 }
 

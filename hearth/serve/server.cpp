@@ -3,10 +3,6 @@
 // workers, whose tasks use the API, then the API, then the engine.
 #include "hearth/serve/server.h"
 
-#include <algorithm>
-#include <chrono>
-#include <thread>
-
 #include "hearth/base/clock.h"
 #include "hearth/base/log.h"
 #include "hearth/base/thread_pool.h"
@@ -20,7 +16,6 @@ namespace {
 
 // For the last answers after requests were cancelled.
 constexpr int64_t kCancelTimeoutMs = 5000;
-constexpr int64_t kStatsTimeoutNs = 10'000'000'000;
 
 class ServerImpl final : public Server {
  public:
@@ -63,7 +58,6 @@ class ServerImpl final : public Server {
       HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
                         load_served_model(source.dir, source.names.front(), ops, load, pool));
       HEARTH_TRY(engine_->add_model(served).with_context(source.names.front()));
-      wait_for_stats(source.names.front());
       models_.add(i, std::move(served));
     }
     return {};
@@ -82,16 +76,6 @@ class ServerImpl final : public Server {
   }
 
  private:
-  // The engine's planner tells a model's pool a moment after it has taken it; requests are checked against that.
-  void wait_for_stats(const std::string& model) const {
-    const auto known = [&] {
-      const std::vector<ModelStats> all = engine_->stats();
-      return std::any_of(all.begin(), all.end(), [&](const ModelStats& one) { return one.model == model; });
-    };
-    for (const int64_t begin_ns = clock_.now_ns(); !known() && clock_.now_ns() - begin_ns < kStatsTimeoutNs;)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-
   void done(const HttpRecord& record) {
     metrics_.on_http(route_pattern(record.path), record.method, record.status, record.seconds);
     if (!options_.access_log) return;
