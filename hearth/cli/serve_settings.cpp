@@ -236,7 +236,7 @@ void add_engine_rows(Table& t) {
             .min = 0,
             .max = 1'000'000,
             .unit = "choices",
-            .help = "Choices that may wait to be admitted; more get 503."},
+            .help = "Choices that may wait to be admitted; more get 429."},
            OfEngine<&EngineOptions::max_waiting>());
   t.number({.key = "max-unread",
             .kind = kInteger,

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <regex>
 #include <thread>
 
@@ -85,6 +86,8 @@ class RunningServer {
     thread_.join();
     return result_;
   }
+
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
 
   // A connection on which a stream of `tokens` tokens has begun.
   int begin_stream(int tokens) const {
@@ -182,6 +185,40 @@ TEST(Serve, SeveralModelsAndAnOpenAddressWithAWarning) {
             {.environment = {{"HEARTH_API_KEY", "k"}}, .interrupt_after_bytes = 1, .timeout_s = 60});
   EXPECT_EQ(with_key.exit_code, 0) << with_key.err;
   EXPECT_EQ(with_key.err.find("no API key"), std::string::npos) << with_key.err;
+}
+
+TEST(Clients, ADialogueWithAServerIsTheDialogueWithTheModel) {
+  RunningServer server("chat");
+  const ProcessOptions dialogue = {.stdin_text = "Tell me of the sea.\nAnd of the captain?\n", .timeout_s = 60};
+  const std::vector<std::string> sampling = {"--temperature", "0", "--max-tokens", "24"};
+  std::vector<std::string> remote = {"chat", "--base-url", server.url()}, local = {"chat", "models/fable-13m"};
+  remote.insert(remote.end(), sampling.begin(), sampling.end());
+  local.insert(local.end(), sampling.begin(), sampling.end());
+  const ProcessResult answered = run_hearth(remote, dialogue);
+  EXPECT_EQ(answered.exit_code, 0) << answered.err;
+  EXPECT_GT(answered.out.size(), 40u);
+  EXPECT_EQ(answered.out, run_hearth(local, dialogue).out);
+  EXPECT_THAT(answered.err, HasSubstr("tokens/s"));
+}
+
+TEST(Clients, ABenchmarkCountsWhatTheServerDid) {
+  RunningServer server("bench");
+  const fs::path file = fs::path(testing::TempDir()) / "hearth_e2e_bench.jsonl";
+  fs::remove(file);
+  const std::vector<std::string> load = {
+      "bench",          "serve",      "--base-url",         server.url(), "--num-prompts",       "6",
+      "--request-rate", "50",         "--random-input-len", "20",         "--random-output-len", "10",
+      "--save-result",  file.string()};
+  const ProcessResult result = run_hearth(load, {.timeout_s = 60});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("Time to first token"));
+  std::ifstream in(file);
+  const nlohmann::json line = nlohmann::json::parse(in);
+  EXPECT_NE(line.dump().find("\"completed\":6"), std::string::npos) << line.dump(1);
+  server.signal(SIGKILL);
+  server.wait();
+  EXPECT_EQ(run_hearth(load, {.timeout_s = 60}).exit_code, kUnavailable);
+  fs::remove(file);
 }
 
 TEST(Serve, RefusesWhatCannotBe) {
