@@ -1,28 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-// One queue under one mutex: tasks cost microseconds and more, so the lock is never what they wait for.
+// One queue under one mutex: tasks cost microseconds and more, so the lock is never what they wait for. A watcher
+// looks after long tasks: it lowers their thread's policy from outside, because the code that takes so long knows
+// nothing of it, and replaces the thread when its task has ended.
 #include "hearth/base/worker_pool.h"
 
-#include <sys/resource.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
+#include <system_error>
+#include <utility>
 
+#include "hearth/base/clock.h"
 #include "hearth/base/log.h"
 
 namespace hearth {
 
-WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority) : max_waiting_(max_waiting) {
-  for (int i = 0; i < std::max(threads, 1); ++i) threads_.emplace_back([this, priority] { work(priority); });
+WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority)
+    : max_waiting_(max_waiting), priority_(priority) {
+  const std::lock_guard lock(mutex_);
+  start_worker();  // without a single one the pool is of no use: that throws
+  try {
+    for (int i = 1; i < threads; ++i) start_worker();
+    if (priority_ == Priority::kGivesWay) watcher_ = std::thread([this] { watch(); });
+  } catch (const std::system_error& error) {
+    SPDLOG_WARN("the system starts no more threads: {} of {} workers: {}", workers_.size(), threads, error.what());
+  }
 }
 
 WorkerPool::~WorkerPool() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
+  std::unique_lock lock(mutex_);
+  stopping_ = true;
   wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  watch_.notify_all();
+  const auto done = [this] { return workers_.empty() && (missing_ == 0 || tasks_.empty()); };
+  watch_.wait(lock, done);
+  lock.unlock();
+  if (watcher_.joinable()) watcher_.join();
+  for (std::thread& thread : ended_) thread.join();
+}
+
+void WorkerPool::start_worker() {
+  Worker& worker = workers_.emplace_back();
+  try {
+    worker.thread = std::thread([this, &worker] { work(worker); });  // waits for mutex_, which we hold
+  } catch (...) {
+    workers_.pop_back();
+    throw;
+  }
 }
 
 bool WorkerPool::try_post(std::function<void()> task) {
@@ -48,25 +75,64 @@ int64_t WorkerPool::waiting() const {
   return static_cast<int64_t>(tasks_.size());
 }
 
-void WorkerPool::work(Priority priority) {
-  // Linux keeps a nice value for each thread; where it cannot be set, the work is done at the usual one.
-  constexpr int kBackgroundNice = 10;
-  const auto self = static_cast<id_t>(gettid());
-  if (priority == Priority::kBackground)
-    (void)setpriority(PRIO_PROCESS, self, std::max(kBackgroundNice, getpriority(PRIO_PROCESS, self)));
+void WorkerPool::work(Worker& self) {
   std::unique_lock lock(mutex_);
-  while (true) {
+  self.tid = gettid();
+  while (!self.gave_way) {
     wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
-    if (tasks_.empty()) return;
+    if (tasks_.empty()) break;
     std::function<void()> task = std::move(tasks_.front());
     tasks_.pop_front();
+    self.task_began_ns = std::max<int64_t>(SteadyClock().now_ns(), 1);
+    if (running_++ == 0 && priority_ == Priority::kGivesWay) watch_.notify_all();
     lock.unlock();
     try {
       task();
     } catch (const std::exception& error) {
       SPDLOG_ERROR("a worker's task failed: {}", error.what());
+    } catch (...) {
+      SPDLOG_ERROR("a worker's task failed with what is no std::exception");
     }
     task = nullptr;  // what it holds is released outside the lock
+    lock.lock();
+    self.task_began_ns = 0;
+    --running_;
+  }
+  missing_ += self.gave_way;
+  const auto place = std::find_if(workers_.begin(), workers_.end(), [&](const Worker& w) { return &w == &self; });
+  ended_.push_back(std::move(place->thread));
+  workers_.erase(place);
+  watch_.notify_all();
+}
+
+void WorkerPool::lower_the_slow() {
+  const int64_t now_ns = SteadyClock().now_ns();
+  for (Worker& worker : workers_) {
+    const bool slow = worker.task_began_ns != 0 && now_ns - worker.task_began_ns >= kPatienceMs * 1'000'000;
+    if (!slow || worker.gave_way) continue;
+    const sched_param none{};
+    worker.gave_way = sched_setscheduler(static_cast<pid_t>(worker.tid), SCHED_IDLE, &none) == 0;
+  }
+}
+
+// A thread inherits the policy of the one that starts it, so workers that gave way are replaced from here.
+void WorkerPool::watch() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_ || !workers_.empty() || (missing_ > 0 && !tasks_.empty())) {
+    if (running_ == 0 && ended_.empty() && missing_ == 0) {
+      watch_.wait(lock);
+      continue;
+    }
+    watch_.wait_for(lock, std::chrono::milliseconds(kPatienceMs) / 2);
+    lower_the_slow();
+    try {
+      for (; missing_ > 0; --missing_) start_worker();
+    } catch (const std::system_error& error) {
+      SPDLOG_WARN("no thread for tasks that wait, trying again: {}", error.what());
+    }
+    std::vector<std::thread> ended = std::exchange(ended_, {});
+    lock.unlock();
+    for (std::thread& thread : ended) thread.join();
     lock.lock();
   }
 }

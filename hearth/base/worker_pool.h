@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <list>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -18,9 +19,10 @@ namespace hearth {
 
 class WorkerPool {
  public:
-  // kBackground gives way to every other thread of the machine (nice 10): for work that may be large and must not
-  // slow down those that compute.
-  enum class Priority : uint8_t { kNormal, kBackground };
+  // kGivesWay: a task that takes longer than kPatienceMs goes on with what CPU time nothing else on the machine wants
+  // (SCHED_IDLE), so that an expensive task cannot slow down threads that compute. Short tasks never notice.
+  enum class Priority : uint8_t { kNormal, kGivesWay };
+  static constexpr int64_t kPatienceMs = 5;
 
   // At least one thread. `max_waiting` bounds what try_post() takes.
   WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal);
@@ -37,14 +39,29 @@ class WorkerPool {
   int64_t waiting() const;
 
  private:
-  void work(Priority priority);
+  struct Worker {
+    std::thread thread;
+    int64_t tid = 0;
+    int64_t task_began_ns = 0;  // 0: between tasks
+    bool gave_way = false;      // for good: Linux lets no thread come back. It ends after its task
+  };
+
+  void start_worker();  // holding mutex_, as the next
+  void lower_the_slow();
+  void work(Worker& self);
+  void watch();
 
   const int64_t max_waiting_;
+  const Priority priority_;
   mutable std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> tasks_;  // guarded by mutex_
-  bool stopping_ = false;                    // guarded by mutex_
-  std::vector<std::thread> threads_;
+  std::condition_variable wake_, watch_;
+  std::deque<std::function<void()>> tasks_;  // guarded by mutex_, as all below
+  std::list<Worker> workers_;
+  std::vector<std::thread> ended_;  // to be joined
+  int64_t running_ = 0;             // tasks
+  int64_t missing_ = 0;             // workers that gave way and are to be replaced
+  bool stopping_ = false;
+  std::thread watcher_;  // with kGivesWay
 };
 
 }  // namespace hearth

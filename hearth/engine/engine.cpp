@@ -23,7 +23,7 @@ constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
 int team_threads(int wanted) {
   if (wanted > 0) return wanted;
   const int cpus = ThreadPool::hardware_threads();
-  return cpus > 2 ? cpus - 1 : cpus;
+  return cpus > 1 ? cpus - 1 : 1;
 }
 
 int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
@@ -79,7 +79,8 @@ struct Engine::Impl {
   Impl(const EngineOptions& o, EngineObserver* observer, const Clock& c)
       : options(o),
         clock(c),
-        workers(o.text_workers, std::numeric_limits<int64_t>::max()),
+        text_workers(o.text_workers, std::numeric_limits<int64_t>::max()),
+        grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
         planner(inbox, steps, observer, c, o.max_unread, shared),
         planner_thread([this] { planner.run(); }) {}
@@ -103,7 +104,8 @@ struct Engine::Impl {
   const Clock& clock;
   std::shared_ptr<Inbox> inbox = std::make_shared<Inbox>();
   SharedStats shared;
-  WorkerPool workers;
+  WorkerPool text_workers;
+  WorkerPool grammar_workers;  // for requests with a grammar: a mask may take as long as a hundred other texts
   StepThread steps;
   Planner planner;
 
@@ -123,7 +125,7 @@ RequestHandle& RequestHandle::operator=(RequestHandle&& other) noexcept {
 
 RequestHandle::~RequestHandle() { cancel(); }
 
-void RequestHandle::cancel() {
+void RequestHandle::cancel() noexcept {
   if (submission_) submission_->cancel();
 }
 
@@ -184,9 +186,12 @@ int64_t Engine::kv_tokens(const ServedModel& model) const {
 Result<RequestHandle> Engine::submit(Request request, OnOutput on_output) {
   HEARTH_TRY(validate(request));
   const int64_t n = request.n;
-  HEARTH_TRY_ASSIGN(std::shared_ptr<Submission> submission,
-                    Submission::create(std::move(request), std::move(on_output), impl_->workers, impl_->inbox,
-                                       impl_->clock.now_ns()));
+  if (n > impl_->options.max_waiting)
+    return invalid_argument("n is {}; at most {} choices can wait", n, impl_->options.max_waiting);
+  WorkerPool& workers = request.grammar ? impl_->grammar_workers : impl_->text_workers;
+  HEARTH_TRY_ASSIGN(
+      std::shared_ptr<Submission> submission,
+      Submission::create(std::move(request), std::move(on_output), workers, impl_->inbox, impl_->clock.now_ns()));
   const Request& r = submission->request();
   const std::lock_guard lock(impl_->mutex);
   if (impl_->draining) return unavailable("the server takes no more requests: it is shutting down");
@@ -196,10 +201,17 @@ Result<RequestHandle> Engine::submit(Request request, OnOutput on_output) {
     return invalid_argument("{} prompt tokens and {} more need a KV cache of {} tokens; it holds {}", r.prompt.size(),
                             r.max_tokens, tokens, entry->kv_tokens);
   if (impl_->shared.waiting.load() + n > impl_->options.max_waiting)
-    return resource_exhausted("{} requests wait, no more are taken", impl_->shared.waiting.load());
+    return resource_exhausted("{} choices wait, {} more would be more than {}", impl_->shared.waiting.load(), n,
+                              impl_->options.max_waiting);
   impl_->shared.waiting.fetch_add(n);
   impl_->shared.unfinished.fetch_add(n);
-  impl_->inbox->post({.kind = Message::Kind::kSubmit, .submission = submission});
+  try {
+    impl_->inbox->post({.kind = Message::Kind::kSubmit, .submission = submission});
+  } catch (const std::bad_alloc&) {
+    impl_->shared.waiting.fetch_sub(n);
+    impl_->shared.unfinished.fetch_sub(n);
+    return resource_exhausted("out of memory for a request");
+  }
   return RequestHandle(std::move(submission));
 }
 

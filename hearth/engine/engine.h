@@ -25,7 +25,7 @@ namespace hearth {
 
 struct EngineOptions {
   int threads = 0;             // of the step's team; 0: one for each CPU but one, which HTTP and text need
-  int text_workers = 2;        // threads for grammars and text
+  int text_workers = 2;        // threads for text, and as many for grammars
   int64_t max_sequences = 64;  // of one model in a step
   int64_t step_tokens = 512;   // of a step; prompts longer than that take several
   int64_t block_tokens = 16;   // of a KV block
@@ -51,7 +51,7 @@ class RequestHandle {
   ~RequestHandle();
 
   // All choices end with kCancelled as soon as the step they are in has ended.
-  void cancel();
+  void cancel() noexcept;
   // The reader has taken this many tokens of the choice (OutputToken and PromptLogprob alike): room for as many more.
   void consumed(int32_t choice, int64_t tokens);
 

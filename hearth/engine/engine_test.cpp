@@ -123,18 +123,21 @@ TEST(Engine, UnderLoadEveryTextIsItsSingleRun) {
   SCOPED_TRACE(kSeed);
   Random random(kSeed);
   struct Counter final : EngineObserver {
-    std::atomic<int64_t> preemptions = 0, steps = 0, finished = 0;
+    std::atomic<int64_t> preemptions = 0, steps = 0, finished = 0, shared = 0;
     void on_step(const StepRecord& record) override {
       preemptions += record.preemptions;
       ++steps;
     }
-    void on_choice(const ChoiceRecord&) override { ++finished; }
+    void on_choice(const ChoiceRecord& record) override {
+      ++finished;
+      shared += record.shared_prompt_tokens;
+    }
   } counter;
   EngineOptions options = small_options();
   options.kv_bytes = kv_bytes_for(384);
   auto engine = make_engine(options, &counter);
   std::vector<Running> all;
-  int64_t choices = 0;
+  int64_t choices = 0, shared = 0;
   for (int i = 0; i < 60; ++i) {
     all.push_back(start(*engine, random_request(random)));
     choices += all.back().request.n;
@@ -143,10 +146,15 @@ TEST(Engine, UnderLoadEveryTextIsItsSingleRun) {
   for (size_t i = 0; i < all.size(); ++i) {
     SCOPED_TRACE(i);
     ASSERT_TRUE(all[i].reader->wait());
-    for (int32_t c = 0; c < all[i].request.n; ++c) expect_same(all[i].reader->choice(c), run_alone(all[i].request, c));
+    for (int32_t c = 0; c < all[i].request.n; ++c) {
+      expect_same(all[i].reader->choice(c), run_alone(all[i].request, c));
+      shared += all[i].reader->choice(c).shared_prompt_tokens;
+    }
   }
   EXPECT_EQ(blocks_left_in_use(*engine), 0);
   engine.reset();
+  EXPECT_GT(shared, 0);
+  EXPECT_EQ(counter.shared, shared);
   EXPECT_GT(counter.preemptions, 0) << "the pool was not small enough for this test";
   EXPECT_EQ(counter.finished, choices);
 }
@@ -252,7 +260,83 @@ TEST(Engine, OnlyThePromptsLogprobs) {
     ASSERT_TRUE(running.reader->wait());
     expect_same(running.reader->choice(), run_alone(request, 0));
   }
+  // Several choices: only the first has the prompt's logprobs, and none has anything to draw.
+  Request several = request_of(random_prompt(random, 33), 0);
+  several.prompt_logprobs = 0;
+  several.n = 3;
+  Running running = start(*engine, several);
+  ASSERT_TRUE(running.reader->wait());
+  EXPECT_EQ(running.reader->choice(0).prompt.size(), 32u);
+  for (int32_t c = 0; c < 3; ++c) EXPECT_EQ(running.reader->choice(c).finish, FinishReason::kLength);
   EXPECT_EQ(blocks_left_in_use(*engine), 0);
+}
+
+// A prefix kept for choices that wait, all of whose blocks the first choice uses too, is in everybody's way.
+TEST(Engine, APrefixKeptForOthersStopsNobody) {
+  Random random(14);
+  EngineOptions options = small_options();
+  options.max_sequences = 2;
+  options.step_tokens = 2;
+  options.kv_bytes = kv_bytes_for(5 * 16);
+  auto engine = make_engine(options);
+  Running alone = start(*engine, request_of(random_prompt(random, 1), 79));
+  Request pair = request_of(random_prompt(random, 33), 8);
+  pair.n = 2;
+  Running two = start(*engine, pair);
+  ASSERT_TRUE(alone.reader->wait());
+  ASSERT_TRUE(two.reader->wait());
+  expect_same(alone.reader->choice(), run_alone(alone.request, 0));
+  for (int32_t c = 0; c < 2; ++c) expect_same(two.reader->choice(c), run_alone(pair, c));
+  EXPECT_EQ(blocks_left_in_use(*engine), 0);
+}
+
+// Takes what the readers have, one after the other, until all have ended.
+void read_in_turns(std::vector<Running>& all) {
+  std::vector<std::vector<size_t>> read;
+  for (const Running& running : all) read.emplace_back(static_cast<size_t>(running.request.n));
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  for (bool open = true; open && std::chrono::steady_clock::now() < deadline;) {
+    open = false;
+    for (size_t i = 0; i < all.size(); ++i) {
+      for (int32_t c = 0; c < all[i].request.n; ++c) {
+        const ReadChoice choice = all[i].reader->choice(c);
+        size_t& taken = read[i][static_cast<size_t>(c)];
+        const size_t there = choice.ids.size() + choice.prompt.size();
+        if (there > taken) all[i].handle.consumed(c, static_cast<int64_t>(there - taken));
+        taken = there;
+        open |= !choice.finish;
+      }
+    }
+  }
+}
+
+// The smallest steps and the smallest pools: whatever stands in whose way, everybody comes to an end.
+TEST(Engine, NothingStandsStillWhereEverythingIsTight) {
+  constexpr uint64_t kSeed = 99;
+  SCOPED_TRACE(kSeed);
+  Random random(kSeed);
+  for (int round = 0; round < 12; ++round) {
+    SCOPED_TRACE(round);
+    EngineOptions options = small_options();
+    options.max_sequences = 1 + random.below(4);
+    options.step_tokens = 1 + random.below(20);
+    options.max_unread = 1 + random.below(40);
+    options.kv_bytes = kv_bytes_for(112 + 16 * random.below(6));
+    auto engine = make_engine(options);
+    std::vector<Running> all;
+    for (int i = 0; i < 10; ++i) {
+      Request request = request_of(random_prompt(random, 1 + random.below(70)), random.below(30));
+      request.params.seed = random.next_u64();
+      request.n = static_cast<int32_t>(1 + random.below(4));
+      if (random.below(3) == 0 || request.max_tokens == 0) request.prompt_logprobs = 0;
+      all.push_back(start(*engine, request));
+    }
+    read_in_turns(all);
+    for (Running& running : all)
+      for (int32_t c = 0; c < running.request.n; ++c)
+        expect_same(running.reader->choice(c), run_alone(running.request, c));
+    EXPECT_EQ(blocks_left_in_use(*engine), 0);
+  }
 }
 
 TEST(Engine, AGrammarIsKept) {
@@ -330,7 +414,7 @@ TEST(Engine, RefusesWhatItCannotDo) {
   EXPECT_THAT(why(request_of({1, 2}, 100)), HasSubstr("need a KV cache of 102 tokens; it holds 64"));
   Request many = request_of({1}, 4);
   many.n = 4;
-  EXPECT_THAT(why(many), HasSubstr("no more are taken"));
+  EXPECT_THAT(why(many), HasSubstr("at most 3 choices can wait"));
   Request adapter = request_of({1}, 4);
   adapter.adapter = 0;
   EXPECT_THAT(why(adapter), HasSubstr("adapter 0"));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inbox: what other threads tell the planner thread. Outlives the engine in the handles that callers keep, so
-// that a late cancel() finds a closed box and not freed memory.
+// Inbox: what other threads tell the planner thread: new requests and models as messages, bounded by what the engine
+// lets wait; everything else as a flag where it belongs (Submission) and a poke, so that cancelling a request and
+// ending a text need no memory. Outlives the engine in the handles that callers keep, so that a late cancel() finds a
+// closed box and not freed memory.
 // Any thread may post; the planner alone takes.
 #pragma once
 
@@ -20,16 +22,11 @@ struct ModelState;
 struct Message {
   enum class Kind : uint8_t {
     kSubmit,       // submission
-    kCancel,       // submission
-    kMaskReady,    // submission, choice: the grammar's mask for its next token is there
-    kChoiceDone,   // submission, choice: its text has ended; the last message of the choice
-    kRead,         // a paused reader has made room
     kAddModel,     // added
     kRemoveModel,  // name
   };
-  Kind kind = Kind::kRead;
+  Kind kind = Kind::kSubmit;
   std::shared_ptr<Submission> submission{};
-  int32_t choice = 0;
   std::shared_ptr<ModelState> added{};
   std::string name{};
 };
@@ -47,8 +44,8 @@ class Inbox {
     return true;
   }
 
-  // Wakes the planner without a message: a step has ended, or the engine is being destroyed.
-  void poke() {
+  // Wakes the planner without a message: a step has ended, a flag of a request was set, the engine is being destroyed.
+  void poke() noexcept {
     {
       const std::lock_guard lock(mutex_);
       poked_ = true;

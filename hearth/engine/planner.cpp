@@ -12,10 +12,7 @@ namespace hearth {
 void Planner::run() {
   while (true) {
     for (Message& message : inbox_->take()) handle(message);
-    if (stopping_.load()) {
-      for (const auto& model : models_)
-        for (const auto& sequence : model->sequences) cancel(*sequence);
-    }
+    look_at_flags();
     while (auto step = steps_.finished()) collect(std::move(step));
     for (const auto& model : models_) sweep(*model);
     std::erase_if(models_, [](const auto& model) { return model->leaving && model->sequences.empty(); });
@@ -37,28 +34,21 @@ ModelState* Planner::state_of(const Request& request) {
   return nullptr;
 }
 
-Sequence* Planner::find(const Submission& submission, int32_t choice) {
-  ModelState* model = state_of(submission.request());
-  if (model == nullptr) return nullptr;
-  for (const auto& sequence : model->sequences)
-    if (sequence->submission.get() == &submission && sequence->choice == choice) return sequence.get();
-  return nullptr;
+// What other threads have said of requests since the last look.
+void Planner::look_at_flags() {
+  const bool stopping = stopping_.load();
+  for (const auto& model : models_) {
+    for (const auto& sequence : model->sequences) {
+      if (stopping || sequence->submission->cancelled()) cancel(*sequence);
+      if (sequence->submission->take_mask_ready(sequence->choice)) sequence->mask_ready = true;
+      if (!sequence->done && sequence->submission->done(sequence->choice)) choice_done(*sequence);
+    }
+  }
 }
 
 void Planner::handle(Message& message) {
   switch (message.kind) {
     case Message::Kind::kSubmit: submit(message.submission); break;
-    case Message::Kind::kCancel:
-      for (int32_t i = 0; i < message.submission->request().n; ++i)
-        if (Sequence* sequence = find(*message.submission, i)) cancel(*sequence);
-      break;
-    case Message::Kind::kMaskReady:
-      if (Sequence* sequence = find(*message.submission, message.choice)) sequence->mask_ready = true;
-      break;
-    case Message::Kind::kChoiceDone:
-      if (Sequence* sequence = find(*message.submission, message.choice)) choice_done(*sequence);
-      break;
-    case Message::Kind::kRead: break;
     case Message::Kind::kAddModel: models_.push_back(std::move(message.added)); break;
     case Message::Kind::kRemoveModel:
       for (const auto& model : models_)
@@ -79,17 +69,16 @@ void Planner::submit(const std::shared_ptr<Submission>& submission) {
   auto at = std::ranges::upper_bound(model->sequences, request.priority, {},
                                      [](const auto& sequence) { return sequence->request().priority; });
   for (int32_t i = 0; i < request.n; ++i) {
-    auto sequence = std::make_unique<Sequence>();
-    sequence->submission = submission;
-    sequence->choice = i;
-    sequence->arrival = arrival;
-    if (request.n > 1 && share->tokens > 0) sequence->share = share;
-    at = std::next(model->sequences.insert(at, std::move(sequence)));
-  }
-  for (int32_t i = 0; i < request.n; ++i) {
+    auto owned = std::make_unique<Sequence>();
+    Sequence& sequence = *owned;
+    sequence.submission = submission;
+    sequence.choice = i;
+    sequence.arrival = arrival;
+    if (request.n > 1 && share->tokens > 0) sequence.share = share;
+    at = std::next(model->sequences.insert(at, std::move(owned)));
     if (request.grammar) submission->push({.choice = i, .kind = TokenEvent::Kind::kStart});
-    if (Sequence* sequence = find(*submission, i); sequence->feed_end() <= 0)
-      end(*sequence, FinishReason::kLength, {});  // nothing is wanted
+    // Without tokens to draw, only the prompt's logprobs are wanted, and they come with the first choice.
+    if (request.max_tokens == 0 && (i > 0 || sequence.feed_end() == 0)) end(sequence, FinishReason::kLength, {});
   }
   submission->flush();
 }
@@ -101,7 +90,6 @@ void Planner::cancel(Sequence& sequence) {
 // Nothing more is planned for it; the text side is told, and closes the choice in its own time.
 void Planner::end(Sequence& sequence, FinishReason reason, std::optional<Error> error) {
   sequence.ended = true;
-  sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.shared_tokens);
   sequence.submission->push(
       {.choice = sequence.choice, .kind = TokenEvent::Kind::kEnd, .reason = reason, .error = std::move(error)});
   sequence.submission->flush();
@@ -122,7 +110,7 @@ void Planner::choice_done(Sequence& sequence) {
                         .request = request.id,
                         .reason = submission.reason(sequence.choice),
                         .prompt_tokens = sequence.prompt_size(),
-                        .shared_prompt_tokens = sequence.shared_tokens,
+                        .shared_prompt_tokens = submission.shared_prompt_tokens(sequence.choice),
                         .generated_tokens = submission.generated_tokens(sequence.choice),
                         .max_tokens = request.max_tokens,
                         .n = request.n,

@@ -4,7 +4,7 @@
 // sampled.
 //   P1. At most two steps are with the step thread: one computing, one waiting.
 //   P2. Blocks and the place of a sequence are given back only when it is in no step in flight.
-// One thread runs run(); others speak through the inbox.
+// One thread runs run(); others speak through the inbox and the flags of submissions.
 #pragma once
 
 #include <atomic>
@@ -52,7 +52,7 @@ class Planner {
   void cancel(Sequence& sequence);
   void choice_done(Sequence& sequence);
   ModelState* state_of(const Request& request);
-  Sequence* find(const Submission& submission, int32_t choice);
+  void look_at_flags();
 
   // One step of the next model that has work. False: nothing can be fed now.
   bool plan_and_launch();

@@ -111,6 +111,7 @@ void Planner::admit(ModelState& model, Sequence& sequence) {
     sequence.blocks.push_back(block);
   }
   sequence.fed = sequence.shared_tokens = sequence.share->tokens;
+  sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.shared_tokens);
   leave_share(model, sequence);
 }
 
@@ -120,7 +121,6 @@ void Planner::give_back(ModelState& model, Sequence& sequence) {
   for (const int64_t block : sequence.blocks) model.blocks->release(block);
   sequence.blocks.clear();
   sequence.fed = 0;
-  sequence.shared_tokens = 0;
   model.free_places.push_back(sequence.place);
   sequence.place = -1;
 }
@@ -129,6 +129,8 @@ void Planner::preempt(ModelState& model, Sequence& sequence) {
   SPDLOG_DEBUG("{}: choice {} of request {} gives its KV blocks up at {} tokens", model.served->name, sequence.choice,
                sequence.request().id, sequence.fed);
   give_back(model, sequence);
+  sequence.shared_tokens = 0;
+  sequence.submission->set_shared_prompt_tokens(sequence.choice, 0);
   ++model.preemptions;
 }
 
@@ -158,10 +160,14 @@ void Planner::leave_share(ModelState& model, Sequence& sequence) {
 }
 
 bool Planner::drop_shares(ModelState& model) {
-  const int64_t before = model.blocks->available();
-  for (const auto& sequence : model.sequences)
-    if (sequence->choice > 0 && sequence->share && sequence->share->computed) leave_share(model, *sequence);
-  return model.blocks->available() > before;
+  // Also a share whose blocks another choice still uses: that one can be preempted for them only afterwards.
+  bool dropped = false;
+  for (const auto& sequence : model.sequences) {
+    if (sequence->choice == 0 || !sequence->share || !sequence->share->computed) continue;
+    leave_share(model, *sequence);
+    dropped = true;
+  }
+  return dropped;
 }
 
 void Planner::add_row(Step& step, Sequence& sequence, int64_t token_index, int64_t prompt_index) {
@@ -188,7 +194,11 @@ void Planner::add_row(Step& step, Sequence& sequence, int64_t token_index, int64
 
 void Planner::add_to_step(Step& step, Sequence& sequence, int64_t tokens) {
   const Request& request = sequence.request();
-  if (std::exchange(sequence.new_place, false)) step.new_places.push_back({sequence.place, sequence.outputs});
+  if (std::exchange(sequence.new_place, false)) {
+    step.new_places.push_back({sequence.place, sequence.outputs});
+    step.new_places.back().outputs.reserve(
+        static_cast<size_t>(request.max_tokens));  // the step thread allocates nothing
+  }
   const int64_t prompt_size = sequence.prompt_size(), end = sequence.fed + tokens;
   const bool scores_prompt = request.prompt_logprobs != kNoLogprobs && sequence.choice == 0;
   for (int64_t i = sequence.fed; i < end; ++i) {
@@ -279,7 +289,6 @@ void Planner::collect_row(Step& step, size_t row, std::vector<float>& ttft_s, st
        .stop_token = stop});
   if (stop) {
     sequence.ended = true;
-    sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.shared_tokens);
   } else if (std::ssize(sequence.outputs) >= request.max_tokens) {
     end(sequence, FinishReason::kLength, {});
   }
@@ -293,8 +302,11 @@ void Planner::collect(std::unique_ptr<Step> step) {
   for (Sequence* sequence : step->sequences) --sequence->in_flight;
   if (!step->status) {
     SPDLOG_ERROR("{}: a step failed: {}", model.served->name, step->status.error().message);
-    for (Sequence* sequence : step->sequences)
-      if (!sequence->ended) end(*sequence, FinishReason::kError, step->status.error());
+    // Other choices of the same requests may stand on KV that this step was to write.
+    for (const Sequence* failed : step->sequences)
+      for (const auto& sequence : model.sequences)
+        if (sequence->submission == failed->submission && !sequence->ended)
+          end(*sequence, FinishReason::kError, step->status.error());
   } else {
     for (size_t row = 0; row < step->owners.size(); ++row) collect_row(*step, row, ttft_s, inter_token_s, generated);
     for (Sequence* sequence : step->sequences) {

@@ -3,6 +3,7 @@
 #include "hearth/engine/step_thread.h"
 
 #include <algorithm>
+#include <new>
 
 namespace hearth {
 
@@ -61,7 +62,8 @@ void StepThread::work() {
     launched_.pop_front();
     lock.unlock();
     const int64_t begin_ns = clock_.now_ns();
-    compute(*step);
+    step->status = compute(*step);
+    keep_ids(*step);
     step->measured_ns = clock_.now_ns() - begin_ns;
     lock.lock();
     finished_.push_back(std::move(step));
@@ -71,7 +73,7 @@ void StepThread::work() {
   }
 }
 
-void StepThread::compute(Step& step) {
+Status StepThread::compute(Step& step) {
   ModelState& model = *step.model;
   for (Step::NewPlace& place : step.new_places)
     model.sampled[static_cast<size_t>(place.place)] = std::move(place.outputs);
@@ -85,27 +87,29 @@ void StepThread::compute(Step& step) {
                         .block_table = step.block_table,
                         .block_table_stride = step.block_table_stride,
                         .logit_rows = step.logit_rows};
-  auto logits = forward(*model.served->model, batch, model.kv, model.comm, model.buffers);
-  if (!logits) {
-    step.status = std::move(logits).error();
-    return;
+  try {
+    HEARTH_TRY_ASSIGN(const ConstTensorView logits,
+                      forward(*model.served->model, batch, model.kv, model.comm, model.buffers));
+    if (step.rows.empty()) return {};
+    for (size_t r = 0; r < step.rows.size(); ++r)
+      if (step.owners[r].prompt_index == 0)
+        step.rows[r].output_tokens = model.sampled[static_cast<size_t>(step.owners[r].place)];
+    const SampleArgs args{.logits = logits, .rows = step.rows, .results = step.results};
+    Status sampled = model.served->model->ops().sample(args, model.buffers.exec());
+    // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.
+    const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
+    if (!sampled && std::ranges::none_of(step.results, failed)) return sampled;
+    return {};
+  } catch (const std::bad_alloc&) {
+    return resource_exhausted("out of memory in a step");
   }
-  if (step.rows.empty()) return;
+}
+
+// A row that failed has no id. Its sequence may already be in the next step, where any id does: that row is dropped.
+void StepThread::keep_ids(Step& step) {
   for (size_t r = 0; r < step.rows.size(); ++r)
     if (step.owners[r].prompt_index == 0)
-      step.rows[r].output_tokens = model.sampled[static_cast<size_t>(step.owners[r].place)];
-  Status sampled = model.served->model->ops().sample({.logits = *logits, .rows = step.rows, .results = step.results},
-                                                     model.buffers.exec());
-  // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.
-  const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
-  if (!sampled && std::ranges::none_of(step.results, failed)) {
-    step.status = std::move(sampled);
-    return;
-  }
-  // A row that failed has no id. Its sequence may already be in the next step, where any id does: that row is dropped.
-  for (size_t r = 0; r < step.rows.size(); ++r)
-    if (step.owners[r].prompt_index == 0)
-      model.sampled[static_cast<size_t>(step.owners[r].place)].push_back(std::max(step.results[r].token, 0));
+      step.model->sampled[static_cast<size_t>(step.owners[r].place)].push_back(std::max(step.results[r].token, 0));
 }
 
 }  // namespace hearth

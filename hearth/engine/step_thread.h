@@ -36,7 +36,8 @@ class StepThread {
 
  private:
   void work();
-  void compute(Step& step);
+  Status compute(Step& step);
+  void keep_ids(Step& step);
 
   ThreadPool pool_;  // run by thread_ alone
   const Clock& clock_;

@@ -57,14 +57,18 @@ int64_t Submission::unread(int32_t choice) const {
 
 void Submission::wait_for_reader(int32_t choice) { at(choice).reader_awaited.store(true); }
 
-void Submission::consumed(int32_t choice, int64_t tokens) {
+void Submission::consumed(int32_t choice, int64_t tokens) noexcept {
   if (choice < 0 || choice >= std::ssize(choices_)) return;
   Choice& c = at(choice);
   c.read.fetch_add(tokens);
-  if (c.reader_awaited.exchange(false)) inbox_->post({.kind = Message::Kind::kRead});
+  if (c.reader_awaited.exchange(false)) inbox_->poke();
 }
 
-void Submission::cancel() { inbox_->post({.kind = Message::Kind::kCancel, .submission = shared_from_this()}); }
+void Submission::cancel() noexcept {
+  if (std::ranges::all_of(choices_, [](const auto& choice) { return choice->done.load(); })) return;
+  cancelled_.store(true);
+  inbox_->poke();
+}
 
 void Submission::process() {
   std::vector<TokenEvent> events;
@@ -79,18 +83,22 @@ void Submission::process() {
       }
     }
     try {
-      for (size_t begin = 0; begin < events.size();) {
-        Output output;
-        output.choice = events[begin].choice;
-        size_t at_event = begin;
-        for (; at_event < events.size() && events[at_event].choice == output.choice; ++at_event)
-          handle(events[at_event], output);
-        begin = at_event;
-        emit(std::move(output));
-      }
-    } catch (const std::bad_alloc&) {
-      fail_all(resource_exhausted("out of memory while writing the text"));
+      process(events);
+    } catch (const std::exception& error) {
+      SPDLOG_ERROR("request {}: its text failed: {}", request_.id, error.what());
+      fail_all();
     }
+  }
+}
+
+// Successive events of a choice become one output.
+void Submission::process(std::vector<TokenEvent>& events) {
+  for (size_t at_event = 0; at_event < events.size();) {
+    Output output;
+    output.choice = events[at_event].choice;
+    for (; at_event < events.size() && events[at_event].choice == output.choice; ++at_event)
+      handle(events[at_event], output);
+    emit(std::move(output));
   }
 }
 
@@ -99,7 +107,7 @@ void Submission::handle(TokenEvent& event, Output& output) {
   if (choice.ended) return;
   Status status;
   switch (event.kind) {
-    case TokenEvent::Kind::kStart: status = next_mask(choice, event.choice); break;
+    case TokenEvent::Kind::kStart: status = next_mask(choice); break;
     case TokenEvent::Kind::kPrompt: output.prompt.push_back(std::move(event.prompt)); break;
     case TokenEvent::Kind::kToken: status = take_token(event, output); break;
     case TokenEvent::Kind::kEnd: end(output, event.reason, std::move(event.error)); break;
@@ -129,17 +137,18 @@ Status Submission::take_token(TokenEvent& event, Output& output) {
     end(output, FinishReason::kStop, {});
     return {};
   }
-  return next_mask(choice, event.choice);
+  return next_mask(choice);
 }
 
-Status Submission::next_mask(Choice& choice, int32_t index) {
+Status Submission::next_mask(Choice& choice) {
   if (!request_.grammar) return {};
   if (!choice.grammar) {
     choice.grammar = request_.grammar->start();
     choice.mask.resize(static_cast<size_t>((request_.model->model->config().vocab_size + 31) / 32));
   }
   HEARTH_TRY(choice.grammar->fill_allowed(choice.mask));
-  inbox_->post({.kind = Message::Kind::kMaskReady, .submission = shared_from_this(), .choice = index});
+  choice.mask_ready.store(true);
+  inbox_->poke();
   return {};
 }
 
@@ -149,7 +158,7 @@ void Submission::end(Output& output, FinishReason reason, std::optional<Error> e
   choice.reason = reason;
   output.finish = reason;
   output.error = std::move(error);
-  output.shared_prompt_tokens = choice.shared_prompt_tokens.load();
+  output.shared_prompt_tokens = choice.told_shared = choice.shared_prompt_tokens.load();
   if (reason != FinishReason::kError) {
     auto rest = choice.detokenizer.flush();
     if (rest) output.rest = std::move(rest).value();
@@ -161,19 +170,33 @@ void Submission::emit(Output&& output) {
   const bool last_of_choice = output.finish.has_value();
   if (!last_of_choice && output.tokens.empty() && output.prompt.empty()) return;
   on_output_(std::move(output));
-  if (!last_of_choice) return;
-  at(index).told = true;
-  if (--open_choices_ == 0) on_output_ = nullptr;
-  inbox_->post({.kind = Message::Kind::kChoiceDone, .submission = shared_from_this(), .choice = index});
+  if (last_of_choice) close(index);
 }
 
-void Submission::fail_all(const Error& error) {
+// The reader has the choice's end, or cannot be told; the planner is told in any case.
+void Submission::close(int32_t choice) noexcept {
+  if (--open_choices_ == 0) on_output_ = nullptr;
+  at(choice).done.store(true);
+  inbox_->poke();
+}
+
+// Ends what has not ended with an error that needs no memory: there may be none.
+void Submission::fail_all() noexcept {
   for (int32_t i = 0; i < std::ssize(choices_); ++i) {
-    if (at(i).told) continue;
-    Output output;
-    output.choice = i;
-    end(output, FinishReason::kError, error);
-    emit(std::move(output));
+    Choice& choice = at(i);
+    if (choice.done.load()) continue;
+    choice.ended = true;
+    choice.reason = FinishReason::kError;
+    try {
+      Output output;
+      output.choice = i;
+      output.finish = FinishReason::kError;
+      output.error = resource_exhausted("out of memory");
+      on_output_(std::move(output));
+    } catch (const std::exception& error) {
+      SPDLOG_ERROR("request {}: its reader cannot be told of its end: {}", request_.id, error.what());
+    }
+    close(i);
   }
 }
 

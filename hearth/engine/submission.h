@@ -5,6 +5,7 @@
 //   I1. process() runs on one worker at a time; events of a choice are handled in the order of their pushing.
 //   I2. After a choice's end every further event of it is dropped: tokens behind a stop are neither seen nor
 //       counted.
+//   I3. Every choice ends, also where memory does: the reader's call may fail, the planner is told all the same.
 #pragma once
 
 #include <atomic>
@@ -47,19 +48,25 @@ class Submission : public std::enable_shared_from_this<Submission> {
   void flush();
   // Tokens that were pushed and not yet consumed by the reader.
   int64_t unread(int32_t choice) const;
-  // consumed() posts kRead from now on, once.
+  // consumed() wakes the planner from now on, once.
   void wait_for_reader(int32_t choice);
-  // The mask of the next token of a choice with a grammar; stable from kMaskReady until the token after is pushed.
+  bool cancelled() const { return cancelled_.load(); }
+  // With a grammar: whether the mask of the next token has come since the last call. It is stable until that token is
+  // pushed.
+  bool take_mask_ready(int32_t choice) { return at(choice).mask_ready.exchange(false); }
   std::span<const uint32_t> mask(int32_t choice) const { return at(choice).mask; }
-  // After kChoiceDone: the end as the text saw it.
+  // The choice's text has ended and the reader knows it, or cannot be told.
+  bool done(int32_t choice) const { return at(choice).done.load(); }
+  // After done(): the end as the text saw it.
   FinishReason reason(int32_t choice) const { return at(choice).reason; }
   int64_t generated_tokens(int32_t choice) const { return at(choice).tokens; }
+  int64_t shared_prompt_tokens(int32_t choice) const { return at(choice).told_shared; }
   // To be told with the choice's end.
   void set_shared_prompt_tokens(int32_t choice, int64_t tokens) { at(choice).shared_prompt_tokens = tokens; }
 
   // ---- by the reader's side, any thread
-  void cancel();
-  void consumed(int32_t choice, int64_t tokens);
+  void cancel() noexcept;
+  void consumed(int32_t choice, int64_t tokens) noexcept;
 
  private:
   struct Choice {
@@ -68,12 +75,14 @@ class Submission : public std::enable_shared_from_this<Submission> {
     std::optional<GrammarState> grammar;
     std::vector<uint32_t> mask;
     bool ended = false;  // nothing more is taken from the steps
-    bool told = false;   // the reader has its `finish`
     FinishReason reason = FinishReason::kLength;
     int64_t tokens = 0;
+    int64_t told_shared = 0;
     std::atomic<int64_t> shared_prompt_tokens = 0;
     std::atomic<int64_t> pushed = 0, read = 0;
     std::atomic<bool> reader_awaited = false;
+    std::atomic<bool> mask_ready = false;
+    std::atomic<bool> done = false;
   };
 
   Submission(Request request, OnOutput on_output, WorkerPool& workers, std::shared_ptr<Inbox> inbox,
@@ -82,13 +91,15 @@ class Submission : public std::enable_shared_from_this<Submission> {
   const Choice& at(int32_t choice) const { return *choices_[static_cast<size_t>(choice)]; }
 
   void process();
+  void process(std::vector<TokenEvent>& events);
   void handle(TokenEvent& event, Output& output);
   // Text of one token, and whether it ends the choice.
   Status take_token(TokenEvent& event, Output& output);
-  Status next_mask(Choice& choice, int32_t index);
+  Status next_mask(Choice& choice);
   void end(Output& output, FinishReason reason, std::optional<Error> error);
-  void fail_all(const Error& error);
+  void fail_all() noexcept;
   void emit(Output&& output);
+  void close(int32_t choice) noexcept;
 
   Request request_;
   OnOutput on_output_;  // emptied after the last output
@@ -97,6 +108,7 @@ class Submission : public std::enable_shared_from_this<Submission> {
   const int64_t submitted_ns_;
   std::vector<std::unique_ptr<Choice>> choices_;
   int32_t open_choices_ = 0;  // of process()
+  std::atomic<bool> cancelled_ = false;
 
   std::mutex mutex_;
   std::vector<TokenEvent> events_;  // guarded by mutex_

@@ -25,7 +25,7 @@ class ServerImpl final : public Server {
     HEARTH_TRY_ASSIGN(engine_, Engine::create(options_.engine, &metrics_, clock_));
     metrics_.set_stats([this] { return engine_->stats(); });
     workers_ = std::make_unique<WorkerPool>(options_.request_workers, options_.waiting_requests,
-                                            WorkerPool::Priority::kBackground);
+                                            WorkerPool::Priority::kGivesWay);
     api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
                                           .keys = options_.api_keys,
                                           .models = models_,
