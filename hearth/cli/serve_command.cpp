@@ -42,7 +42,7 @@ struct ServeCommand {
   const CLI::Option* log_level = nullptr;  // of `hearth` itself, for all commands
 };
 
-// The file with our process number; gone when this is.
+// The file with our process number; gone when this is. Any thread.
 class PidFile {
  public:
   PidFile() = default;
@@ -52,6 +52,9 @@ class PidFile {
 
   Status write(const std::string& path) {
     if (path.empty()) return {};
+    // Held while the file is made: a signal that ends the process waits for it, and none is made after that.
+    const std::lock_guard lock(mutex_);
+    if (removed_) return cancelled("pid-file: the process ends");
     const std::string temporary = fmt::format("{}.{}", path, getpid());
     {
       std::ofstream file(temporary, std::ios::trunc);
@@ -68,11 +71,15 @@ class PidFile {
   }
   // Also from the signal thread, just before it ends the process.
   void remove() {
+    const std::lock_guard lock(mutex_);
+    removed_ = true;
     if (!path_.empty()) ::unlink(path_.c_str());
   }
 
  private:
-  std::string path_;  // written before the signal thread starts
+  std::mutex mutex_;
+  std::string path_;      // guarded by mutex_; empty: there is no file of ours
+  bool removed_ = false;  // guarded by mutex_
 };
 
 // Takes SIGINT and SIGTERM from the moment it is made; threads made later inherit that they do not.

@@ -354,6 +354,44 @@ TEST(JsonRequest, ManyMembersTakeNoQuadraticTime) {
   EXPECT_EQ(json->size(), 200'001u);
 }
 
+TEST(JsonRequest, OfEqualKeysTheLastCountsInItsPlace) {
+  const auto json = parse_json_object(R"({"b":1,"a":2,"b":3,"c":{"x":1,"x":2},"a":4,"d":5,"a":6})", {});
+  ASSERT_TRUE(json);
+  EXPECT_EQ(to_text(*json), R"({"b":3,"c":{"x":2},"d":5,"a":6})");
+}
+
+// Texts of JSON inside a body and the body itself have one budget of values, and one depth.
+TEST(JsonRequest, TextsInsideShareTheBudgetOfTheBody) {
+  const auto chat = [](int calls, std::string_view arguments) {
+    Json list = Json::array();
+    for (int i = 0; i < calls; ++i) list.push_back({{"function", {{"name", "f"}, {"arguments", arguments}}}});
+    return to_text({{"messages", {{{"role", "assistant"}, {"tool_calls", list}}}}});
+  };
+  std::string many = R"({"a":[1)";
+  for (int i = 0; i < 30; ++i) many += ",1";
+  many += "]}";
+  ApiLimits limits = small_limits();  // 200 values, 8 deep
+  EXPECT_TRUE(parse_chat(chat(4, many), limits));
+  const auto more = parse_chat(chat(8, many), limits);
+  ASSERT_FALSE(more);
+  EXPECT_EQ(more.error().code, "limit_exceeded");
+  EXPECT_EQ(more.error().param, "messages");
+  EXPECT_THAT(more.error().message, HasSubstr("more than 200 JSON values"));
+  // The arguments are the seventh level of the body.
+  EXPECT_TRUE(parse_chat(chat(1, R"({"a":[1]})"), limits));
+  const auto deep = parse_chat(chat(1, R"({"a":[[1]]})"), limits);
+  ASSERT_FALSE(deep);
+  EXPECT_THAT(deep.error().message, HasSubstr("deeper than 8"));
+  // What is no JSON stays a text, and its values count all the same.
+  EXPECT_TRUE(parse_chat(chat(1, "{\"a\":"), limits));
+  EXPECT_FALSE(parse_chat(chat(8, many.substr(0, many.size() - 1)), limits));
+  const std::string schema = to_text({{"prompt", "a"}, {"guided_json", R"({"enum":[1,2,3]})"}});
+  limits.json_values = 8;  // three of the body, five of the schema
+  EXPECT_TRUE(parse_completion(schema, limits));
+  limits.json_values = 7;
+  EXPECT_FALSE(parse_completion(schema, limits));
+}
+
 TEST(JsonRequest, QuotesLongValuesWithoutCuttingCharacters) {
   std::string text;
   for (int i = 0; i < 30; ++i) text += "é";

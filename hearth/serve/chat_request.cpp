@@ -29,20 +29,28 @@ ApiResult<std::string> join_parts(const Json& parts, const std::string& what) {
   return text;
 }
 
-// OpenAI has the arguments of a call as JSON text, templates want the object.
-void open_arguments(Json& message, const ApiLimits& limits) {
+// OpenAI has the arguments of a call as JSON text, templates want the object. Text that is none stays as it is.
+ApiStatus open_arguments(Json& message, const ApiLimits& limits, JsonBudget& budget) {
+  constexpr int64_t kDepth = 6;  // {"messages": [{"tool_calls": [{"function": {"arguments": ...
   const auto calls = message.find("tool_calls");
-  if (calls == message.end() || !calls->is_array()) return;
+  if (calls == message.end() || !calls->is_array()) return {};
   for (Json& call : *calls) {
     if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
     const auto arguments = call["function"].find("arguments");
     if (arguments == call["function"].end() || !arguments->is_string()) continue;
-    auto parsed = parse_json_object(arguments->get_ref<const std::string&>(), limits);
-    if (parsed) *arguments = std::move(parsed).value();
+    auto parsed = parse_json_object(arguments->get_ref<const std::string&>(), limits, budget, kDepth);
+    if (parsed) {
+      *arguments = std::move(parsed).value();
+    } else if (parsed.error().code == "limit_exceeded") {
+      ApiError error = std::move(parsed).error();
+      error.param = "messages";
+      return error;
+    }
   }
+  return {};
 }
 
-ApiStatus read_message(Json& message, const std::string& what, const ApiLimits& limits) {
+ApiStatus read_message(Json& message, const std::string& what, const ApiLimits& limits, JsonBudget& budget) {
   if (!message.is_object()) return bad_request(what, "{}: {}; wanted an object", what, describe(message));
   const Json* const role = find_field(message, "role");
   const std::string name = role != nullptr && role->is_string() ? role->get<std::string>() : std::string();
@@ -64,8 +72,7 @@ ApiStatus read_message(Json& message, const std::string& what, const ApiLimits& 
     return bad_request(what + ".content", "{}.content: {}; wanted a string or an array of parts", what,
                        describe(*content));
   }
-  open_arguments(message, limits);
-  return {};
+  return open_arguments(message, limits, budget);
 }
 
 // Tools may be shown to the model; what it answers is not searched for calls yet.
@@ -105,7 +112,7 @@ ApiStatus read_logprobs(const Json& body, const ApiLimits& limits, GenerationCal
 
 }  // namespace
 
-ApiResult<ChatMessages> read_chat_messages(const Json& body, const ApiLimits& limits) {
+ApiResult<ChatMessages> read_chat_messages(const Json& body, const ApiLimits& limits, JsonBudget& budget) {
   ChatMessages chat;
   const Json* const messages = find_field(body, "messages");
   if (messages == nullptr) return bad_request("messages", "messages: absent; wanted an array of messages");
@@ -115,7 +122,7 @@ ApiResult<ChatMessages> read_chat_messages(const Json& body, const ApiLimits& li
     return over_limit("messages", fmt::format("messages: {}; at most {}", messages->size(), limits.messages));
   chat.messages = *messages;
   for (size_t i = 0; i < chat.messages.size(); ++i)
-    HEARTH_TRY(read_message(chat.messages[i], fmt::format("messages[{}]", i), limits));
+    HEARTH_TRY(read_message(chat.messages[i], fmt::format("messages[{}]", i), limits, budget));
   HEARTH_TRY(read_tools(body, chat.tools));
   HEARTH_TRY(refuse_field(body, "chat_template", "templates from requests are never run"));
   HEARTH_TRY(refuse_field(body, "continue_final_message", "is not supported"));
@@ -129,10 +136,11 @@ ApiResult<ChatMessages> read_chat_messages(const Json& body, const ApiLimits& li
 }
 
 ApiResult<ChatCall> parse_chat(std::string_view body, const ApiLimits& limits) {
-  HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, limits));
+  JsonBudget budget{.values = limits.json_values};
+  HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, limits, budget));
   ChatCall call;
-  HEARTH_TRY(read_generation(json, limits, call));
-  HEARTH_TRY_ASSIGN(call.chat, read_chat_messages(json, limits));
+  HEARTH_TRY(read_generation(json, limits, budget, call));
+  HEARTH_TRY_ASSIGN(call.chat, read_chat_messages(json, limits, budget));
   if (call.n > limits.choices)
     return over_limit("n", fmt::format("n: {} choices; at most {} in all", call.n, limits.choices));
   HEARTH_TRY(read_logprobs(json, limits, call));

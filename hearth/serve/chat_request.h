@@ -25,7 +25,7 @@ struct ChatCall : GenerationCall {
 
 ApiResult<ChatCall> parse_chat(std::string_view body, const ApiLimits& limits);
 
-// The part of it that /tokenize takes too.
-ApiResult<ChatMessages> read_chat_messages(const Json& body, const ApiLimits& limits);
+// The part of it that /tokenize takes too. `budget`: what the body has left.
+ApiResult<ChatMessages> read_chat_messages(const Json& body, const ApiLimits& limits, JsonBudget& budget);
 
 }  // namespace hearth

@@ -57,9 +57,10 @@ ApiResult<std::vector<Prompt>> read_prompts(const Json& body, const ApiLimits& l
 }  // namespace
 
 ApiResult<CompletionCall> parse_completion(std::string_view body, const ApiLimits& limits) {
-  HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, limits));
+  JsonBudget budget{.values = limits.json_values};
+  HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, limits, budget));
   CompletionCall call;
-  HEARTH_TRY(read_generation(json, limits, call));
+  HEARTH_TRY(read_generation(json, limits, budget, call));
   HEARTH_TRY_ASSIGN(call.prompts, read_prompts(json, limits));
   if (std::ssize(call.prompts) * call.n > limits.choices)
     return over_limit("n", fmt::format("n: {} prompts of {} choices each; at most {} choices in all",

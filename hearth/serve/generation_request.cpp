@@ -118,10 +118,18 @@ ApiStatus set_grammar(GenerationCall& call, const char* param, GrammarKind kind,
   return {};
 }
 
+// Where a text of JSON lies, and what is left to it.
+struct JsonPlace {
+  JsonBudget& budget;
+  int64_t depth;
+};
+
 // A schema, as an object or as its text.
-ApiStatus set_schema(GenerationCall& call, const char* param, const Json& schema, const ApiLimits& limits) {
+ApiStatus set_schema(GenerationCall& call, const char* param, const Json& schema, const ApiLimits& limits,
+                     JsonPlace place) {
   if (schema.is_string()) {
-    HEARTH_TRY_ASSIGN(const Json parsed, parse_json_object(schema.get_ref<const std::string&>(), limits));
+    HEARTH_TRY_ASSIGN(const Json parsed,
+                      parse_json_object(schema.get_ref<const std::string&>(), limits, place.budget, place.depth));
     return set_grammar(call, param, GrammarKind::kJsonSchema, to_text(parsed), limits);
   }
   if (!schema.is_object() && !schema.is_boolean())
@@ -129,7 +137,8 @@ ApiStatus set_schema(GenerationCall& call, const char* param, const Json& schema
   return set_grammar(call, param, GrammarKind::kJsonSchema, to_text(schema), limits);
 }
 
-ApiStatus read_response_format(const Json& body, const ApiLimits& limits, GenerationCall& call) {
+ApiStatus read_response_format(const Json& body, const ApiLimits& limits, JsonBudget& budget, GenerationCall& call) {
+  constexpr int64_t kDepth = 3;  // {"response_format": {"json_schema": {"schema": ...
   constexpr const char* kField = "response_format";
   const Json* const format = find_field(body, kField);
   if (format == nullptr) return {};
@@ -146,7 +155,7 @@ ApiStatus read_response_format(const Json& body, const ApiLimits& limits, Genera
     const Json* const schema = find_field(*outer, "schema");
     if (schema == nullptr)
       return bad_request("response_format.json_schema", "response_format.json_schema.schema: absent; wanted a schema");
-    return set_schema(call, kField, *schema, limits);
+    return set_schema(call, kField, *schema, limits, {budget, kDepth});
   }
   return bad_request(kField, "response_format.type: {}; wanted text, json_object or json_schema",
                      type == nullptr ? "absent" : describe(*type));
@@ -169,9 +178,10 @@ struct GuideFields {
   const char *json, *regex, *grammar, *choice;
 };
 
-ApiStatus read_guides(const Json& fields, const GuideFields& names, const ApiLimits& limits, GenerationCall& call) {
+ApiStatus read_guides(const Json& fields, const GuideFields& names, const ApiLimits& limits, JsonPlace place,
+                      GenerationCall& call) {
   if (const Json* const schema = find_field(fields, names.json))
-    HEARTH_TRY(set_schema(call, names.json, *schema, limits));
+    HEARTH_TRY(set_schema(call, names.json, *schema, limits, place));
   if (const Json* const choices = find_field(fields, names.choice))
     HEARTH_TRY(set_choice(call, names.choice, *choices, limits));
   std::optional<std::string> regex, grammar;
@@ -183,13 +193,14 @@ ApiStatus read_guides(const Json& fields, const GuideFields& names, const ApiLim
 }
 
 // vLLM's ways to ask for a form, the present one and the one before it.
-ApiStatus read_structured_outputs(const Json& body, const ApiLimits& limits, GenerationCall& call) {
-  HEARTH_TRY(read_guides(body, {"guided_json", "guided_regex", "guided_grammar", "guided_choice"}, limits, call));
+ApiStatus read_structured_outputs(const Json& body, const ApiLimits& limits, JsonBudget& budget, GenerationCall& call) {
+  constexpr GuideFields kOlder = {"guided_json", "guided_regex", "guided_grammar", "guided_choice"};
+  HEARTH_TRY(read_guides(body, kOlder, limits, {budget, 1}, call));
   const Json* const outputs = find_field(body, "structured_outputs");
   if (outputs == nullptr) return {};
   constexpr const char* kField = "structured_outputs";
   if (!outputs->is_object()) return bad_request(kField, "{}: {}; wanted an object", kField, describe(*outputs));
-  HEARTH_TRY(read_guides(*outputs, {"json", "regex", "grammar", "choice"}, limits, call));
+  HEARTH_TRY(read_guides(*outputs, {"json", "regex", "grammar", "choice"}, limits, {budget, 2}, call));
   bool any_object = false;
   HEARTH_TRY(read_bool(*outputs, "json_object", any_object));
   if (any_object) HEARTH_TRY(set_grammar(call, kField, GrammarKind::kJsonObject, {}, limits));
@@ -220,7 +231,7 @@ ApiStatus refuse_field(const Json& body, const char* name, const char* why) {
   return error;
 }
 
-ApiStatus read_generation(const Json& body, const ApiLimits& limits, GenerationCall& call) {
+ApiStatus read_generation(const Json& body, const ApiLimits& limits, JsonBudget& budget, GenerationCall& call) {
   std::optional<std::string> model, salt;
   HEARTH_TRY(read_string(body, "model", kMaxModelBytes, model));
   call.model = std::move(model).value_or("");
@@ -236,8 +247,8 @@ ApiStatus read_generation(const Json& body, const ApiLimits& limits, GenerationC
   if (prompt_logprobs) call.prompt_logprobs = static_cast<int32_t>(*prompt_logprobs);
   if (call.prompt_logprobs && call.stream)
     return bad_request("prompt_logprobs", "prompt_logprobs: not with stream true");
-  HEARTH_TRY(read_response_format(body, limits, call));
-  HEARTH_TRY(read_structured_outputs(body, limits, call));
+  HEARTH_TRY(read_response_format(body, limits, budget, call));
+  HEARTH_TRY(read_structured_outputs(body, limits, budget, call));
   std::optional<int64_t> priority;
   HEARTH_TRY(read_integer(body, "priority", {-kMaxInt32, kMaxInt32}, priority));
   call.priority = static_cast<int32_t>(priority.value_or(0));

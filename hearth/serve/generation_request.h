@@ -47,8 +47,8 @@ struct GenerationCall {
   bool tokens_as_ids = false;  // return_tokens_as_token_ids
 };
 
-// Everything but max_tokens and logprobs, whose form differs between the routes.
-ApiStatus read_generation(const Json& body, const ApiLimits& limits, GenerationCall& call);
+// Everything but max_tokens and logprobs, whose form differs between the routes. `budget`: what the body has left.
+ApiStatus read_generation(const Json& body, const ApiLimits& limits, JsonBudget& budget, GenerationCall& call);
 
 // Refuses a field that would change the result if it were passed over, unless it is absent, null, false, 0 or empty.
 ApiStatus refuse_field(const Json& body, const char* name, const char* why);

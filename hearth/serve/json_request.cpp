@@ -2,8 +2,9 @@
 // A SAX handler that builds the tree within limits, and the field readers. Pure functions.
 #include "hearth/serve/json_request.h"
 
+#include <algorithm>
 #include <cmath>
-#include <unordered_map>
+#include <numeric>
 
 namespace hearth {
 namespace {
@@ -11,7 +12,8 @@ namespace {
 // Builds a Json; stops at the first thing that is over a limit.
 class Builder final : public nlohmann::json_sax<Json> {
  public:
-  explicit Builder(const ApiLimits& limits) : limits_(limits) {}
+  Builder(const ApiLimits& limits, JsonBudget& budget, int64_t depth)
+      : limits_(limits), budget_(budget), depth_(depth) {}
 
   bool null() override { return add(nullptr) != nullptr; }
   bool boolean(bool value) override { return add(value) != nullptr; }
@@ -43,7 +45,7 @@ class Builder final : public nlohmann::json_sax<Json> {
  private:
   template <class T>
   Json* add(T&& value) {
-    if (++values_ > limits_.json_values) {
+    if (--budget_.values < 0) {
       error_ = over_limit({}, fmt::format("the body has more than {} JSON values", limits_.json_values));
       return nullptr;
     }
@@ -63,7 +65,7 @@ class Builder final : public nlohmann::json_sax<Json> {
   }
 
   bool open(Json value) {
-    if (std::ssize(path_) >= limits_.json_depth) {
+    if (depth_ + std::ssize(path_) >= limits_.json_depth) {
       error_ = over_limit({}, fmt::format("the body nests deeper than {} arrays and objects", limits_.json_depth));
       return false;
     }
@@ -79,23 +81,34 @@ class Builder final : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  // Of members with the same key, leaves the last one.
+  // Of members with the same key, leaves the last one. By sorting: a client can find keys that a hash puts into one
+  // place.
   static void keep_last(Json::object_t& members) {
     if (members.size() < 2) return;
-    std::unordered_map<std::string_view, const Json*> last;
-    for (const auto& [name, value] : members) last[name] = &value;
-    if (last.size() == members.size()) return;
+    auto* const list = members.data();  // its operator[] looks for keys
+    std::vector<size_t> order(members.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      const int names = list[a].first.compare(list[b].first);
+      return names != 0 ? names < 0 : a < b;
+    });
+    std::vector<bool> hidden(members.size());
+    bool any = false;
+    for (size_t i = 0; i + 1 < order.size(); ++i)
+      if (list[order[i]].first == list[order[i + 1]].first) any = hidden[order[i]] = true;
+    if (!any) return;
     Json::object_t kept;
-    for (auto& [name, value] : members)
-      if (last[name] == &value) kept.emplace_back(name, std::move(value));
+    for (size_t i = 0; i < members.size(); ++i)
+      if (!hidden[i]) kept.emplace_back(list[i].first, std::move(list[i].second));
     members = std::move(kept);
   }
 
   const ApiLimits& limits_;
+  JsonBudget& budget_;
+  const int64_t depth_;
   Json root_;
   std::vector<Json*> path_;  // open containers: only the last one grows, so the pointers stay good
   std::string key_;
-  int64_t values_ = 0;
   std::optional<ApiError> error_;
 };
 
@@ -147,7 +160,12 @@ std::string range_text(NumberRange range) {
 }  // namespace
 
 ApiResult<Json> parse_json_object(std::string_view text, const ApiLimits& limits) {
-  Builder builder(limits);
+  JsonBudget budget{.values = limits.json_values};
+  return parse_json_object(text, limits, budget);
+}
+
+ApiResult<Json> parse_json_object(std::string_view text, const ApiLimits& limits, JsonBudget& budget, int64_t depth) {
+  Builder builder(limits, budget, depth);
   if (!Json::sax_parse(text, &builder)) {
     if (builder.error()) return std::move(*builder.error());
     return bad_request({}, "the body is not JSON");

@@ -25,6 +25,15 @@ using Json = nlohmann::ordered_json;
 // than limits.json_values, no object.
 ApiResult<Json> parse_json_object(std::string_view text, const ApiLimits& limits);
 
+// What is left of limits.json_values for a body and the texts in it that are JSON themselves.
+struct JsonBudget {
+  int64_t values = 0;
+};
+// The same for one of several texts of a request, which lies `depth` arrays and objects deep in the body: takes its
+// values off the budget, also where it is refused.
+ApiResult<Json> parse_json_object(std::string_view text, const ApiLimits& limits, JsonBudget& budget,
+                                  int64_t depth = 0);
+
 // A short quotation of a value for messages: `"hot" is a string`, `an array of 3`, `null`.
 std::string describe(const Json& value);
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <exception>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -312,7 +313,7 @@ void Metrics::set_stats(StatsSource source) {
   impl_->stats = std::move(source);
 }
 
-void Metrics::on_step(const StepRecord& record) {
+void Metrics::on_step(const StepRecord& record) noexcept try {
   const double measured_s = static_cast<double>(record.measured_us) * 1e-6;
   const std::lock_guard lock(impl_->engine_mutex);
   ModelCounts& m = impl_->model(record.model);
@@ -328,9 +329,11 @@ void Metrics::on_step(const StepRecord& record) {
   }
   for (const float seconds : record.ttft_s) m.histograms[kTtft].add(static_cast<double>(seconds));
   for (const float seconds : record.inter_token_s) m.histograms[kInterToken].add(static_cast<double>(seconds));
+} catch (const std::exception&) {
+  // I3
 }
 
-void Metrics::on_choice(const ChoiceRecord& r) {
+void Metrics::on_choice(const ChoiceRecord& r) noexcept try {
   const std::lock_guard lock(impl_->engine_mutex);
   ModelCounts& m = impl_->model(r.model);
   const size_t reason = static_cast<size_t>(r.reason);
@@ -354,6 +357,8 @@ void Metrics::on_choice(const ChoiceRecord& r) {
     m.histograms[kMaxGenerationTokens].add(static_cast<double>(*most));
     m.histograms[kParamsN].add(static_cast<double>(r.n));
   }
+} catch (const std::exception&) {
+  // I3
 }
 
 void Metrics::on_http(std::string_view route, std::string_view method, int status, double seconds) {

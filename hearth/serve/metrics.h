@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Metrics: what the engine and the HTTP server do, in Prometheus' text format under vLLM's names, so that its
 // dashboards and gateways work as they are (docs/guides/api.md lists them).
-//   I1. on_step() holds a mutex for the additions of one step alone; a scrape holds it for a copy of plain
-//       arrays and formats outside. No allocation after a model's first step.
+//   I1. on_step() holds a mutex for the additions of one step alone; a scrape holds it for a copy of the numbers
+//       and of the models' names, and formats outside. After a model's first step, on_step() allocates nothing;
+//       on_choice() does where a request has several choices.
 //   I2. Labels are bounded: models of the operator, routes of ours, known methods. Nothing that a client says.
+//   I3. on_step() and on_choice() never throw: what cannot be counted for want of memory is not.
 // Any thread may call any method.
 #pragma once
 
@@ -35,8 +37,8 @@ class Metrics final : public EngineObserver {
   // The engine is created with its observer, so it is named afterwards. An empty one: no gauges.
   void set_stats(StatsSource source);
 
-  void on_step(const StepRecord& record) override;
-  void on_choice(const ChoiceRecord& record) override;
+  void on_step(const StepRecord& record) noexcept override;
+  void on_choice(const ChoiceRecord& record) noexcept override;
   // One HTTP answer. `route` is the pattern that matched, "none" where none did: never a client's path.
   void on_http(std::string_view route, std::string_view method, int status, double seconds);
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// From /proc and the system calls beside it; what is missing or unreadable counts as 0. Any thread.
 #include "hearth/serve/process_stats.h"
 
 #include <dirent.h>

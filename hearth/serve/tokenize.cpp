@@ -19,13 +19,14 @@ ApiResult<std::shared_ptr<const ApiModel>> find_model(const Json& json, const Mo
 }  // namespace
 
 ApiResult<std::string> tokenize_reply(std::string_view body, const ModelRegistry& models, const ApiLimits& limits) {
-  HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, limits));
+  JsonBudget budget{.values = limits.json_values};
+  HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, limits, budget));
   HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, find_model(json, models));
   const Json* const prompt = find_field(json, "prompt");
   const bool chat = prompt == nullptr && find_field(json, "messages") != nullptr;
   std::string text;
   if (chat) {
-    HEARTH_TRY_ASSIGN(const ChatMessages messages, read_chat_messages(json, limits));
+    HEARTH_TRY_ASSIGN(const ChatMessages messages, read_chat_messages(json, limits, budget));
     HEARTH_TRY_ASSIGN(text, render_chat(*model, messages));
   } else {
     if (prompt == nullptr || !prompt->is_string())
