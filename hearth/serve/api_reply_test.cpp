@@ -366,6 +366,9 @@ TEST(Routes, AreFoundByMethodAndPath) {
   const RouteLookup model = find_route("GET", "/v1/models/org/name");
   EXPECT_EQ(model.match->route, Route::kModel);
   EXPECT_EQ(model.match->rest, "org/name");
+  for (const std::string_view path : {"/health", "/v1/models", "/v1/models/x", "/metrics"})
+    EXPECT_TRUE(find_route("HEAD", path).match) << path;
+  EXPECT_EQ(find_route("HEAD", "/v1/completions").match.error().status, 405);
   const RouteLookup wrong = find_route("GET", "/v1/completions");
   EXPECT_EQ(wrong.match.error().status, 405);
   EXPECT_EQ(wrong.allowed, "POST");

@@ -4,6 +4,7 @@
 //   I1. The other thread never touches the coroutine: if the coroutine or its io_context is destroyed meanwhile,
 //       what arrives later is kept or dropped without it.
 //   I2. Nothing here blocks; the mutex is held for a few instructions.
+//   I3. No want of memory leaves a coroutine asleep for ever, or is thrown at who pushes.
 #pragma once
 
 #include <boost/asio/as_tuple.hpp>
@@ -12,6 +13,8 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <chrono>
+#include <cstddef>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -38,29 +41,44 @@ class Mailbox {
   Mailbox(const Mailbox&) = delete;
   Mailbox& operator=(const Mailbox&) = delete;
 
-  // Any thread. After close() the item is dropped.
-  void push(T item) {
+  // Room for so many items in all: until the first take(), pushing them allocates nothing.
+  void reserve(size_t items) {
+    const std::lock_guard lock(mutex_);
+    items_.reserve(items);
+  }
+  // Any thread. After close() the item is dropped. Where there is no memory for it, the mailbox is closed and
+  // failed(): what was pushed before can be taken, and nothing follows the gap.
+  void push(T item) noexcept {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
-    items_.push_back(std::move(item));
+    try {
+      items_.push_back(std::move(item));
+    } catch (...) {
+      closed_ = failed_ = true;
+    }
     wake();
   }
   // Any thread. What is there can still be taken.
-  void close() {
+  void close() noexcept {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     wake();
   }
+  // Any thread. An item was lost for want of memory.
+  bool failed() const {
+    const std::lock_guard lock(mutex_);
+    return failed_;
+  }
 
-  // All that is there, in the order of pushing; waits where nothing is. Empty: closed, or the coroutine was
-  // cancelled. REQUIRES: no other coroutine is in take().
+  // All that is there, in the order of pushing; waits where nothing is. Empty: closed, failed, or the coroutine
+  // was cancelled. REQUIRES: no other coroutine is in take().
   Async<std::vector<T>> take() {
     if (auto now = take_now()) co_return std::move(*now);
-    const auto timer = std::make_shared<boost::asio::steady_timer>(co_await boost::asio::this_coro::executor,
-                                                                   boost::asio::steady_timer::time_point::max());
+    const auto timer = std::make_shared<boost::asio::steady_timer>(co_await boost::asio::this_coro::executor);
     const Waiting waiting(*this, timer);
     for (;;) {
       if (auto now = take_now_or_wait()) co_return std::move(*now);
+      timer->expires_after(kLookAgain);
       co_await timer->async_wait(boost::asio::as_tuple(boost::asio::use_awaitable));
       const auto state = co_await boost::asio::this_coro::cancellation_state;
       if (state.cancelled() != boost::asio::cancellation_type::none) co_return std::vector<T>();
@@ -68,7 +86,10 @@ class Mailbox {
   }
 
  private:
-  // A coroutine in take(). Its timer never expires; cancelling it resumes the coroutine.
+  // A wake-up is lost where there is no memory to post it.
+  static constexpr std::chrono::seconds kLookAgain{1};
+
+  // A coroutine in take(). Cancelling its timer resumes it.
   class Waiting {
    public:
     Waiting(Mailbox& box, const std::shared_ptr<boost::asio::steady_timer>& timer) : box_(box) {
@@ -102,17 +123,22 @@ class Mailbox {
     return std::exchange(items_, {});
   }
   // REQUIRES: mutex_ is held; so the coroutine, and with it its executor, is still there.
-  void wake() {
+  void wake() noexcept {
     if (!waiter_ || !asleep_) return;
-    asleep_ = false;
-    boost::asio::post(waiter_->get_executor(), [weak = std::weak_ptr(waiter_)] {
-      if (const auto timer = weak.lock()) timer->cancel();
-    });
+    try {
+      boost::asio::post(waiter_->get_executor(), [weak = std::weak_ptr(waiter_)] {
+        if (const auto timer = weak.lock()) timer->cancel();
+      });
+      asleep_ = false;
+    } catch (...) {
+      // take() looks again by itself, and the next push() or close() tries again.
+    }
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<T> items_;                               // guarded by mutex_
   bool closed_ = false;                                // guarded by mutex_
+  bool failed_ = false;                                // guarded by mutex_
   bool asleep_ = false;                                // guarded by mutex_: waits, and nobody has woken it yet
   std::shared_ptr<boost::asio::steady_timer> waiter_;  // guarded by mutex_
 };
@@ -128,23 +154,48 @@ struct AsResult<Result<R>> {
   using type = Result<R>;
 };
 
-// Calls and destroys `work`; what it throws is an Error.
+// What `work` throws is an Error; nothing is thrown.
 template <class R, class F>
-R call_caught(F work) {
+R call_caught(F& work) noexcept {
   try {
-    if constexpr (std::is_void_v<std::invoke_result_t<F&>>) {
-      work();
-      return R();
-    } else {
-      return R(work());
+    try {
+      if constexpr (std::is_void_v<std::invoke_result_t<F&>>) {
+        work();
+        return R();
+      } else {
+        return R(work());
+      }
+    } catch (const std::bad_alloc&) {
+      throw;
+    } catch (const std::exception& e) {
+      return internal_error("a task threw: {}", e.what());
+    } catch (...) {
+      return internal_error("a task threw something that is no std::exception");
     }
-  } catch (const std::bad_alloc&) {
-    return resource_exhausted("out of memory");
-  } catch (const std::exception& e) {
-    return internal_error("a task threw: {}", e.what());
   } catch (...) {
-    return internal_error("a task threw something that is no std::exception");
+    // Short enough to need no memory.
+    return resource_exhausted("out of memory");
   }
+}
+
+// For a pool: calls `work`, destroys it, and pushes what it returned, for which there is room already.
+template <class R, class F>
+auto make_task(const std::shared_ptr<Mailbox<R>>& done, F work) {
+  done->reserve(1);
+  // std::function asks for a copyable task.
+  return [done, held = std::make_shared<std::optional<F>>(std::move(work))] {
+    R result = call_caught<R>(**held);
+    held->reset();
+    done->push(std::move(result));
+  };
+}
+
+template <class R>
+Async<R> result_of_task(std::shared_ptr<Mailbox<R>> done) {
+  std::vector<R> results = co_await done->take();
+  if (results.empty() && done->failed()) co_return resource_exhausted("out of memory");
+  if (results.empty()) co_return cancelled("cancelled while a task ran");
+  co_return std::move(results.front());
 }
 
 }  // namespace internal
@@ -158,18 +209,18 @@ using TaskResult = typename internal::AsResult<std::invoke_result_t<F&>>::type;
 // `work` owns what it uses: it is run, and destroyed, on the pool even if the coroutine is gone by then.
 template <class F>
 Async<TaskResult<F>> run_on(WorkerPool& pool, F work) {
-  using R = TaskResult<F>;
-  const auto done = std::make_shared<Mailbox<R>>();
-  bool posted = false;
-  {
-    // std::function asks for a copyable task.
-    const auto task = std::make_shared<F>(std::move(work));
-    posted = pool.try_post([done, task] { done->push(internal::call_caught<R>(std::move(*task))); });
-  }
+  const auto done = std::make_shared<Mailbox<TaskResult<F>>>();
+  const bool posted = pool.try_post(internal::make_task(done, std::move(work)));
   if (!posted) co_return resource_exhausted("all workers are busy and {} tasks wait", pool.waiting());
-  std::vector<R> results = co_await done->take();
-  if (results.empty()) co_return cancelled("cancelled while a task ran");
-  co_return std::move(results.front());
+  co_return co_await internal::result_of_task(done);
+}
+
+// run_on() for work of a request that has been taken: never refused.
+template <class F>
+Async<TaskResult<F>> run_owed(WorkerPool& pool, F work) {
+  const auto done = std::make_shared<Mailbox<TaskResult<F>>>();
+  pool.post(internal::make_task(done, std::move(work)));
+  co_return co_await internal::result_of_task(done);
 }
 
 }  // namespace hearth

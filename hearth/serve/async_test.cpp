@@ -12,7 +12,9 @@
 #include <boost/asio/strand.hpp>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <future>
+#include <new>
 #include <stdexcept>
 #include <thread>
 
@@ -90,6 +92,83 @@ TEST(Mailbox, DropsWhatIsPushedAfterClose) {
   EXPECT_EQ(run(twice(box)), (std::pair<size_t, size_t>(1, 0)));
 }
 
+// An executor without memory, as long as `broken`.
+struct BrokenExecutor {
+  asio::io_context* context;
+  std::atomic<bool>* broken;
+  asio::io_context& query(asio::execution::context_t) const noexcept { return *context; }
+  static constexpr asio::execution::blocking_t query(asio::execution::blocking_t) noexcept {
+    return asio::execution::blocking.never;
+  }
+  BrokenExecutor require(asio::execution::blocking_t::never_t) const noexcept { return *this; }
+  template <class F>
+  void execute(F&& task) const {
+    if (*broken) throw std::bad_alloc();
+    asio::require(context->get_executor(), asio::execution::blocking.never).execute(std::forward<F>(task));
+  }
+  bool operator==(const BrokenExecutor&) const noexcept = default;
+};
+
+// I3
+TEST(Mailbox, FindsWhatNoWakeUpCouldBePostedFor) {
+  std::atomic<bool> broken = false;
+  asio::io_context context;
+  const asio::any_io_executor executor(BrokenExecutor{&context, &broken});
+  Mailbox<int> box;
+  std::vector<int> got;
+  const auto take = [](Mailbox<int>& from, std::vector<int>& to) -> Async<> {
+    for (;;) {
+      const auto items = co_await from.take();
+      if (items.empty()) break;
+      to.insert(to.end(), items.begin(), items.end());
+    }
+  };
+  asio::co_spawn(executor, take(box, got), asio::detached);
+  // Until it sleeps.
+  context.run_for(std::chrono::milliseconds(50));
+  broken = true;
+  box.push(1);
+  broken = false;
+  for (int i = 0; i < 10 && got.empty(); ++i) context.run_one_for(std::chrono::seconds(1));
+  EXPECT_EQ(got, std::vector<int>{1});
+  // A later push wakes it for both.
+  broken = true;
+  box.push(2);
+  broken = false;
+  box.push(3);
+  box.close();
+  context.restart();
+  context.run_for(std::chrono::milliseconds(500));
+  EXPECT_EQ(got, (std::vector<int>{1, 2, 3}));
+  EXPECT_TRUE(context.stopped());
+}
+
+struct Heavy {
+  int value;
+  bool no_memory = false;
+  Heavy(int v, bool none) : value(v), no_memory(none) {}
+  Heavy(Heavy&& o) : value(o.value), no_memory(o.no_memory) {  // NOLINT: it throws
+    if (no_memory) throw std::bad_alloc();
+  }
+};
+
+// I3
+TEST(Mailbox, FailsWhereThereIsNoMemoryForAnItem) {
+  Mailbox<Heavy> box;
+  box.push(Heavy(1, false));
+  EXPECT_FALSE(box.failed());
+  box.push(Heavy(2, true));
+  EXPECT_TRUE(box.failed());
+  box.push(Heavy(3, false));
+  const auto twice = [](Mailbox<Heavy>& from) -> Async<std::vector<int>> {
+    std::vector<int> values;
+    for (const auto& item : co_await from.take()) values.push_back(item.value);
+    for (const auto& item : co_await from.take()) values.push_back(-item.value);
+    co_return values;
+  };
+  EXPECT_EQ(run(twice(box)), std::vector<int>{1});
+}
+
 // I1
 TEST(Mailbox, OutlivesACoroutineThatIsDestroyedWhileItWaits) {
   const auto box = std::make_shared<Mailbox<int>>();
@@ -132,6 +211,16 @@ TEST(RunOn, TurnsExceptionsIntoErrors) {
   ASSERT_FALSE(other);
   EXPECT_EQ(other.error().code, ErrorCode::kInternal);
   EXPECT_NE(other.error().message.find("broken"), std::string::npos);
+  const auto odd = run(run_owed(pool, []() -> int { throw 1; }));
+  ASSERT_FALSE(odd);
+  EXPECT_EQ(odd.error().code, ErrorCode::kInternal);
+}
+
+TEST(RunOn, DestroysTheTaskBeforeItResumes) {
+  WorkerPool pool(1, 16);
+  const auto held = std::make_shared<int>(1);
+  EXPECT_TRUE(run(run_on(pool, [held] { return *held; })));
+  EXPECT_EQ(held.use_count(), 1);
 }
 
 TEST(RunOn, SaysThatThePoolIsFull) {
@@ -144,7 +233,12 @@ TEST(RunOn, SaysThatThePoolIsFull) {
   started.get_future().wait();
   pool.post([] {});
   const auto refused = run(run_on(pool, [] { return 1; }));
-  release.set_value();
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    release.set_value();
+  });
+  EXPECT_TRUE(run(run_owed(pool, [] { return 1; })));
+  later.join();
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
 }

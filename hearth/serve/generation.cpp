@@ -118,20 +118,6 @@ ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& p
   return std::move(*accepted);
 }
 
-// run_on() for work of a request that has been taken: never refused.
-template <class F>
-Async<TaskResult<F>> run_owed(WorkerPool& pool, F work) {
-  using R = TaskResult<F>;
-  const auto done = std::make_shared<Mailbox<R>>();
-  {
-    const auto task = std::make_shared<F>(std::move(work));
-    pool.post([done, task] { done->push(internal::call_caught<R>(std::move(*task))); });
-  }
-  std::vector<R> results = co_await done->take();
-  if (results.empty()) co_return cancelled("cancelled while a task ran");
-  co_return std::move(results.front());
-}
-
 Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
                          ReplyPlan plan, Access::Ticket& ticket) {
   std::vector<PromptState> states(plan.prompts.size());

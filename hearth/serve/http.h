@@ -58,7 +58,8 @@ struct HttpVerdict {
   std::optional<int64_t> body_bytes;
 };
 using HttpGuard = std::function<HttpVerdict(const HttpHead& head)>;
-// Answers. Of HEAD it answers as of GET; the body is not sent. What it throws is logged and answered with 500 where nothing was sent, bad_alloc with 503.
+// Answers. Of HEAD it answers as of GET; the body is not sent. What it throws is logged and answered with 500
+// where nothing was sent, bad_alloc with 503; else the connection is closed.
 using HttpHandler = std::function<Async<void>(HttpExchange& exchange)>;
 // The body of an answer that the HTTP layer gives by itself (400, 408, 413, 417, 431, 500, 501
 // for a transfer coding other than chunked, 503).
@@ -95,7 +96,8 @@ class HttpServer {
   virtual ~HttpServer() = default;
 
   virtual uint16_t port() const = 0;
-  virtual void start() = 0;
+  // Goes on with fewer threads where not all can be had; false where there is none, and so nothing is served.
+  virtual bool start() = 0;
   // No new connections; those without a request in progress are closed; others after their answer.
   virtual void drain() = 0;
   // Waits until no connection is left, at most timeout_ms; true where none is.

@@ -40,6 +40,8 @@ constexpr size_t kReadBytes = 16 << 10;
 // How long what a client still sends is read and dropped after an answer that did not wait for it: a close with
 // unread bytes would be a reset, which can take the answer away from the client.
 constexpr milliseconds kLinger{2000};
+constexpr int64_t kBytesBetweenPauses = 256 << 10;
+constexpr milliseconds kPause{2};
 // Up to here a body goes into the same write as its header.
 constexpr size_t kJoinedBytes = 64 << 10;
 // For the access log: the client left before any answer (as nginx has it).
@@ -92,6 +94,7 @@ class HttpConnection final : public HttpDrainable, public std::enable_shared_fro
 
   asio::steady_timer input_event_;
   std::array<char, kReadBytes> scratch_;
+  int64_t read_since_pause_ = 0;
   std::string in_;                // read and not parsed yet
   bool reading_ = false;          // a read is under way
   uint64_t reads_ = 0;            // reads that brought bytes
@@ -108,12 +111,31 @@ class HttpConnection final : public HttpDrainable, public std::enable_shared_fro
 };
 
 struct HttpConnection::Request {
-  explicit Request(const HttpLimits& limits) : reader(limits.header_bytes) {}
+  explicit Request(HttpHub& shared) : reader(shared.options.limits.header_bytes), hub(shared) {}
+  ~Request() { hub.release_bodies(charged); }
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
+
+  // Of what was read of the body; false, and it is dropped, where all bodies together would be too much.
+  bool charge_body() {
+    const auto more = static_cast<int64_t>(reader.body().size()) - charged;
+    if (more <= 0) return true;
+    if (hub.charge_bodies(more)) {
+      charged += more;
+      return true;
+    }
+    reader.body() = std::string();
+    hub.release_bodies(std::exchange(charged, 0));
+    return false;
+  }
+
   HttpRequestReader reader;
   Clock::time_point begun = Clock::now();
   std::string request_id;
   HttpHead head;
   int64_t sent_before = 0;
+  HttpHub& hub;
+  int64_t charged = 0;  // of the hub's bodies
 };
 
 // The handler's view of a request.
@@ -135,22 +157,22 @@ class HttpConnectionExchange final : public HttpExchange {
 
   Async<Status> reply(HttpReply reply) override {
     HEARTH_CHECK(state_ == State::kNothing, "http: a second answer to {}", request_.head.path);
-    state_ = State::kComplete;
     HttpFraming framing = begin(reply);
     if (status_has_body(reply.status)) framing.content_length = static_cast<int64_t>(reply.body.size());
     std::string out = write_reply_head(reply, request_.head.request_id, framing);
     const bool body = status_has_body(reply.status) && !is_head();
     const bool joined = reply.body.size() <= kJoinedBytes;
     if (body && joined) out += reply.body;
+    state_ = State::kEnding;
     Status sent = co_await send(out);
     if (sent && body && !joined) sent = co_await send(reply.body);
+    state_ = State::kComplete;
     connection_.on_end_ = nullptr;
     co_return sent;
   }
 
   Async<Status> start_stream(HttpReply reply) override {
     HEARTH_CHECK(state_ == State::kNothing, "http: a second answer to {}", request_.head.path);
-    state_ = State::kStreaming;
     chunked_ = !request_.reader.is_http_1_0();
     HttpFraming framing = begin(reply);
     framing.chunked = chunked_ && status_has_body(reply.status);
@@ -159,6 +181,7 @@ class HttpConnectionExchange final : public HttpExchange {
     bodiless_ = is_head() || !status_has_body(reply.status);
     std::string out = write_reply_head(reply, request_.head.request_id, framing);
     if (!bodiless_ && !reply.body.empty()) out += chunked_ ? write_chunk(reply.body) : reply.body;
+    state_ = State::kStreaming;
     co_return co_await send(out);
   }
 
@@ -171,20 +194,22 @@ class HttpConnectionExchange final : public HttpExchange {
 
   Async<Status> finish_stream() override {
     HEARTH_CHECK(state_ == State::kStreaming, "http: a stream that does not run is finished");
-    state_ = State::kComplete;
+    state_ = State::kEnding;
     const Status sent = co_await send(chunked_ && !bodiless_ ? "0\r\n\r\n" : "");
+    state_ = State::kComplete;
     connection_.on_end_ = nullptr;
     co_return sent;
   }
 
   bool untouched() const { return state_ == State::kNothing; }
+  // All of the answer was given to send(), which ended without an exception.
   bool complete() const { return state_ == State::kComplete; }
   int status() const { return status_; }
   // Whether another request may follow on the connection.
   bool keep() const { return complete() && !close_ && !connection_.send_error_; }
 
  private:
-  enum class State { kNothing, kStreaming, kComplete };
+  enum class State { kNothing, kStreaming, kEnding, kComplete };
 
   bool is_head() const { return request_.head.method == "HEAD"; }
 
@@ -253,11 +278,11 @@ void HttpConnection::client_gone() {
 void HttpConnection::start_read() {
   // The parser leaves less than header_bytes, so that it can always have more.
   if (reading_ || end_ || static_cast<int64_t>(in_.size()) >= hub_->options.limits.header_bytes) return;
-  reading_ = true;
   socket_.async_read_some(asio::buffer(scratch_),
                           [self = shared_from_this()](boost::system::error_code error, size_t bytes) {
                             self->read_done(error || bytes == 0 ? 0 : bytes);
                           });
+  reading_ = true;  // only now: the above may throw, and never calls read_done() by itself
 }
 
 // 0 bytes: the end.
@@ -271,14 +296,21 @@ void HttpConnection::read_done(size_t bytes) {
   }
   if (bytes == 0) return client_gone();
   ++reads_;
+  read_since_pause_ += static_cast<int64_t>(bytes);
   input_event_.cancel();
   // While a handler works, the next read is what sees the end.
   if (busy_) start_read();
 }
 
-// Waits until in_ has grown.
+// Waits until in_ has grown. A large body is read in pieces with pauses between them, 128 MB/s: at the speed of the
+// loopback, reading it would keep this thread busy and other answers waiting.
 Async<HttpConnection::Input> HttpConnection::more_input(Clock::time_point deadline) {
-  const uint64_t before = reads_;
+  const uint64_t before = reads_;  // a read may end in the pause
+  if (read_since_pause_ >= kBytesBetweenPauses) {
+    read_since_pause_ = 0;
+    asio::steady_timer pause(socket_.get_executor(), kPause);
+    co_await pause.async_wait(kAwait);
+  }
   for (;;) {
     if (reads_ != before) co_return Input::kBytes;
     if (end_) co_return Input::kEnd;
@@ -314,12 +346,12 @@ Async<Status> HttpConnection::wait_writable() {
       deadline = Clock::now() + limit;
     }
     if (!waiting_writable_) {
-      waiting_writable_ = true;
       socket_.async_wait(asio::ip::tcp::socket::wait_write, [self = shared_from_this()](boost::system::error_code) {
         self->waiting_writable_ = false;
         self->writable_ = true;
         self->output_event_.cancel();
       });
+      waiting_writable_ = true;  // as reading_
     }
     output_event_.expires_at(deadline);
     co_await output_event_.async_wait(kAwait);
@@ -420,6 +452,10 @@ Async<std::optional<HttpConnection::After>> HttpConnection::read_body(Request& r
     size_t used = 0;
     const Step step = request.reader.advance(in_, used);
     forget_input(used);
+    if (step != Step::kFailed && !request.charge_body()) {
+      const HttpFailure full{503, "the requests that are read and answered hold as much memory as they may"};
+      co_return co_await fail(request, full);
+    }
     if (step == Step::kDone) co_return std::nullopt;
     if (step == Step::kFailed) co_return co_await fail(request, request.reader.failure());
     const Input input = co_await more_input(deadline);
@@ -433,6 +469,7 @@ Async<std::optional<HttpConnection::After>> HttpConnection::read_body(Request& r
 Async<HttpConnection::After> HttpConnection::handle(Request& request) {
   HttpConnectionExchange exchange(*this, request, std::move(request.reader.body()));
   start_read();
+  const int64_t sent_before = sent_bytes_;  // after a 100 Continue
   std::optional<HttpFailure> failure;
   try {
     co_await hub_->options.handler(exchange);
@@ -446,7 +483,9 @@ Async<HttpConnection::After> HttpConnection::handle(Request& request) {
     spdlog::error("http: {} {} ({}) threw", request.head.method, request.head.path, request.request_id);
     failure = {500, "internal error"};
   }
-  if (exchange.untouched() && !end_) {
+  on_end_ = nullptr;
+  // Also of an answer that was begun, where memory failed before its first byte left.
+  if (!exchange.complete() && sent_bytes_ == sent_before && !end_ && !send_error_) {
     if (!failure) {
       spdlog::error("http: {} {} ({}) was not answered", request.head.method, request.head.path, request.request_id);
       failure = {500, "the request was not answered"};
@@ -458,12 +497,12 @@ Async<HttpConnection::After> HttpConnection::handle(Request& request) {
     spdlog::error("http: the answer to {} {} ({}) was not finished", request.head.method, request.head.path,
                   request.request_id);
   done(request, exchange.status() != 0 ? exchange.status() : kClientGone);
-  if (exchange.keep()) co_return After::kKeep;
+  if (exchange.keep() && !failure) co_return After::kKeep;
   co_return exchange.complete() && !send_error_ ? After::kLinger : After::kClose;
 }
 
 Async<HttpConnection::After> HttpConnection::serve_one() {
-  Request request(hub_->options.limits);
+  Request request(*hub_);
   request.sent_before = sent_bytes_;
   if (refused_) {
     HttpReply reply = hub_->error_reply(503, "the server has as many connections as it takes");
@@ -513,21 +552,28 @@ Async<HttpConnection::After> HttpConnection::serve_one_caught() {
     spdlog::error("http: a request of {} threw: {}", remote_, e.what());
   }
   if (sent_bytes_ != sent_before) co_return After::kClose;
-  Request request(hub_->options.limits);
+  Request request(*hub_);
   request.sent_before = sent_before;
   co_return co_await fail(request, failure);
 }
 
 Async<> HttpConnection::run() {
+  // However it ends: a read that is under way would keep the connection open.
+  struct CloseAtEnd {
+    asio::ip::tcp::socket& socket;
+    ~CloseAtEnd() {
+      boost::system::error_code ignored;
+      socket.close(ignored);
+    }
+  } const close_at_end{socket_};
   for (;;) {
     busy_ = false;
+    read_since_pause_ = 0;
     const After after = co_await serve_one_caught();
     if (after == After::kKeep && !end_) continue;
     if (after != After::kClose && !end_) co_await linger();
     break;
   }
-  boost::system::error_code ignored;
-  socket_.close(ignored);
 }
 
 void serve_http_connection(std::shared_ptr<HttpHub> hub, asio::ip::tcp::socket socket, bool refuse) {

@@ -5,6 +5,7 @@
 //   I2. A connection's state is touched on its strand only; HttpHub is guarded by its mutex.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/ip/tcp.hpp>
 #include <condition_variable>
 #include <cstdint>
@@ -42,14 +43,19 @@ class HttpHub {
   int64_t refused() const;
   bool wait_empty(int64_t timeout_ms);
 
+  // The bodies of all requests together. False, with nothing charged: they would be more than bodies_bytes.
+  bool charge_bodies(int64_t bytes);
+  void release_bodies(int64_t bytes);
+
   HttpReply error_reply(int status, std::string_view message) const;
 
  private:
   mutable std::mutex mutex_;
   std::condition_variable empty_;
   std::unordered_map<HttpDrainable*, std::weak_ptr<HttpDrainable>> all_;  // guarded by mutex_
-  int64_t refused_ = 0;                                                   // guarded by mutex_
-  bool draining_ = false;                                                 // guarded by mutex_
+  std::atomic<int64_t> bodies_bytes_ = 0;
+  int64_t refused_ = 0;    // guarded by mutex_
+  bool draining_ = false;  // guarded by mutex_
 };
 
 // Serves the socket until it closes; with `refuse` answers 503 to whatever it asks, and closes it. The socket's

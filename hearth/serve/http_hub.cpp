@@ -19,8 +19,8 @@ bool HttpHub::add(const std::shared_ptr<HttpDrainable>& connection, bool refused
 
 void HttpHub::remove(HttpDrainable* connection, bool refused) {
   const std::lock_guard lock(mutex_);
-  all_.erase(connection);
-  if (refused) --refused_;
+  // add() may have thrown.
+  if (all_.erase(connection) != 0 && refused) --refused_;
   if (all_.empty()) empty_.notify_all();
 }
 
@@ -55,6 +55,14 @@ bool HttpHub::wait_empty(int64_t timeout_ms) {
   std::unique_lock lock(mutex_);
   return empty_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return all_.empty(); });
 }
+
+bool HttpHub::charge_bodies(int64_t bytes) {
+  if (bodies_bytes_.fetch_add(bytes) + bytes <= options.limits.bodies_bytes) return true;
+  bodies_bytes_.fetch_sub(bytes);
+  return false;
+}
+
+void HttpHub::release_bodies(int64_t bytes) { bodies_bytes_.fetch_sub(bytes); }
 
 HttpReply HttpHub::error_reply(int status, std::string_view message) const {
   HttpReply reply;

@@ -78,6 +78,65 @@ TEST_F(HttpLimitsTest, Says413OfALongBody) {
   EXPECT_EQ(trailers.answer().status, 400);
 }
 
+std::string post(std::string_view path, size_t announced, size_t sent) {
+  return fmt::format("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", path, announced) +
+         std::string(sent, 'b');
+}
+
+TEST_F(HttpLimitsTest, Says503WhereAllBodiesTogetherAreTooMuch) {
+  options_.limits.bodies_bytes = 1000;
+  start();
+  int64_t others = 0;
+  // What a request held is given back at the latest with its connection.
+  const auto alone = [&] { return eventually([&] { return server_->connections() == others; }); };
+  const auto status = [&](size_t bytes) {
+    Client client(port());
+    client.send(post("/echo", bytes, bytes));
+    const int code = client.answer().status;
+    client.shut();
+    EXPECT_TRUE(alone());
+    return code;
+  };
+  EXPECT_EQ(status(1000), 200);
+  EXPECT_EQ(status(1001), 503);
+  EXPECT_EQ(status(1000), 200);
+
+  // A request that is being answered counts.
+  Client holds(port());
+  holds.send(post("/wait", 600, 600));
+  ASSERT_TRUE(eventually([&] { return waiting() == 1; }));
+  others = 1;
+  Client refused(port());
+  refused.send(post("/echo", 401, 401));
+  const Answer a = refused.answer();
+  EXPECT_EQ(a.status, 503);
+  EXPECT_EQ(a.headers.at("retry-after"), "1");
+  EXPECT_EQ(a.headers.at("connection"), "close");
+  EXPECT_TRUE(refused.closed());
+  refused.shut();
+  ASSERT_TRUE(alone());
+  EXPECT_EQ(status(400), 200);
+  release();
+  EXPECT_EQ(holds.answer().body, "released");
+  // Kept connections hold nothing: the next request of this one begins after the last has ended.
+  holds.send(kGetEcho);
+  EXPECT_EQ(holds.answer().status, 200);
+  EXPECT_EQ(status(1000), 200);
+
+  // So does one that is being read, also in chunks; and what a client leaves half sent is given back.
+  Client half(port());
+  others = 2;
+  half.send("POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n384\r\n" + std::string(700, 'b'));
+  // Before another asks: otherwise this one may be the one that is refused.
+  std::this_thread::sleep_for(milliseconds(100));
+  EXPECT_EQ(status(301), 503);
+  EXPECT_EQ(status(300), 200);
+  half.shut();
+  others = 1;
+  ASSERT_TRUE(alone());
+  EXPECT_EQ(status(1000), 200);
+}
+
 // I1 of HttpRequestReader
 TEST(HttpRequestReader, TakesNoMemoryForABodyThatIsOnlyAnnounced) {
   for (const std::string_view announced :

@@ -15,6 +15,8 @@ namespace hearth {
 struct HttpLimits {
   int64_t header_bytes = 16 << 10;  // request line and headers; also one chunk's header, and the trailers
   int64_t body_bytes = 32 << 20;
+  // Of all requests together, while they are read and until they are answered; more get 503 with Retry-After.
+  int64_t bodies_bytes = 1 << 30;
   int64_t connections = 1024;
   int64_t header_timeout_ms = 10'000;  // from the first byte of a request to the end of its header
   int64_t body_timeout_ms = 60'000;    // of the whole body

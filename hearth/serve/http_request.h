@@ -53,7 +53,7 @@ class HttpRequestReader {
   // Sets the limit of the body; 413 where its announced length is above it, 417 for an unknown expectation.
   std::optional<HttpFailure> begin_body(int64_t body_bytes);
 
-  // REQUIRES: kDone was returned.
+  // As far as it was read; may be moved away after kDone.
   std::string& body();
   // REQUIRES: kFailed was returned.
   const HttpFailure& failure() const { return failure_; }

@@ -3,16 +3,19 @@
 //   I1. No failure to accept ends it or makes it spin: it waits a moment and tries again.
 //   I2. Above the limit of connections a client is told so (503, Retry-After) and closed; beyond kRefusing that are
 //       being told, it is closed without a word.
-// Any thread may call a method; accepting runs on a strand of its own.
+//   I3. Nor does a want of memory: accepting is a chain of callbacks, in which the one that fails to begin the next
+//       still has control. (A coroutine that cannot begin to wait is destroyed by Asio.)
+// Any thread may call a method; of the chain, one callback runs at a time.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <chrono>
+#include <exception>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -47,8 +50,7 @@ class Listener final : public HttpServer {
   explicit Listener(HttpServerOptions options)
       : hub_(std::make_shared<HttpHub>(std::move(options))),
         context_(std::max(1, hub_->options.threads)),
-        strand_(asio::make_strand(context_)),
-        acceptor_(strand_) {}
+        acceptor_(context_) {}
 
   ~Listener() override {
     drain();
@@ -84,18 +86,26 @@ class Listener final : public HttpServer {
 
   uint16_t port() const override { return port_; }
 
-  void start() override {
+  bool start() override {
     HEARTH_CHECK(threads_.empty(), "http: started twice");
-    asio::co_spawn(strand_, accept(), asio::detached);
-    for (int i = 0; i < std::max(1, hub_->options.threads); ++i) threads_.emplace_back([this] { work(); });
+    const int wanted = std::max(1, hub_->options.threads);
+    try {
+      for (int i = 0; i < wanted; ++i) threads_.emplace_back([this] { work(); });
+    } catch (const std::exception& e) {
+      spdlog::error("http: {} of {} threads could be started: {}", threads_.size(), wanted, e.what());
+    }
+    if (threads_.empty()) return false;
+    accept();
+    return true;
   }
 
   void drain() override {
-    asio::post(strand_, [this] {
+    {
+      const std::lock_guard lock(accepting_);
       boost::system::error_code ignored;
       acceptor_.close(ignored);
       pause_.cancel();
-    });
+    }
     hub_->drain(false);
   }
 
@@ -114,42 +124,73 @@ class Listener final : public HttpServer {
     }
   }
 
-  Async<> accept() {
-    while (acceptor_.is_open()) {
-      auto [error, socket] =
-          co_await acceptor_.async_accept(asio::make_strand(context_), asio::as_tuple(asio::use_awaitable));
-      if (!acceptor_.is_open()) break;
-      if (error == asio::error::connection_aborted) continue;
-      if (error) {
-        // Out of descriptors or memory: what waits in the backlog is served when there are some again.
-        if (!failing_) spdlog::warn("http: cannot accept, will try again: {}", error.message());
-        failing_ = true;
-        pause_.expires_after(kAcceptPause);
-        co_await pause_.async_wait(asio::as_tuple(asio::use_awaitable));
-        continue;
-      }
-      failing_ = false;
-      take(std::move(socket));
+  // Begins the next link of the chain, unless it is drained.
+  void accept() {
+    begin([this] { acceptor_.async_accept(asio::make_strand(context_), Accepted{this}); });
+  }
+
+  struct Accepted {
+    Listener* self;
+    template <class Socket>
+    void operator()(boost::system::error_code error, Socket socket) const {
+      self->accepted(error, std::move(socket));
     }
+  };
+
+  template <class Socket>
+  void accepted(boost::system::error_code error, Socket socket) {
+    if (error && error != asio::error::connection_aborted && error != asio::error::operation_aborted) {
+      // Out of descriptors or memory: what waits in the backlog is served when there are some again.
+      char text[128];
+      failed(error.message(text, sizeof text));
+      begin([this] {
+        pause_.expires_after(kAcceptPause);
+        pause_.async_wait([this](boost::system::error_code) { accept(); });
+      });
+      return;
+    }
+    if (!error) {
+      failing_ = false;
+      try {
+        take(std::move(socket));
+      } catch (const std::exception& e) {
+        spdlog::error("http: a connection was dropped: {}", e.what());
+      }
+    }
+    accept();
+  }
+
+  // Tries until `what` could be begun; between two tries the thread sleeps, which needs no memory.
+  template <class F>
+  void begin(F what) {
+    for (;; std::this_thread::sleep_for(kAcceptPause)) try {
+        const std::lock_guard lock(accepting_);
+        if (acceptor_.is_open()) what();
+        return;
+      } catch (const std::exception& e) {
+        failed(e.what());
+      }
+  }
+
+  void failed(const char* why) {
+    if (!failing_) spdlog::warn("http: cannot accept, will try again: {}", why);
+    failing_ = true;
   }
 
   void take(tcp::socket socket) {
     const bool full = hub_->served() >= hub_->options.limits.connections;
     if (full && hub_->refused() >= kRefusing) return;
-    try {
-      serve_http_connection(hub_, std::move(socket), full);
-    } catch (const std::exception& e) {
-      spdlog::error("http: a connection was dropped: {}", e.what());
-    }
+    serve_http_connection(hub_, std::move(socket), full);
   }
 
   const std::shared_ptr<HttpHub> hub_;
   asio::io_context context_;
-  asio::strand<asio::io_context::executor_type> strand_;
-  tcp::acceptor acceptor_;
-  asio::steady_timer pause_{strand_};
+  // Not on a strand: what is called on the context itself is called without allocating.
+  std::mutex accepting_;
+  tcp::acceptor acceptor_;              // guarded by accepting_
+  asio::steady_timer pause_{context_};  // guarded by accepting_
   asio::executor_work_guard<asio::io_context::executor_type> work_{context_.get_executor()};
-  bool failing_ = false;  // the last accept failed; its strand's
+  bool failing_ = false;  // the last accept failed; the chain's
   uint16_t port_ = 0;
   std::vector<std::thread> threads_;
 };

@@ -119,6 +119,23 @@ TEST_F(HttpTest, ReadsChunkedBodies) {
   EXPECT_NE(a.headers.at("x-request-id"), "trailer");
 }
 
+// Reading a large body pauses; what arrives in a pause must not be forgotten.
+TEST_F(HttpTest, ReadsLargeBodiesToTheirEnd) {
+  options_.limits.body_timeout_ms = 5000;
+  start();
+  Client client(port());
+  for (int i = 0; i < 20; ++i) {
+    // The end comes just behind a pause's beginning.
+    const std::string body((256 << 10) + i * 1000, 'b');
+    client.send(fmt::format("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.size() + 1) + body);
+    std::this_thread::sleep_for(milliseconds(i % 4));
+    client.send("e");
+    const Answer a = client.answer();
+    ASSERT_EQ(a.status, 200) << i;
+    EXPECT_EQ(a.body, "POST /echo? " + body + "e");
+  }
+}
+
 TEST_F(HttpTest, SaysContinueOnlyAfterTheGuard) {
   start();
   Client accepted(port());
@@ -257,6 +274,11 @@ TEST_F(HttpTest, AHandlerThatFailsCostsItsRequestAlone) {
   EXPECT_EQ(memory.status, 503);
   EXPECT_EQ(memory.headers.at("retry-after"), "1");
   EXPECT_EQ(status("/silent").status, 500);
+  // One answer, and the connection is not kept.
+  Client late(port());
+  late.send("GET /answer-then-memory HTTP/1.1\r\nhost: x\r\n\r\n");
+  EXPECT_EQ(late.answer().status, 200);
+  EXPECT_TRUE(late.closed());
   const Answer broken = status("/broken-stream");
   EXPECT_EQ(broken.status, 200);
   EXPECT_EQ(broken.body, "first;");

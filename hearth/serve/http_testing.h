@@ -207,7 +207,7 @@ class HttpTest : public testing::Test {
     auto created = HttpServer::create(options_);
     ASSERT_TRUE(created) << created.error().message;
     server_ = std::move(created).value();
-    server_->start();
+    ASSERT_TRUE(server_->start());
   }
   uint16_t port() const { return server_->port(); }
   std::vector<Done> done() {
@@ -237,6 +237,9 @@ class HttpTest : public testing::Test {
     } else if (path == "/throw") {
       throw std::runtime_error("thrown by a handler");
     } else if (path == "/memory") {
+      throw std::bad_alloc();
+    } else if (path == "/answer-then-memory") {
+      (void)co_await exchange.reply(std::move(reply));
       throw std::bad_alloc();
     } else if (path == "/silent") {
     } else if (path == "/inject") {

@@ -23,6 +23,11 @@ constexpr Row kRoutes[] = {
     {"GET", "/metrics", Route::kMetrics, false, false},
     {"GET", "/version", Route::kVersion, false, false},
 };
+// HEAD is answered as GET; the HTTP layer keeps the body back.
+bool is_method(std::string_view method, std::string_view of_route) {
+  return method == of_route || (method == "HEAD" && of_route == "GET");
+}
+
 constexpr std::string_view kModelPath = "/v1/models/";
 
 }  // namespace
@@ -30,11 +35,11 @@ constexpr std::string_view kModelPath = "/v1/models/";
 RouteLookup find_route(std::string_view method, std::string_view path) {
   for (const Row& row : kRoutes) {
     if (row.path != path) continue;
-    if (row.method != method) return {wrong_method(method, path, row.method), row.method};
+    if (!is_method(method, row.method)) return {wrong_method(method, path, row.method), row.method};
     return {RouteMatch{.route = row.route, .open = row.open, .heavy = row.heavy, .rest = {}}, row.method};
   }
   if (path.starts_with(kModelPath) && path.size() > kModelPath.size()) {
-    if (method != "GET") return {wrong_method(method, path, "GET"), "GET"};
+    if (!is_method(method, "GET")) return {wrong_method(method, path, "GET"), "GET"};
     return {RouteMatch{.route = Route::kModel, .rest = path.substr(kModelPath.size())}, "GET"};
   }
   return {no_such_route(method, path), {}};

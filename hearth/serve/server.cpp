@@ -48,7 +48,7 @@ class ServerImpl final : public Server {
   uint16_t port() const override { return http_->port(); }
 
   Status start() override {
-    http_->start();
+    if (!http_->start()) return resource_exhausted("no thread could be started for HTTP");
     LoadOptions load = options_.load;
     load.template_limits.max_time_ms = options_.api.template_time_ms;
     ThreadPool pool(options_.engine.threads);
