@@ -134,6 +134,7 @@ Async<void> Api::generate(HttpExchange& exchange, bool chat, int key, Access::Ti
                               .models = parts_.models,
                               .engine = parts_.engine,
                               .workers = parts_.workers,
+                              .answerers = parts_.answerers,
                               .conversations = conversations_,
                               .fingerprint = fingerprint_};
   co_await answer_generation(exchange, parts, chat, key, ticket);

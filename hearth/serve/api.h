@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Api: the answers of all routes, on top of the models, the engine and a pool of workers. Its handler runs as one
+// Api: the answers of all routes, on top of the models, the engine and two pools of workers. Its handler runs as one
 // coroutine per request on the connection's strand and waits for nothing else: JSON, templates, tokenizing and long
-// answers are made on the workers. Outlives the pool's tasks and the HTTP server. Any thread.
+// answers are made on the workers. Outlives the pools' tasks and the HTTP server. Any thread.
 #pragma once
 
 #include <atomic>
@@ -25,7 +25,8 @@ struct ApiParts {
   std::vector<std::string> keys;
   ModelRegistry& models;
   Engine& engine;
-  WorkerPool& workers;
+  WorkerPool& workers;    // read requests
+  WorkerPool& answerers;  // make large answers
   const Metrics& metrics;
 };
 

@@ -274,7 +274,7 @@ TEST(StreamReply, EveryChoiceBeginsWithTheEchoAndWaitsForItsLogprobs) {
   plan.logprobs = 0;
   StreamReply stream(std::move(plan));
   std::string text;
-  EXPECT_TRUE(stream.heavy());
+  EXPECT_GT(stream.about_begin_bytes(), 0);
   // The other choice is faster than the prompt's logprobs, which come in two pieces with choice 0.
   stream.take(0, piece_of(1, {token("Ġdog", " dog", -3.0f)}, FinishReason::kLength), text);
   Output first = piece_of(0, {});
@@ -286,7 +286,7 @@ TEST(StreamReply, EveryChoiceBeginsWithTheEchoAndWaitsForItsLogprobs) {
   second.prompt = {{-1.5f, {}}};
   stream.take(0, std::move(second), text);
   EXPECT_TRUE(stream.done());
-  EXPECT_FALSE(stream.heavy());
+  EXPECT_EQ(stream.about_begin_bytes(), 0);
   std::vector<std::string> seen;
   for (const std::string& event : events_of(text)) {
     const Json choice = Json::parse(event)["choices"][0];
@@ -295,6 +295,63 @@ TEST(StreamReply, EveryChoiceBeginsWithTheEchoAndWaitsForItsLogprobs) {
   }
   EXPECT_THAT(seen, ElementsAre("1 'The dog the' [null,-0.5,-1.5] [0,3,7]", "1 ' dog' [-3.0] [11]",
                                 "0 'The dog the' [null,-0.5,-1.5] [0,3,7]", "0 ' the' [-4.0] [11]"));
+}
+
+// Where an answer is made is decided by these: whatever makes one long must count, and what is short must stay short.
+TEST(Reply, SizesAreAboutTheBytesOfTheAnswer) {
+  const int32_t dog = id_of("Ġdog");
+  const std::vector<int32_t> ids(1000, dog);
+  std::string text;
+  for (int i = 0; i < 1000; ++i) text += " dog";
+  const auto sizes = [&](const ReplyPlan& plan, const std::vector<TokenLogprob>& top) {
+    std::vector<PromptState> states(1);
+    states[0].logprobs.assign(ids.size() - 1, {.logprob = -1.5F, .top = top});
+    for (int32_t i = 0; i < plan.n; ++i) {
+      std::vector<OutputToken> tokens(200, token("Ġdog", " dog", -1.25F, top));
+      states[0].choices.emplace_back().take(piece_of(i, std::move(tokens), FinishReason::kLength));
+    }
+    const auto about = static_cast<double>(about_bytes(plan, states));
+    return about / static_cast<double>(whole_reply(plan, states).size());
+  };
+  for (int ask = 0; ask < 8; ++ask) {
+    SCOPED_TRACE(ask);
+    ReplyPlan plan = plan_for({{ids, text}});
+    plan.n = 4;
+    plan.echo = (ask & 1) != 0;
+    plan.return_token_ids = (ask & 2) != 0;
+    std::vector<TokenLogprob> top;
+    if ((ask & 4) != 0) {
+      plan.logprobs = 5;
+      for (const char* piece : {"Ġdog", "Ġthe", "The", "Ġa", "Ġsea"}) top.push_back({id_of(piece), -1.5F});
+    }
+    const double ratio = sizes(plan, top);
+    EXPECT_GT(ratio, 0.4);
+    EXPECT_LT(ratio, 4);
+  }
+}
+
+TEST(StreamReply, KnowsWhatItsFirstEventsTake) {
+  const std::vector<int32_t> ids(10'000, 5);
+  ReplyPlan plan = plan_for({{ids, ""}});
+  EXPECT_EQ(StreamReply(plan).about_begin_bytes(), 0);
+  plan.return_token_ids = true;
+  plan.n = 2;
+  for (const bool chat : {false, true}) {
+    plan.chat = chat;
+    StreamReply stream(plan);
+    EXPECT_GT(stream.about_begin_bytes(), kSmallReplyBytes);
+    std::string events;
+    stream.take(0, piece_of(0, {token("Ġthe", " the")}), events);
+    EXPECT_GT(stream.about_begin_bytes(), kSmallReplyBytes);
+    stream.take(0, piece_of(1, {token("Ġthe", " the")}), events);
+    EXPECT_EQ(stream.about_begin_bytes(), 0);
+    EXPECT_GT(std::ssize(events), 2 * std::ssize(ids));
+  }
+  plan = plan_for({{{5}, std::string(100'000, 'a')}});
+  plan.echo = true;
+  EXPECT_GT(StreamReply(plan).about_begin_bytes(), kSmallReplyBytes);
+  EXPECT_GT(StreamReply(plan).about_bytes(piece_of(0, std::vector<OutputToken>(256))), kSmallReplyBytes);
+  EXPECT_LT(StreamReply(plan).about_bytes(piece_of(0, std::vector<OutputToken>(1))), kSmallReplyBytes / 16);
 }
 
 TEST(StreamReply, AFailureIsTheLastEvent) {

@@ -30,8 +30,8 @@ class Conversation {
     const std::lock_guard lock(mutex_);
     if (!gone_) handles_.push_back(std::move(handle));
   }
-  // Nobody wants the answer any more.
-  void leave() {
+  // Nobody wants the answer any more. Called where a coroutine ends, however it does: never throws.
+  void leave() noexcept {
     std::vector<RequestHandle> handles;
     {
       const std::lock_guard lock(mutex_);

@@ -66,6 +66,7 @@ bool needs_engine(const Request& request) { return request.max_tokens > 0 || req
 ApiStatus submit_all(std::vector<PreparedPrompt> prepared, Engine& engine,
                      const std::shared_ptr<Conversation>& conversation) {
   for (size_t p = 0; p < prepared.size(); ++p) {
+    if (conversation->gone()) return to_api_error(cancelled("the client is gone"));
     Request& request = prepared[p].request;
     if (!needs_engine(request)) {
       conversation->add({});
@@ -90,41 +91,89 @@ ApiStatus submit_all(std::vector<PreparedPrompt> prepared, Engine& engine,
   return {};
 }
 
-RequestOrigin origin_of(const Asked& asked, const ApiModel& model, const Engine& engine) {
+RequestOrigin origin_of(const Asked& asked, const ApiModel& model, const Engine& engine,
+                        const Conversation& conversation) {
   RequestOrigin origin = asked.origin;
   origin.kv_tokens = engine.kv_tokens(*model.served);
+  origin.gone = [&conversation] { return conversation.gone(); };
   return origin;
 }
 
 // On a worker.
 ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& parts,
                                     const std::shared_ptr<Conversation>& conversation) {
+  // It may have waited for this worker for longer than its client did.
+  if (conversation->gone()) return to_api_error(cancelled("the client is gone"));
   std::optional<Accepted> accepted;
   std::vector<PreparedPrompt> prepared;
   if (asked.chat) {
     HEARTH_TRY_ASSIGN(const ChatCall call, parse_chat(asked.body, parts.limits));
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
-    HEARTH_TRY_ASSIGN(prepared, prepare_chat(call, *model, parts.limits, origin_of(asked, *model, parts.engine)));
+    HEARTH_TRY_ASSIGN(prepared,
+                      prepare_chat(call, *model, parts.limits, origin_of(asked, *model, parts.engine, *conversation)));
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);
   } else {
     HEARTH_TRY_ASSIGN(const CompletionCall call, parse_completion(asked.body, parts.limits));
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
-    HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits, origin_of(asked, *model, parts.engine)));
+    HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits,
+                                                   origin_of(asked, *model, parts.engine, *conversation)));
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);
     accepted->plan.echo = call.echo;
   }
-  if (conversation->gone()) return to_api_error(cancelled("the client is gone"));
   HEARTH_TRY(submit_all(std::move(prepared), parts.engine, conversation));
   return std::move(*accepted);
 }
 
-Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
-                         ReplyPlan plan, Access::Ticket& ticket) {
-  std::vector<PromptState> states(plan.prompts.size());
+// The engine's pieces did not fit into memory.
+ApiError lost_pieces() { return to_api_error(resource_exhausted("out of memory")); }
+
+// What a whole answer is made of.
+struct WholeReply {
+  ReplyPlan plan;
+  std::vector<PromptState> states;
+
+  bool large() const { return about_bytes(plan, states) > kSmallReplyBytes; }
+};
+
+// Shared with the worker that makes an answer. Destroys it on a worker where that takes long, however the coroutine
+// ends. large() may be asked while the worker is at it.
+template <class T>
+class OwnedAnswer {
+ public:
+  OwnedAnswer(std::shared_ptr<T> answer, WorkerPool& pool) : answer_(std::move(answer)), pool_(pool) {}
+  ~OwnedAnswer() {
+    if (!answer_->large()) return;
+    try {
+      pool_.post([answer = std::move(answer_)] {});
+    } catch (const std::exception&) {
+      // No memory for a task: destroyed here.
+    }
+  }
+  OwnedAnswer(const OwnedAnswer&) = delete;
+  OwnedAnswer& operator=(const OwnedAnswer&) = delete;
+  const std::shared_ptr<T>& get() const { return answer_; }
+
+ private:
+  std::shared_ptr<T> answer_;
+  WorkerPool& pool_;
+};
+
+Async<void> answer_whole(HttpExchange& exchange, WorkerPool& answerers, std::shared_ptr<Conversation> conversation,
+                         ReplyPlan given, Access::Ticket& ticket) {
+  const OwnedAnswer owned(std::make_shared<WholeReply>(WholeReply{.plan = std::move(given), .states = {}}), answerers);
+  const std::shared_ptr<WholeReply> whole = owned.get();  // declared later, so it goes first
+  const ReplyPlan& plan = whole->plan;
+  std::vector<PromptState>& states = whole->states;
+  states.resize(plan.prompts.size());
   for (PromptState& state : states) state.choices.resize(static_cast<size_t>(plan.n));
   for (int64_t open = plan.choices(); open > 0;) {
     std::vector<Piece> pieces = co_await conversation->pieces.take();
-    if (pieces.empty()) co_return;
+    if (pieces.empty()) {
+      if (!conversation->pieces.failed()) co_return;
+      ticket.release();
+      (void)co_await exchange.reply(error_reply(lost_pieces()));
+      co_return;
+    }
     for (Piece& piece : pieces) {
       Output& output = piece.output;
       PromptState& state = states[piece.prompt];
@@ -142,11 +191,10 @@ Async<void> answer_whole(HttpExchange& exchange, WorkerPool& workers, std::share
       }
     }
   }
-  const bool large = plan.logprobs || plan.prompt_logprobs;
   HttpReply reply;
-  if (large) {
-    auto task = [plan = std::move(plan), states = std::move(states)] { return whole_reply(plan, states); };
-    auto body = co_await run_owed(workers, std::move(task));
+  if (whole->large()) {
+    auto task = [whole] { return whole_reply(whole->plan, whole->states); };
+    auto body = co_await run_owed(answerers, std::move(task));
     if (body) {
       reply.body = std::move(*body);
     } else {
@@ -167,10 +215,11 @@ std::string make_events(StreamReply& stream, std::vector<Piece> pieces) {
   return events;
 }
 
-Async<void> answer_stream(HttpExchange& exchange, WorkerPool& workers, std::shared_ptr<Conversation> conversation,
+Async<void> answer_stream(HttpExchange& exchange, WorkerPool& answerers, std::shared_ptr<Conversation> conversation,
                           ReplyPlan plan, Access::Ticket& ticket) {
   // Shared with the worker that makes heavy events.
-  const auto stream = std::make_shared<StreamReply>(std::move(plan));
+  const OwnedAnswer owned(std::make_shared<StreamReply>(std::move(plan)), answerers);
+  const std::shared_ptr<StreamReply> stream = owned.get();
   struct Taken {
     size_t prompt;
     int32_t choice;
@@ -179,19 +228,26 @@ Async<void> answer_stream(HttpExchange& exchange, WorkerPool& workers, std::shar
   bool begun = false;
   while (!stream->done()) {
     std::vector<Piece> pieces = co_await conversation->pieces.take();
-    if (pieces.empty()) co_return;
+    if (pieces.empty() && !conversation->pieces.failed()) co_return;
+    const bool lost = pieces.empty();
     std::vector<Taken> taken;
+    int64_t bytes = stream->about_begin_bytes();
     for (const Piece& piece : pieces) {
       // The prompt's logprobs are gathered before any of them is written.
       conversation->consumed(piece.prompt, piece.output.choice, std::ssize(piece.output.prompt));
       taken.push_back({piece.prompt, piece.output.choice, std::ssize(piece.output.tokens)});
+      bytes += stream->about_bytes(piece.output);
     }
     std::string events;
-    if (stream->heavy()) {
+    if (lost) {
+      stream->fail(lost_pieces(), events);
+    } else if (bytes > kSmallReplyBytes) {
       auto task = [stream, pieces = std::move(pieces)]() mutable { return make_events(*stream, std::move(pieces)); };
-      auto made = co_await run_owed(workers, std::move(task));
+      auto made = co_await run_owed(answerers, std::move(task));
       if (made) {
         events = std::move(*made);
+      } else if (made.error().code == ErrorCode::kCancelled) {
+        co_return;  // the worker may be at it still
       } else {
         stream->fail(to_api_error(made.error()), events);
       }
@@ -248,9 +304,9 @@ Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, boo
   }
   Accepted accepted = std::move(*ran).value();
   if (accepted.stream) {
-    co_await answer_stream(exchange, parts.workers, conversation, std::move(accepted.plan), ticket);
+    co_await answer_stream(exchange, parts.answerers, conversation, std::move(accepted.plan), ticket);
   } else {
-    co_await answer_whole(exchange, parts.workers, conversation, std::move(accepted.plan), ticket);
+    co_await answer_whole(exchange, parts.answerers, conversation, std::move(accepted.plan), ticket);
   }
 }
 

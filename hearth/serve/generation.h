@@ -22,7 +22,8 @@ struct GenerationParts {
   const ApiLimits& limits;
   const ModelRegistry& models;
   Engine& engine;
-  WorkerPool& workers;
+  WorkerPool& workers;    // read requests
+  WorkerPool& answerers;  // make large answers: of their own, so that those do not wait behind new requests
   Conversations& conversations;
   const std::string& fingerprint;
 };

@@ -196,6 +196,7 @@ ApiResult<std::vector<PreparedPrompt>> prepare_completion(const CompletionCall& 
                            .usual_max_tokens = usual_max_tokens(limits, kCompletionMaxTokens)};
   std::vector<PreparedPrompt> prepared;
   for (const Prompt& prompt : call.prompts) {
+    if (origin.gone && origin.gone()) return to_api_error(cancelled("the client is gone"));
     PreparedPrompt one{.request = base, .text = {}};
     // Equal prompts of one request give equal texts only where a seed was asked for.
     if (!call.seed) one.request.params.seed = random_seed();
@@ -223,6 +224,7 @@ ApiResult<std::vector<PreparedPrompt>> prepare_completion(const CompletionCall& 
 ApiResult<std::vector<PreparedPrompt>> prepare_chat(const ChatCall& call, const ApiModel& model,
                                                     const ApiLimits& limits, const RequestOrigin& origin) {
   HEARTH_TRY_ASSIGN(const std::string text, render_chat(model, call.chat));
+  if (origin.gone && origin.gone()) return to_api_error(cancelled("the client is gone"));
   HEARTH_TRY_ASSIGN(std::vector<int32_t> ids, encode_prompt(model, text, call.add_special_tokens, "messages"));
   HEARTH_TRY(check_ids(ids, model, "messages"));
   HEARTH_TRY_ASSIGN(Request request, make_base(call, model, limits, origin));

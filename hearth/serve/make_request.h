@@ -3,6 +3,7 @@
 // long prompts: not for the threads of the connections. Pure but for a random seed; any thread.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,10 +24,11 @@ struct PreparedPrompt {
 struct RequestOrigin {
   std::string id;
   std::string tenant;
-  int64_t kv_tokens = 0;  // that the model's KV pool holds, where that may be less than its context; 0: unknown
+  int64_t kv_tokens = 0;       // that the model's KV pool holds, where that may be less than its context; 0: unknown
+  std::function<bool()> gone;  // nobody waits for it any more: asked before each prompt; may be empty
 };
 
-// One for each prompt, in their order.
+// One for each prompt, in their order. Cancelled where the one who asks is gone.
 ApiResult<std::vector<PreparedPrompt>> prepare_completion(const CompletionCall& call, const ApiModel& model,
                                                           const ApiLimits& limits, const RequestOrigin& origin);
 ApiResult<std::vector<PreparedPrompt>> prepare_chat(const ChatCall& call, const ApiModel& model,

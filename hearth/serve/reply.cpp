@@ -154,6 +154,39 @@ int64_t token_width(const ReplyPlan& plan, int32_t id) {
   return count_characters(plan.tokenizer.token_bytes(id));
 }
 
+namespace {
+
+constexpr int64_t kChoiceBytes = 200;
+constexpr int64_t kIdBytes = 6;
+// Of a token with its number, and of each alternative. In chat each is an object with its bytes.
+constexpr int64_t kLogprobBytes = 30, kChatLogprobBytes = 80;
+
+int64_t logprob_bytes(const ReplyPlan& plan, std::optional<int32_t> alternatives) {
+  return alternatives ? (plan.chat ? kChatLogprobBytes : kLogprobBytes) * (1 + std::max(*alternatives, 0)) : 0;
+}
+
+}  // namespace
+
+int64_t about_token_bytes(const ReplyPlan& plan, int64_t tokens) {
+  return tokens * ((plan.return_token_ids ? kIdBytes : 0) + logprob_bytes(plan, plan.logprobs));
+}
+
+int64_t about_prompt_bytes(const ReplyPlan& plan, const ReplyPrompt& prompt) {
+  const int64_t each = (plan.return_token_ids ? kIdBytes : 0) + (plan.echo ? logprob_bytes(plan, plan.logprobs) : 0) +
+                       logprob_bytes(plan, plan.prompt_logprobs);
+  return (plan.echo ? std::ssize(prompt.text) : 0) + std::ssize(prompt.ids) * each;
+}
+
+int64_t about_bytes(const ReplyPlan& plan, const std::vector<PromptState>& prompts) {
+  int64_t bytes = 0;
+  for (size_t p = 0; p < prompts.size(); ++p) {
+    const int64_t said = kChoiceBytes + about_prompt_bytes(plan, plan.prompts[p]);
+    for (const ChoiceState& choice : prompts[p].choices)
+      bytes += said + std::ssize(choice.text) + about_token_bytes(plan, std::ssize(choice.tokens));
+  }
+  return bytes;
+}
+
 std::string whole_reply(const ReplyPlan& plan, const std::vector<PromptState>& prompts) {
   Json choices = Json::array();
   for (size_t p = 0; p < prompts.size(); ++p)

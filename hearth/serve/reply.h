@@ -83,6 +83,15 @@ std::vector<ScoredToken> scored_prompt(const ReplyPlan& plan, const ReplyPrompt&
 // Characters that a generated token adds to the text.
 int64_t token_width(const ReplyPlan& plan, int32_t id);
 
+// Answers up to this many bytes are made where they are sent; larger ones would keep the connections' threads.
+inline constexpr int64_t kSmallReplyBytes = 32 << 10;
+// About how many bytes of an answer these take: one choice's written tokens; what is said of a prompt in each of its
+// choices.
+int64_t about_token_bytes(const ReplyPlan& plan, int64_t tokens);
+int64_t about_prompt_bytes(const ReplyPlan& plan, const ReplyPrompt& prompt);
+// And a whole answer.
+int64_t about_bytes(const ReplyPlan& plan, const std::vector<PromptState>& prompts);
+
 // The whole answer, as text. REQUIRES: every choice has finished without a failure.
 std::string whole_reply(const ReplyPlan& plan, const std::vector<PromptState>& prompts);
 

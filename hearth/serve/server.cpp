@@ -16,6 +16,8 @@ namespace {
 
 // For the last answers after requests were cancelled.
 constexpr int64_t kCancelTimeoutMs = 5000;
+// Threads that make large answers. Two: one long answer does not hold up the others.
+constexpr int kAnswerers = 2;
 
 class ServerImpl final : public Server {
  public:
@@ -26,11 +28,13 @@ class ServerImpl final : public Server {
     metrics_.set_stats([this] { return engine_->stats(); });
     workers_ = std::make_unique<WorkerPool>(options_.request_workers, options_.waiting_requests,
                                             WorkerPool::Priority::kGivesWay);
+    answerers_ = std::make_unique<WorkerPool>(kAnswerers, 0);
     api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
                                           .keys = options_.api_keys,
                                           .models = models_,
                                           .engine = *engine_,
                                           .workers = *workers_,
+                                          .answerers = *answerers_,
                                           .metrics = metrics_});
     HttpServerOptions http;
     http.address = options_.address;
@@ -66,10 +70,12 @@ class ServerImpl final : public Server {
   bool ready() const override { return api_->ready(); }
 
   bool drain(int64_t timeout_ms) override {
+    // New requests are refused by their heads. The engine still takes those that are being read or wait for a worker.
     api_->drain();
-    engine_->drain();
     http_->drain();
-    if (http_->wait_drained(timeout_ms)) return true;
+    const bool in_time = http_->wait_drained(timeout_ms);
+    engine_->drain();
+    if (in_time) return true;
     api_->cancel_all();
     http_->wait_drained(kCancelTimeoutMs);
     return false;
@@ -89,7 +95,7 @@ class ServerImpl final : public Server {
   ModelRegistry models_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Api> api_;
-  std::unique_ptr<WorkerPool> workers_;
+  std::unique_ptr<WorkerPool> workers_, answerers_;
   std::unique_ptr<HttpServer> http_;
 };
 

@@ -434,6 +434,52 @@ TEST(ServerLimits, DrainEndsWhatTakesTooLong) {
   EXPECT_THAT(a.body, ::testing::Not(HasSubstr("[DONE]")));
 }
 
+// Whoever was let in before the drain gets an answer, also where the engine has not heard of it yet.
+TEST(ServerLimits, DrainWaitsForWhatIsBeingRead) {
+  const auto server = make_server({});
+  const uint16_t port = server->port();
+  const std::string_view body = R"({"prompt":"a","max_tokens":2})";
+  Client client(port);
+  client.send(fmt::format(
+      "POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n", body.size()));
+  ASSERT_EQ(client.answer().status, 100);
+  bool drained = false;
+  std::thread drain([&] { drained = server->drain(10'000); });
+  EXPECT_TRUE(eventually([&] { return !server->ready(); }));
+  // Longer than drain() takes to come to its wait.
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  client.send(body);
+  const Answer a = client.answer();
+  EXPECT_EQ(a.status, 200) << a.body;
+  drain.join();
+  EXPECT_TRUE(drained);
+}
+
+// What the workers make of an answer must be what the connection's thread makes: small and large, of one request.
+TEST_F(ServerTest, LargeAnswersAreAsSmallOnes) {
+  std::string prompt;
+  for (int i = 0; i < 900; ++i) prompt += " dog";
+  json body = {{"prompt", prompt}, {"max_tokens", 3}, {"seed", 3}, {"echo", true}, {"return_token_ids", true}};
+  const json small = completion(body);
+  body["n"] = 16;
+  const json large = completion(body);
+  ASSERT_EQ(large["choices"].size(), 16u);
+  for (const char* key : {"text", "token_ids", "prompt_token_ids"})
+    EXPECT_EQ(large["choices"][0][key], small["choices"][0][key]) << key;
+  EXPECT_TRUE(large["choices"][15]["text"].get<std::string>().starts_with(prompt));
+  std::vector<std::string> texts(16);
+  std::vector<json> ids(16);
+  for (const json& event : stream("/v1/completions", body)) {
+    const json& choice = event["choices"][0];
+    texts[choice["index"]] += choice["text"].get<std::string>();
+    if (choice.contains("prompt_token_ids")) ids[choice["index"]] = choice["prompt_token_ids"];
+  }
+  for (size_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(texts[i], large["choices"][i]["text"]);
+    EXPECT_EQ(ids[i], large["choices"][i]["prompt_token_ids"]);
+  }
+}
+
 TEST(ModelRegistry, SaysWhatIsMissing) {
   EXPECT_FALSE(ModelRegistry::check({}));
   EXPECT_FALSE(ModelRegistry::check({{.names = {}, .dir = "d"}}));

@@ -18,11 +18,20 @@ StreamReply::StreamReply(ReplyPlan plan)
       head_(reply_head(plan_, plan_.chat ? "chat.completion.chunk" : "text_completion")),
       prompts_(plan_.prompts.size()),
       open_(plan_.choices()),
-      unbegun_(open_) {
+      unbegun_(open_),
+      untold_(plan_.return_token_ids ? open_ : 0) {
   for (size_t p = 0; p < prompts_.size(); ++p) {
     prompts_[p].choices.resize(static_cast<size_t>(plan_.n));
+    begin_bytes_ += plan_.n * about_prompt_bytes(plan_, plan_.prompts[p]);
     prompts_[p].scored = !plan_.echoes_logprobs() || plan_.prompts[p].ids.size() < 2;
   }
+}
+
+int64_t StreamReply::about_bytes(const Output& output) const {
+  constexpr int64_t kEventBytes = 250;
+  const int64_t tokens = std::ssize(output.tokens);
+  // The text is counted with the events: it is a few bytes a token.
+  return (1 + tokens) * kEventBytes + std::ssize(output.rest) + about_token_bytes(plan_, tokens);
 }
 
 void StreamReply::take(size_t prompt, Output&& output, std::string& events) {
@@ -145,6 +154,7 @@ Json StreamReply::end_choice(size_t prompt, int32_t index, const std::string& re
 void StreamReply::emit(size_t prompt, int32_t index, Json choice, std::string& events) {
   Choice& told = prompts_[prompt].choices[static_cast<size_t>(index)];
   const bool tell_prompt = plan_.return_token_ids && !std::exchange(told.told_prompt, true);
+  if (tell_prompt) --untold_;
   if (tell_prompt && !plan_.chat) choice["prompt_token_ids"] = plan_.prompts[prompt].ids;
   Json chunk = head_;
   chunk["choices"] = Json::array({std::move(choice)});

@@ -25,9 +25,12 @@ class StreamReply {
   // Every choice has ended, or one has failed: nothing more will come but end().
   bool done() const { return error_ || open_ == 0; }
   const std::optional<ApiError>& error() const { return error_; }
-  // The next take() may write the logprobs of whole prompts, which takes longer than the threads of the connections
-  // should be away.
-  bool heavy() const { return plan_.echoes_logprobs() && unbegun_ > 0; }
+  // About how many bytes take() will write of the prompts while choices have not begun.
+  int64_t about_begin_bytes() const { return unbegun_ > 0 || untold_ > 0 ? begin_bytes_ : 0; }
+  // And of a piece.
+  int64_t about_bytes(const Output& output) const;
+  // Destroying it may take long. Stays as it is from the start: any thread may ask.
+  bool large() const { return begin_bytes_ > kSmallReplyBytes; }
   // Usage where it is asked for, and [DONE]; the error where there was one.
   void end(std::string& events);
   // Ends the stream with an error of our own.
@@ -62,6 +65,8 @@ class StreamReply {
   std::vector<PromptStream> prompts_;
   int64_t open_;     // choices that have not ended
   int64_t unbegun_;  // choices without a first event
+  int64_t untold_;   // with return_token_ids: choices whose prompt has not been told
+  int64_t begin_bytes_ = 0;
   std::optional<ApiError> error_;
 };
 
