@@ -175,7 +175,7 @@ void add_server_rows(Table& t) {
   t.number({.key = "waiting-requests",
             .kind = kInteger,
             .value_name = "N",
-            .min = 0,
+            .min = 1,
             .max = 1'000'000,
             .unit = "requests",
             .help = "Requests that may wait for such a thread; more get 503."},
@@ -233,7 +233,7 @@ void add_engine_rows(Table& t) {
   t.number({.key = "max-waiting",
             .kind = kInteger,
             .value_name = "N",
-            .min = 0,
+            .min = 1,
             .max = 1'000'000,
             .unit = "choices",
             .help = "Choices that may wait to be admitted; more get 429."},
@@ -287,6 +287,14 @@ void add_http_rows(Table& t) {
             .max = kGi,
             .help = "Largest body of a request; larger gets 413."},
            OfHttp<&HttpLimits::body_bytes>());
+  t.number({.section = "http",
+            .key = "bodies-bytes",
+            .kind = kBytes,
+            .value_name = "BYTES",
+            .min = kKi,
+            .max = kTi,
+            .help = "Bodies of all requests together; more get 503."},
+           OfHttp<&HttpLimits::bodies_bytes>());
   t.number(timeout("header-timeout", "From the first byte of a request to the end of its header."),
            OfHttp<&HttpLimits::header_timeout_ms>());
   t.number(timeout("body-timeout", "For a whole body."), OfHttp<&HttpLimits::body_timeout_ms>());
