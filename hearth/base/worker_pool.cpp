@@ -4,7 +4,7 @@
 // nothing of it, and replaces the thread when its task has ended.
 #include "hearth/base/worker_pool.h"
 
-#include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -105,17 +105,20 @@ void WorkerPool::work(Worker& self) {
   watch_.notify_all();
 }
 
-void WorkerPool::lower_the_slow() {
+void WorkerPool::slow_down_the_long() {
   const int64_t now_ns = SteadyClock().now_ns();
   for (Worker& worker : workers_) {
     const bool slow = worker.task_began_ns != 0 && now_ns - worker.task_began_ns >= kPatienceMs * 1'000'000;
     if (!slow || worker.gave_way) continue;
-    const sched_param none{};
-    worker.gave_way = sched_setscheduler(static_cast<pid_t>(worker.tid), SCHED_IDLE, &none) == 0;
+    // Linux keeps a nice value for each thread. Not SCHED_IDLE: on a busy machine that stands still, perhaps with a lock
+    // of the allocator in its hand.
+    const auto thread = static_cast<id_t>(worker.tid);
+    const int lower = std::max(kGivesWayNice, getpriority(PRIO_PROCESS, thread));
+    worker.gave_way = setpriority(PRIO_PROCESS, thread, lower) == 0;
   }
 }
 
-// A thread inherits the policy of the one that starts it, so workers that gave way are replaced from here.
+// A thread inherits the nice value of the one that starts it, so workers that gave way are replaced from here.
 void WorkerPool::watch() {
   std::unique_lock lock(mutex_);
   while (!stopping_ || !workers_.empty() || (missing_ > 0 && !tasks_.empty())) {
@@ -124,7 +127,7 @@ void WorkerPool::watch() {
       continue;
     }
     watch_.wait_for(lock, std::chrono::milliseconds(kPatienceMs) / 2);
-    lower_the_slow();
+    slow_down_the_long();
     try {
       for (; missing_ > 0; --missing_) start_worker();
     } catch (const std::system_error& error) {

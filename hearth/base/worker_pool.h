@@ -19,10 +19,11 @@ namespace hearth {
 
 class WorkerPool {
  public:
-  // kGivesWay: a task that takes longer than kPatienceMs goes on with what CPU time nothing else on the machine wants
-  // (SCHED_IDLE), so that an expensive task cannot slow down threads that compute. Short tasks never notice.
+  // kGivesWay: a task that takes longer than kPatienceMs goes on at nice kGivesWayNice, so that an expensive task takes
+  // little from threads that compute. Short tasks never notice.
   enum class Priority : uint8_t { kNormal, kGivesWay };
   static constexpr int64_t kPatienceMs = 5;
+  static constexpr int kGivesWayNice = 10;
 
   // At least one thread. `max_waiting` bounds what try_post() takes.
   WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal);
@@ -43,11 +44,11 @@ class WorkerPool {
     std::thread thread;
     int64_t tid = 0;
     int64_t task_began_ns = 0;  // 0: between tasks
-    bool gave_way = false;      // for good: Linux lets no thread come back. It ends after its task
+    bool gave_way = false;      // for good: Linux lets no thread come back without a privilege. It ends after its task
   };
 
   void start_worker();  // holding mutex_, as the next
-  void lower_the_slow();
+  void slow_down_the_long();
   void work(Worker& self);
   void watch();
 

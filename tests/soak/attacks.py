@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a hostile request does to a text that somebody else is reading. While one client reads a long stream, others
-send bodies of 30 MB, schemas and chat templates made to be expensive. Fails unless every attack is answered with the
-status it should get and the reader's tokens come at most a step later than without it.
+"""What a hostile request does to a text that somebody else is reading. While one client reads a long stream, on a
+server that has other streams to write too, more clients send bodies of 30 MB, schemas and chat templates made to be
+expensive. Fails unless every attack is answered with the status it should get and the reader's tokens come at most a
+step later than without it.
 Only Python's own library."""
 import argparse
 import json
@@ -63,9 +64,9 @@ def attack(port, path, body, seconds, result):
 class Reader(threading.Thread):
     """Reads one stream after the other and keeps when each chunk came."""
 
-    def __init__(self, port):
+    def __init__(self, port, keep=True):
         super().__init__(daemon=True)
-        self.port, self.times, self.stop, self.error = port, [], False, None
+        self.port, self.keep, self.times, self.stop, self.error = port, keep, [], False, None
 
     def run(self):
         body = json.dumps({"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "stream": True,
@@ -76,6 +77,8 @@ class Reader(threading.Thread):
                     head = HEAD.format(path="/v1/completions") + f"Content-Length: {len(body)}\r\n\r\n"
                     sock.sendall(head.encode() + body)
                     while not self.stop and (piece := sock.recv(65536)):
+                        if not self.keep:
+                            continue
                         now = time.monotonic()
                         self.times.extend([now] * piece.count(b"data: {"))
                     self.times.append(None)  # another stream: no gap between them
@@ -85,6 +88,15 @@ class Reader(threading.Thread):
     def gaps(self, begin, end):
         pairs = zip(self.times, self.times[1:])
         return [b - a for a, b in pairs if a is not None and b is not None and begin <= a and b <= end]
+
+
+def crowd(port, streams):
+    """Reads many streams for ever, in a process of its own: the server's usual load."""
+    readers = [Reader(port, keep=False) for _ in range(streams)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
 
 
 def attacks():
@@ -146,7 +158,7 @@ def hostile_model(directory, name):
 
 def start(binary, directory, threads):
     models = ["fable=models/fable-13m"] + [hostile_model(directory, name) for name in TEMPLATES]
-    command = [binary, "serve", *models, "--port", "0", "--threads", str(threads), "--kv-cache-memory-bytes", "32M"]
+    command = [binary, "serve", *models, "--port", "0", "--threads", str(threads), "--kv-cache-memory-bytes", "256M"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for line in process.stdout:
         found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
@@ -155,7 +167,9 @@ def start(binary, directory, threads):
     raise Failure(f"the server ended with {process.wait()} before it was ready")
 
 
-def run(port, seconds, judge_gaps):
+def run(port, seconds, streams, judge_gaps):
+    others = multiprocessing.Process(target=crowd, args=(port, streams), daemon=True)
+    others.start()
     reader = Reader(port)
     reader.start()
     time.sleep(1)
@@ -163,7 +177,7 @@ def run(port, seconds, judge_gaps):
     time.sleep(seconds)
     quiet = reader.gaps(begin, time.monotonic())
     step = statistics.median(quiet)
-    print(f"attacks: a step takes {1000 * step:.1f} ms; without attacks 99 % of the gaps are under "
+    print(f"attacks: beside {streams} other streams a step takes {1000 * step:.1f} ms; without attacks 99 % of the gaps are under "
           f"{1000 * statistics.quantiles(quiet, n=100)[98]:.1f} ms, the longest is {1000 * max(quiet):.1f} ms", flush=True)
     late = []
     for name, path, body, statuses in attacks():
@@ -189,6 +203,8 @@ def run(port, seconds, judge_gaps):
             late.append(f"{name} ({1000 * p99:.1f} ms; wanted at most {1000 * limit:.1f})")
     reader.stop = True
     reader.join()
+    others.terminate()
+    others.join()
     if late and not judge_gaps:
         print("attacks: late, but not judged (--no-judge-gaps): other work shares this machine's CPUs: " + "; ".join(late))
     elif late:
@@ -201,13 +217,14 @@ def main():
     parser.add_argument("--seconds", type=float, default=2, help="of each attack")
     parser.add_argument("--judge-gaps", action=argparse.BooleanOptionalAction, default=True,
                         help="fail where tokens come late; needs CPUs that nothing else uses")
+    parser.add_argument("--streams", type=int, default=24, help="that others read meanwhile")
     parser.add_argument("--threads", type=int, default=0, help="of the server's team; 0: its default")
     args = parser.parse_args()
     process = None
     try:
         with tempfile.TemporaryDirectory() as directory:
             process, port = start(args.binary, directory, args.threads)
-            run(port, args.seconds, args.judge_gaps)
+            run(port, args.seconds, args.streams, args.judge_gaps)
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=60)
             if code != 0:
