@@ -42,6 +42,8 @@ class Api {
   void drain() { draining_.store(true); }
   // Ends all that is under way; clients are told so.
   void cancel_all() { conversations_.cancel_all(); }
+  // Requests whose body has come and whose answer is not complete.
+  int64_t in_flight() const { return access_.in_flight(); }
   bool ready() const { return !draining_.load() && parts_.models.ready(); }
 
  private:

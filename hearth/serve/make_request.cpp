@@ -77,6 +77,9 @@ ApiStatus set_grammar(const GenerationCall& call, const ApiModel& model, const A
   if (!model.served->grammars)
     return bad_request(call.grammar_param, "{}: this server compiles no grammars", call.grammar_param);
   auto grammar = model.served->grammars->compile(*call.grammar, limits.grammar);
+  // What is too complex now is so at the next try.
+  if (!grammar && grammar.error().code == ErrorCode::kResourceExhausted)
+    return over_limit(call.grammar_param, grammar.error().message);
   if (!grammar) return blame(std::move(grammar).error(), call.grammar_param);
   request.grammar = std::move(grammar).value();
   return {};

@@ -3,6 +3,10 @@
 // workers, whose tasks use the API, then the API, then the engine.
 #include "hearth/serve/server.h"
 
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
 #include "hearth/base/clock.h"
 #include "hearth/base/log.h"
 #include "hearth/base/thread_pool.h"
@@ -16,6 +20,8 @@ namespace {
 
 // For the last answers after requests were cancelled.
 constexpr int64_t kCancelTimeoutMs = 5000;
+constexpr int64_t kUnsentTimeoutMs = 5000;
+constexpr int64_t kDrainPollMs = 20;
 // Threads that make large answers. Two: one long answer does not hold up the others.
 constexpr int kAnswerers = 2;
 
@@ -70,12 +76,22 @@ class ServerImpl final : public Server {
   bool ready() const override { return api_->ready(); }
 
   bool drain(int64_t timeout_ms) override {
-    // New requests are refused by their heads. The engine still takes those that are being read or wait for a worker.
+    const int64_t begin_ns = clock_.now_ns();
+    const auto left_ms = [&](int64_t limit_ms) { return limit_ms - (clock_.now_ns() - begin_ns) / 1'000'000; };
+    // New requests are refused by their heads; the engine still takes those that were let in. While answers are written,
+    // probes and new clients are told that the server goes down, so it listens until they are complete.
     api_->drain();
+    while (api_->in_flight() > 0 && left_ms(timeout_ms) > 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(kDrainPollMs));
     http_->drain();
-    const bool in_time = http_->wait_drained(timeout_ms);
+    // Requests that are half sent get a while to become whole, and answers' last bytes to be taken.
+    const int64_t unsent_ms = std::min(timeout_ms, timeout_ms - left_ms(timeout_ms) + kUnsentTimeoutMs);
+    bool closed = false;
+    do {
+      closed = http_->wait_drained(kDrainPollMs);
+    } while (!closed && left_ms(api_->in_flight() > 0 ? timeout_ms : unsent_ms) > 0);
     engine_->drain();
-    if (in_time) return true;
+    if (closed || api_->in_flight() == 0) return true;
     api_->cancel_all();
     http_->wait_drained(kCancelTimeoutMs);
     return false;

@@ -455,6 +455,35 @@ TEST(ServerLimits, DrainWaitsForWhatIsBeingRead) {
   EXPECT_TRUE(drained);
 }
 
+// While answers are written, everybody else is told that the server goes down; a body that does not come holds up
+// nothing for long.
+TEST(ServerLimits, DrainSaysSoAndDoesNotWaitForHalfARequest) {
+  const auto server = make_server({});
+  const uint16_t port = server->port();
+  Client half(port);
+  half.send("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{");
+  Client stream(port);
+  stream.send(request_text("POST", "/v1/completions",
+                           R"({"prompt":"a","max_tokens":800,"ignore_eos":true,"n":4,"stream":true})"));
+  ASSERT_TRUE(stream.more());
+  bool drained = false;
+  const auto begin = std::chrono::steady_clock::now();
+  std::thread drain([&] { drained = server->drain(60'000); });
+  EXPECT_TRUE(eventually([&] { return !server->ready(); }));
+  const Answer refused = ask(port, "POST", "/v1/completions", R"({"prompt":"a","max_tokens":1})");
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_EQ(json::parse(refused.body)["error"]["code"], "draining");
+  EXPECT_TRUE(refused.headers.contains("retry-after"));
+  EXPECT_EQ(ask(port, "GET", "/health/live", "").status, 200);
+  EXPECT_EQ(ask(port, "GET", "/health/ready", "").status, 503);
+  EXPECT_THAT(stream.answer().body, HasSubstr("[DONE]"));
+  const auto written = std::chrono::steady_clock::now();
+  drain.join();
+  EXPECT_TRUE(drained);
+  EXPECT_LT(std::chrono::steady_clock::now() - written, std::chrono::seconds(20)) << "waited for half a request";
+  EXPECT_LT(written - begin, std::chrono::seconds(60));
+}
+
 // What the workers make of an answer must be what the connection's thread makes: small and large, of one request.
 TEST_F(ServerTest, LargeAnswersAreAsSmallOnes) {
   std::string prompt;
