@@ -371,6 +371,23 @@ TEST(Engine, AGrammarIsKept) {
   EXPECT_GT(texts.size(), 3u);
 }
 
+TEST(Engine, AGrammarBeyondItsLimitsIsTheRequestsFault) {
+  auto grammar =
+      model()->grammars->compile({.kind = GrammarKind::kRegex, .source = "(((x{0,300}){0,300}){0,300}){0,300}"});
+  if (!grammar) return;  // refused even before
+  auto engine = make_engine(small_options());
+  Request request = request_of({1, 2, 3}, 50);
+  request.grammar = *grammar;
+  request.params.temperature = 0;
+  request.logit_bias = {{*model()->tokenizer.token_to_id("x"), 100.0f}};
+  Running running = start(*engine, request);
+  ASSERT_TRUE(running.reader->wait());
+  const ReadChoice choice = running.reader->choice();
+  EXPECT_EQ(choice.finish, FinishReason::kError);
+  ASSERT_TRUE(choice.error.has_value());
+  EXPECT_EQ(choice.error->code, ErrorCode::kInvalidArgument) << choice.error->message;
+}
+
 TEST(Engine, ModelsShareTheStepLoop) {
   Random random(9);
   auto engine = make_engine(small_options());

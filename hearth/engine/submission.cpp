@@ -8,6 +8,15 @@
 #include "hearth/base/log.h"
 
 namespace hearth {
+namespace {
+
+// A grammar that reaches one of its limits does so at every try: that is the request's fault, not want of resources.
+Status blame_grammar(Status status) {
+  if (status || status.error().code != ErrorCode::kResourceExhausted) return status;
+  return invalid_argument("{}", status.error().message);
+}
+
+}  // namespace
 
 Submission::Submission(Request request, OnOutput on_output, WorkerPool& workers, std::shared_ptr<Inbox> inbox,
                        int64_t submitted_ns)
@@ -132,7 +141,7 @@ Status Submission::take_token(TokenEvent& event, Output& output) {
     return {};
   }
   if (!choice.grammar) return {};
-  HEARTH_TRY(choice.grammar->accept(id));
+  HEARTH_TRY(blame_grammar(choice.grammar->accept(id)));
   if (choice.grammar->finished()) {
     end(output, FinishReason::kStop, {});
     return {};
@@ -146,7 +155,7 @@ Status Submission::next_mask(Choice& choice) {
     choice.grammar = request_.grammar->start();
     choice.mask.resize(static_cast<size_t>((request_.model->model->config().vocab_size + 31) / 32));
   }
-  HEARTH_TRY(choice.grammar->fill_allowed(choice.mask));
+  HEARTH_TRY(blame_grammar(choice.grammar->fill_allowed(choice.mask)));
   choice.mask_ready.store(true);
   inbox_->poke();
   return {};
