@@ -14,12 +14,13 @@
 #include <utility>
 
 #include "hearth/base/clock.h"
+#include "hearth/base/cpus.h"
 #include "hearth/base/log.h"
 
 namespace hearth {
 
-WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority)
-    : max_waiting_(max_waiting), priority_(priority) {
+WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority, std::vector<int> cpus)
+    : max_waiting_(max_waiting), priority_(priority), cpus_(std::move(cpus)) {
   const std::lock_guard lock(mutex_);
   start_worker();  // without a single one the pool is of no use: that throws
   try {
@@ -76,6 +77,7 @@ int64_t WorkerPool::waiting() const {
 }
 
 void WorkerPool::work(Worker& self) {
+  keep_thread_on(0, cpus_);
   std::unique_lock lock(mutex_);
   self.tid = gettid();
   while (!self.gave_way) {

@@ -20,13 +20,15 @@ namespace hearth {
 class WorkerPool {
  public:
   // kGivesWay: a task that takes longer than kPatienceMs goes on at nice kGivesWayNice, so that an expensive task takes
-  // little from threads that compute. Short tasks never notice.
+  // little from the other threads. Short tasks never notice.
   enum class Priority : uint8_t { kNormal, kGivesWay };
-  static constexpr int64_t kPatienceMs = 5;
+  static constexpr int64_t kPatienceMs = 2;
   static constexpr int kGivesWayNice = 10;
 
-  // At least one thread. `max_waiting` bounds what try_post() takes.
-  WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal);
+  // At least one thread. `max_waiting` bounds what try_post() takes. The threads keep to `cpus`; empty: to none.
+  // A low priority alone does not keep them out of a team's way: Linux balances threads, not their weights, so a
+  // worker of nice 10 gets a whole CPU and two threads of the team share one.
+  WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal, std::vector<int> cpus = {});
   // Runs what waits, then joins.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -54,6 +56,7 @@ class WorkerPool {
 
   const int64_t max_waiting_;
   const Priority priority_;
+  const std::vector<int> cpus_;
   mutable std::mutex mutex_;
   std::condition_variable wake_, watch_;
   std::deque<std::function<void()>> tasks_;  // guarded by mutex_, as all below

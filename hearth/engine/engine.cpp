@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 
+#include "hearth/base/cpus.h"
 #include "hearth/base/worker_pool.h"
 #include "hearth/engine/inbox.h"
 #include "hearth/engine/planner.h"
@@ -18,13 +19,6 @@ namespace {
 // Rows of logits that a step may want beyond one for each sequence: prompts' logprobs. Bounds their memory.
 constexpr int64_t kPromptRowBytes = int64_t{64} << 20;
 constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
-
-// The team waits for its slowest thread many times a step, so a CPU that it shares slows all of it.
-int team_threads(int wanted) {
-  if (wanted > 0) return wanted;
-  const int cpus = ThreadPool::hardware_threads();
-  return cpus > 1 ? cpus - 1 : 1;
-}
 
 int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
 
@@ -80,7 +74,8 @@ struct Engine::Impl {
       : options(o),
         clock(c),
         text_workers(o.text_workers, std::numeric_limits<int64_t>::max()),
-        grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay),
+        grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay,
+                        cpus_beside_team(team_threads(o.threads))),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
         planner(inbox, steps, observer, c, o.max_unread, shared),
         planner_thread([this] { planner.run(); }) {}

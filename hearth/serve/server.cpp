@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "hearth/base/clock.h"
+#include "hearth/base/cpus.h"
 #include "hearth/base/log.h"
 #include "hearth/base/thread_pool.h"
 #include "hearth/base/worker_pool.h"
@@ -33,7 +34,8 @@ class ServerImpl final : public Server {
     HEARTH_TRY_ASSIGN(engine_, Engine::create(options_.engine, &metrics_, clock_));
     metrics_.set_stats([this] { return engine_->stats(); });
     workers_ = std::make_unique<WorkerPool>(options_.request_workers, options_.waiting_requests,
-                                            WorkerPool::Priority::kGivesWay);
+                                            WorkerPool::Priority::kGivesWay,
+                                            cpus_beside_team(team_threads(options_.engine.threads)));
     answerers_ = std::make_unique<WorkerPool>(kAnswerers, 0);
     api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
                                           .keys = options_.api_keys,

@@ -23,6 +23,9 @@ import time
 HEAD = "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
+TRIALS = 3  # an attack is late that is late in each
+
+
 class Failure(Exception):
     pass
 
@@ -174,6 +177,41 @@ def quantile99(values):
     return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
 
 
+def trial(port, reader, seconds, name, path, body, statuses):
+    """One attack between two quiet spells, which tell what is usual: contexts of streams grow, and steps with them.
+    Says how late tokens came, or nothing where no more than a step."""
+    def quiet():
+        begin = time.monotonic()
+        time.sleep(seconds)
+        return reader.gaps(begin, time.monotonic())
+
+    usual = quiet()
+    result = multiprocessing.Queue()
+    begin = time.monotonic()
+    # Two at once: as many as the server has workers of each kind.
+    attackers = [multiprocessing.Process(target=attack, args=(port, path, body, seconds, result)) for _ in range(2)]
+    for attacker in attackers:
+        attacker.start()
+    first = result.get(timeout=120)
+    for attacker in attackers:
+        attacker.join()
+    if isinstance(first, Exception):
+        raise Failure(f"{name}: {first}")
+    status, took = first
+    gaps = reader.gaps(begin, time.monotonic())
+    usual += quiet()
+    if reader.error or not gaps or not usual:
+        raise Failure(f"{name}: the reader got nothing more ({reader.error})")
+    p99, step = quantile99(gaps), statistics.median(usual)
+    limit = quantile99(usual) + step
+    print(f"attacks: {name}: {status} after {1000 * took:.0f} ms; gaps in ms: median {1000 * statistics.median(gaps):.1f}, "
+          f"99 % under {1000 * p99:.1f}, longest {1000 * max(gaps):.1f}; around it {1000 * step:.1f}, "
+          f"{1000 * quantile99(usual):.1f}, {1000 * max(usual):.1f}", flush=True)
+    if status not in statuses:
+        raise Failure(f"{name}: status {status}; wanted one of {sorted(statuses)}")
+    return f"{name} ({1000 * p99:.1f} ms; wanted at most {1000 * limit:.1f})" if p99 > limit else None
+
+
 def run(port, seconds, streams, judge_gaps):
     others = multiprocessing.Process(target=crowd, args=(port, streams), daemon=True)
     others.start()
@@ -182,34 +220,12 @@ def run(port, seconds, streams, judge_gaps):
     time.sleep(1)
     late = []
     for name, path, body, statuses in attacks():
-        # What is usual changes with the contexts of the other streams, so each attack has its own control before it.
-        begin = time.monotonic()
-        time.sleep(seconds)
-        quiet = reader.gaps(begin, time.monotonic())
-        result = multiprocessing.Queue()
-        begin = time.monotonic()
-        # Two at once: as many as the server has workers of each kind.
-        attackers = [multiprocessing.Process(target=attack, args=(port, path, body, seconds, result)) for _ in range(2)]
-        for attacker in attackers:
-            attacker.start()
-        first = result.get(timeout=120)
-        for attacker in attackers:
-            attacker.join()
-        if isinstance(first, Exception):
-            raise Failure(f"{name}: {first}")
-        status, took = first
-        gaps = reader.gaps(begin, time.monotonic())
-        if reader.error or not gaps or not quiet:
-            raise Failure(f"{name}: the reader got nothing more ({reader.error})")
-        p99, step = quantile99(gaps), statistics.median(quiet)
-        limit = quantile99(quiet) + step
-        print(f"attacks: {name}: {status} after {1000 * took:.0f} ms; gaps in ms: median {1000 * statistics.median(gaps):.1f}, "
-              f"99 % under {1000 * p99:.1f}, longest {1000 * max(gaps):.1f}; before it {1000 * step:.1f}, "
-              f"{1000 * quantile99(quiet):.1f}, {1000 * max(quiet):.1f}", flush=True)
-        if status not in statuses:
-            raise Failure(f"{name}: status {status}; wanted one of {sorted(statuses)}")
-        if p99 > limit:
-            late.append(f"{name} ({1000 * p99:.1f} ms; wanted at most {1000 * limit:.1f})")
+        # Whatever else the machine does comes and goes; what an attack does, it does each time.
+        trials = [trial(port, reader, seconds, name, path, body, statuses)]
+        while judge_gaps and trials[-1] and len(trials) < TRIALS:
+            trials.append(trial(port, reader, seconds, name, path, body, statuses))
+        if trials[-1]:
+            late.append(trials[-1])
     reader.stop = True
     reader.join()
     others.terminate()
