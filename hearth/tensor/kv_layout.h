@@ -23,15 +23,15 @@ enum class KvFormatId : uint8_t {
   kF32,
   kBf16,
   kFp8,        // E4M3, scale per tensor or per head
-  kInt4,       // symmetric per token and head
-  kInt4Fireq,  // as kInt4, with FireQ's scaling of K and Q around RoPE
+  kInt4,       // symmetric per token and head: absmax / 7
+  kInt4Fireq,  // symmetric per token and head, K scaled per channel after RoPE (and Q inversely)
   kInt4Saw,    // asymmetric per token and head, K (and Q) rotated after RoPE
 };
 
 // What attention does to a query vector, after RoPE, before it meets the stored keys.
 enum class QueryTransform : uint8_t {
   kNone,
-  kChannelScale,  // multiply by a stored vector [kv_heads, head_dim]
+  kChannelScale,  // divide by the vector [kv_heads, head_dim] that K was multiplied by
   kHadamard,      // rotate by a normalised Hadamard matrix of size head_dim
 };
 
@@ -40,6 +40,9 @@ std::string_view kv_format_name(KvFormatId id);
 std::optional<KvFormatId> kv_format_from_name(std::string_view name);
 
 struct KvLayout {
+  // Of the formats that are not plain floats, so that kernels may hold a head on their stack.
+  static constexpr int64_t kMaxCodedHeadDim = 1024;
+
   KvFormatId format = KvFormatId::kF32;
   QueryTransform query_transform = QueryTransform::kNone;
   int64_t layers = 0;

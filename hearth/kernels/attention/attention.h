@@ -14,11 +14,13 @@ namespace hearth {
 // head h / (heads / kv_heads). With window > 0 only j > p - window.
 //   q    [tokens, heads * head_dim] f32 or bf16 (a column slice of qkv is fine), rotated
 //   out  [tokens, heads * head_dim] as q
+//   k_channel_scale, k_scale, v_scale: as rope_kv_write had them
 //   kv, layer, batch: K and V of every position below context_len are already written
+// Every key and value, the token's own too, is read back from the pool. Q goes through the layout's query transform
+// first, in f32: divided by k_channel_scale (kInt4Fireq), rotated (kInt4Saw).
 // Numerics: scores and softmax in f32. A row is a function of its query and of the keys that it sees
 // alone, bit for bit: chunked, batched and single runs agree.
-// Errors: InvalidArgument for shapes that disagree or a context longer than the block table; Unsupported
-// for a KV format without an implementation.
+// Errors: InvalidArgument for shapes that disagree or a context longer than the block table.
 struct AttentionArgs {
   ConstTensorView q;
   TensorView out;
@@ -26,6 +28,9 @@ struct AttentionArgs {
   float scale = 0;
   int64_t window = 0;
   int64_t layer = 0;
+  ConstTensorView k_channel_scale;
+  ConstTensorView k_scale;
+  ConstTensorView v_scale;
   KvView kv;
   const StepBatch* batch = nullptr;
 };

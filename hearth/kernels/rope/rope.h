@@ -29,10 +29,12 @@ struct RopeTableArgs {
 //   qkv     [tokens, (heads + 2 kv_heads) * head_dim] f32 or bf16; Q is rewritten in place, K and V are not
 //   cos_sin [tokens, head_dim] f32 from RopeTableArgs
 //   q_norm, k_norm [head_dim] f32 or bf16, optional (Qwen3): RMSNorm per head before the rotation
+//   k_channel_scale [kv_heads, head_dim] f32, optional, kInt4Fireq alone: K is multiplied by it after the rotation
+//   k_scale, v_scale [1] or [kv_heads] f32, optional, kFp8 alone: what a stored 1 stands for; 1 where empty
 //   kv      the pool; batch->block_table must hold a block for every position written
-// Numerics: f32 throughout, one rounding to the type stored.
-// Errors: InvalidArgument for shapes that disagree or a position outside the block table; Unsupported for
-// a KV format without an implementation.
+// Numerics: f32 throughout, one rounding to the type stored, by kv_codec.h. kInt4Saw's K is rotated by hadamard.h.
+// Scales that the pool's format does not use are not looked at. REQUIRES: scales are finite and not 0.
+// Errors: InvalidArgument for shapes that disagree or a position outside the block table.
 struct RopeKvWriteArgs {
   TensorView qkv;
   ConstTensorView cos_sin;
@@ -43,6 +45,9 @@ struct RopeKvWriteArgs {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t layer = 0;
+  ConstTensorView k_channel_scale;
+  ConstTensorView k_scale;
+  ConstTensorView v_scale;
   KvView kv;
   const StepBatch* batch = nullptr;
 };
