@@ -88,9 +88,9 @@ Result<std::vector<int64_t>> chosen_windows(const EvalSettings& s, int64_t count
 // Bits that a weight of the linear layers takes, scales included.
 double bits_per_weight(const Model& model) {
   int64_t bytes = 0, weights = 0;
-  const auto add = [&](const LinearWeight& w) {
-    bytes += w.format.stored_bytes(w.n, w.k);
-    weights += w.n * w.k;
+  const auto add = [&](const Linear& linear) {
+    bytes += linear.weight_bytes();
+    weights += linear.n() * linear.k();
   };
   for (const LayerWeights& layer : model.weights().layers) {
     add(layer.qkv);
@@ -107,7 +107,7 @@ nlohmann::json quality_line(const EvalRun& run) {
       result_line("eval.quality", cpu_device(run.pool->size()), command_line(run.settings.context.args));
   line["model"] = run.model->name;
   line["variant"] = "plain";
-  line["format"] = to_string(model.weights().layers.front().qkv.format);
+  line["format"] = to_string(model.weights().layers.front().qkv.parts.front().format);
   line["method"] = "none";
   line["activation"] = dtype_name(model.activation());
   line["kv"] = kv_format_name(run.model->kv_format);

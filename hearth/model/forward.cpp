@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transformer block, op by op. Nothing here computes: every number is made by an op of the table.
+// A step: embedding, every block (block.h), the wanted rows' logits.
 #include <algorithm>
-#include <cmath>
 
 #include "hearth/model/model.h"
 
@@ -27,23 +26,14 @@ class Layout {
 };
 
 // The largest scratch that any op of a step asks for.
-int64_t workspace_bytes(const Model& model, const StepLimits& limits, int threads) {
+int64_t step_workspace_bytes(const Model& model, const StepLimits& limits, int threads) {
   const OpTable& ops = model.ops();
   int64_t bytes = ops.attention_workspace_bytes(limits.max_tokens, model.local_heads(), model.config().head_dim,
                                                 limits.max_context, threads);
-  const auto need = [&](const LinearOp& op, const LinearWeight& w, int64_t rows) {
-    bytes = std::max(bytes, op.workspace_bytes(rows, w.n, w.k, threads));
-  };
-  for (int64_t i = 0; i < model.config().layers; ++i) {
-    const LayerWeights& layer = model.weights().layers[static_cast<size_t>(i)];
-    const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
-    const Model::LinearOps& linear = model.layer_ops(i);
-    need(*linear.qkv, layer.qkv, limits.max_tokens);
-    need(*linear.o, layer.o, limits.max_tokens);
-    need(*linear.gate_up, ffn.gate_up, limits.max_tokens);
-    need(*linear.down, ffn.down, limits.max_tokens);
-  }
-  need(model.lm_head_op(), model.weights().lm_head, limits.max_logit_rows);
+  for (int64_t i = 0; i < model.config().layers; ++i)
+    bytes = std::max(bytes, model.layer_ops(i).workspace_bytes(model.weights().layers[static_cast<size_t>(i)],
+                                                               limits.max_tokens, threads));
+  bytes = std::max(bytes, workspace_bytes(model.weights().lm_head, model.lm_head_op(), limits.max_logit_rows, threads));
   // Sampling runs between steps on the same scratch.
   if (ops.sample_workspace_bytes)
     bytes = std::max(bytes, ops.sample_workspace_bytes(model.config().vocab_size, threads));
@@ -111,7 +101,7 @@ Result<ForwardBuffers> ForwardBuffers::create(const Model& model, const StepLimi
     return invalid_argument("step limits of {} tokens, {} logit rows, context {}: wanted at least 1, 0 and 0",
                             limits.max_tokens, limits.max_logit_rows, limits.max_context);
   const int64_t tokens = limits.max_tokens, gathered = std::max(tokens, limits.max_logit_rows);
-  const int64_t scratch = workspace_bytes(model, out.limits_, pool.size());
+  const int64_t scratch = step_workspace_bytes(model, out.limits_, pool.size());
   const int64_t qkv_cols = (model.local_heads() + 2 * model.local_kv_heads()) * c.head_dim;
   const int64_t ffn = c.intermediate_size / model.shard().size;
   std::byte* workspace = nullptr;
@@ -120,13 +110,13 @@ Result<ForwardBuffers> ForwardBuffers::create(const Model& model, const StepLimi
       return layout.take(dtype_bytes(dtype, rows * cols));
     };
     const DType act = model.activation();
-    out.hidden_ = take(tokens, c.hidden_size, act);
-    out.normed_ = take(gathered, c.hidden_size, act);
-    out.qkv_ = take(tokens, qkv_cols, act);
-    out.attention_ = take(tokens, model.local_heads() * c.head_dim, act);
-    out.gate_up_ = take(tokens, 2 * ffn, act);
-    out.ffn_ = take(tokens, ffn, act);
-    out.cos_sin_ = take(tokens, c.head_dim, DType::kF32);
+    out.block_.hidden = take(tokens, c.hidden_size, act);
+    out.block_.normed = take(gathered, c.hidden_size, act);
+    out.block_.qkv = take(tokens, qkv_cols, act);
+    out.block_.attention = take(tokens, model.local_heads() * c.head_dim, act);
+    out.block_.gate_up = take(tokens, 2 * ffn, act);
+    out.block_.ffn = take(tokens, ffn, act);
+    out.block_.cos_sin = take(tokens, c.head_dim, DType::kF32);
     out.logits_ = take(limits.max_logit_rows, c.vocab_size, DType::kF32);
     workspace = static_cast<std::byte*>(layout.take(scratch));
     return layout.used();
@@ -146,73 +136,39 @@ Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, cons
   const OpTable& ops = model.ops();
   ExecContext& exec = buffers.exec();
   const DType act = model.activation();
-  const int64_t tokens = batch.num_tokens(), heads = model.local_heads(), kv_heads = model.local_kv_heads();
-  const int64_t ffn_size = c.intermediate_size / model.shard().size;
+  const int64_t tokens = batch.num_tokens();
   const float eps = static_cast<float>(c.rms_norm_eps);
-
-  const TensorView hidden(buffers.hidden_, act, {tokens, c.hidden_size});
-  const TensorView normed(buffers.normed_, act, {tokens, c.hidden_size});
-  const TensorView qkv(buffers.qkv_, act, {tokens, (heads + 2 * kv_heads) * c.head_dim});
-  const TensorView attention(buffers.attention_, act, {tokens, heads * c.head_dim});
-  const TensorView gate_up(buffers.gate_up_, act, {tokens, 2 * ffn_size});
-  const TensorView ffn_out(buffers.ffn_, act, {tokens, ffn_size});
-  const TensorView cos_sin(buffers.cos_sin_, DType::kF32, {tokens, c.head_dim});
+  const BlockBuffers& block = buffers.block_;
+  const TensorView hidden(block.hidden, act, {tokens, c.hidden_size});
 
   HEARTH_TRY(ops.embedding({.tokens = batch.tokens, .table = weights.embedding, .out = hidden}, exec));
   HEARTH_TRY(ops.rope_table({.positions = batch.positions,
                              .inv_freq = weights.inv_freq,
                              .scale = static_cast<float>(c.rope_scaling.attention_factor),
-                             .cos_sin = cos_sin},
+                             .cos_sin = TensorView(block.cos_sin, DType::kF32, {tokens, c.head_dim})},
                             exec));
-  // Row-parallel layers add up over the ranks; the residual goes in once.
-  const ConstTensorView residual = comm.rank() == 0 ? ConstTensorView(hidden) : ConstTensorView();
-  const float attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const LayerWeights& layer = weights.layers[static_cast<size_t>(i)];
-    const Model::LinearOps& linear = model.layer_ops(i);
-    HEARTH_TRY(ops.rmsnorm({.x = hidden, .weight = layer.input_norm, .out = normed, .eps = eps}, exec));
-    HEARTH_TRY(linear.qkv->run({.x = normed, .weight = &layer.qkv, .out = qkv}, exec));
-    HEARTH_TRY(ops.rope_kv_write({.qkv = qkv,
-                                  .cos_sin = cos_sin,
-                                  .q_norm = layer.q_norm,
-                                  .k_norm = layer.k_norm,
-                                  .norm_eps = eps,
-                                  .heads = heads,
-                                  .kv_heads = kv_heads,
-                                  .head_dim = c.head_dim,
-                                  .layer = i,
-                                  .kv = kv,
-                                  .batch = &batch},
-                                 exec));
-    HEARTH_TRY(ops.attention({.q = qkv.slice_cols(0, heads * c.head_dim),
-                              .out = attention,
-                              .heads = heads,
-                              .scale = attention_scale,
-                              .window = c.windows[static_cast<size_t>(i)],
+  for (int64_t i = 0; i < c.layers; ++i)
+    HEARTH_TRY(forward_block({.config = &c,
+                              .ops = &ops,
+                              .weights = &weights.layers[static_cast<size_t>(i)],
+                              .linears = &model.layer_ops(i),
+                              .activation = act,
+                              .shard = model.shard(),
                               .layer = i,
+                              .window = c.windows[static_cast<size_t>(i)],
+                              .batch = &batch,
                               .kv = kv,
-                              .batch = &batch},
-                             exec));
-    HEARTH_TRY(linear.o->run({.x = attention, .weight = &layer.o, .residual = residual, .out = hidden}, exec));
-    HEARTH_TRY(comm.all_reduce_sum(hidden));
-
-    const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
-    HEARTH_TRY(ops.rmsnorm({.x = hidden, .weight = layer.post_attention_norm, .out = normed, .eps = eps}, exec));
-    HEARTH_TRY(linear.gate_up->run({.x = normed, .weight = &ffn.gate_up, .out = gate_up}, exec));
-    HEARTH_TRY(ops.silu_mul({.gate_up = gate_up, .out = ffn_out}, exec));
-    HEARTH_TRY(linear.down->run({.x = ffn_out, .weight = &ffn.down, .residual = residual, .out = hidden}, exec));
-    HEARTH_TRY(comm.all_reduce_sum(hidden));
-  }
+                              .buffers = block},
+                             comm, exec));
 
   const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
   const TensorView logits(buffers.logits_, DType::kF32, {rows, c.vocab_size});
   if (rows == 0) return ConstTensorView(logits);
   // The wanted rows of the residual stream: the embedding op is a gather of rows.
-  const TensorView last(buffers.normed_, act, {rows, c.hidden_size});
+  const TensorView last(block.normed, act, {rows, c.hidden_size});
   HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last}, exec));
   HEARTH_TRY(ops.rmsnorm({.x = last, .weight = weights.final_norm, .out = last, .eps = eps}, exec));
-  HEARTH_TRY(model.lm_head_op().run({.x = last, .weight = &weights.lm_head, .out = logits}, exec));
+  HEARTH_TRY(run_linear(weights.lm_head, model.lm_head_op(), last, {}, logits, exec));
   return ConstTensorView(logits);
 }
 

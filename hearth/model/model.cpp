@@ -4,36 +4,16 @@
 #include "hearth/model/architecture.h"
 
 namespace hearth {
-namespace {
-
-Result<const LinearOp*> find_op(const OpTable& ops, const LinearWeight& weight, DType activation,
-                                std::string_view name) {
-  HEARTH_TRY(weight.format.validate(weight.n, weight.k).with_context(name));
-  const LinearOp* op = ops.find_linear(weight.format, activation);
-  if (!op)
-    return unsupported("{}: the {} backend has no linear op for {} weights and {} activations", name, ops.backend,
-                       to_string(weight.format), dtype_name(activation));
-  return op;
-}
-
-}  // namespace
-
 Status Model::bind_ops() {
   const OpTable& ops = *ops_;
   const bool complete = ops.embedding && ops.rmsnorm && ops.rope_table && ops.rope_kv_write && ops.attention &&
                         ops.attention_workspace_bytes && ops.silu_mul && ops.find_linear && ops.supports_kv;
   if (!complete) return unsupported("the {} backend lacks an op of the transformer block", ops.backend);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    const LayerWeights& layer = weights_.layers[i];
-    const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
-    LinearOps found;
-    HEARTH_TRY_ASSIGN(found.qkv, find_op(ops, layer.qkv, activation_, fmt::format("layer {} qkv_proj", i)));
-    HEARTH_TRY_ASSIGN(found.o, find_op(ops, layer.o, activation_, fmt::format("layer {} o_proj", i)));
-    HEARTH_TRY_ASSIGN(found.gate_up, find_op(ops, ffn.gate_up, activation_, fmt::format("layer {} gate_up_proj", i)));
-    HEARTH_TRY_ASSIGN(found.down, find_op(ops, ffn.down, activation_, fmt::format("layer {} down_proj", i)));
-    layer_ops_.push_back(found);
+    HEARTH_TRY_ASSIGN(BlockOps found, BlockOps::find(ops, weights_.layers[i], activation_, static_cast<int64_t>(i)));
+    layer_ops_.push_back(std::move(found));
   }
-  HEARTH_TRY_ASSIGN(lm_head_op_, find_op(ops, weights_.lm_head, activation_, "lm_head"));
+  HEARTH_TRY_ASSIGN(lm_head_op_, find_linear_ops(ops, weights_.lm_head, activation_, "lm_head"));
   return {};
 }
 

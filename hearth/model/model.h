@@ -15,6 +15,7 @@
 #include "hearth/checkpoint/checkpoint.h"
 #include "hearth/comm/comm.h"
 #include "hearth/kernels/op_table.h"
+#include "hearth/model/block.h"
 #include "hearth/model/config.h"
 #include "hearth/model/weights.h"
 #include "hearth/tensor/kv_layout.h"
@@ -48,15 +49,9 @@ class Model {
   int64_t local_heads() const { return config_.heads / shard_.size; }
   int64_t local_kv_heads() const { return config_.kv_heads / shard_.size; }
 
-  // The op of every linear, looked up at load.
-  struct LinearOps {
-    const LinearOp* qkv = nullptr;
-    const LinearOp* o = nullptr;
-    const LinearOp* gate_up = nullptr;
-    const LinearOp* down = nullptr;
-  };
-  const LinearOps& layer_ops(int64_t layer) const { return layer_ops_[static_cast<size_t>(layer)]; }
-  const LinearOp& lm_head_op() const { return *lm_head_op_; }
+  // The ops of every linear, looked up at load.
+  const BlockOps& layer_ops(int64_t layer) const { return layer_ops_[static_cast<size_t>(layer)]; }
+  const LinearOps& lm_head_op() const { return lm_head_op_; }
 
  private:
   Model() = default;
@@ -70,8 +65,8 @@ class Model {
   const OpTable* ops_ = nullptr;
   DType activation_ = DType::kF32;
   Shard shard_;
-  std::vector<LinearOps> layer_ops_;
-  const LinearOp* lm_head_op_ = nullptr;
+  std::vector<BlockOps> layer_ops_;
+  LinearOps lm_head_op_;
 };
 
 // The largest step that buffers are planned for.
@@ -97,14 +92,8 @@ class ForwardBuffers {
   StepLimits limits_;
   HostBuffer memory_;
   ExecContext exec_;
-  void* hidden_ = nullptr;     // [max_tokens, hidden] the residual stream
-  void* normed_ = nullptr;     // [max_tokens, hidden]
-  void* qkv_ = nullptr;        // [max_tokens, (heads + 2 kv_heads) head_dim]
-  void* attention_ = nullptr;  // [max_tokens, heads head_dim]
-  void* gate_up_ = nullptr;    // [max_tokens, 2 ffn]
-  void* ffn_ = nullptr;        // [max_tokens, ffn]
-  void* cos_sin_ = nullptr;    // [max_tokens, head_dim] f32
-  void* logits_ = nullptr;     // [max_logit_rows, vocab] f32
+  BlockBuffers block_;      // for max_tokens; normed also for max_logit_rows
+  void* logits_ = nullptr;  // [max_logit_rows, vocab] f32
 };
 
 // One step: runs the batch's tokens through the model, writes their K and V, and returns the logits

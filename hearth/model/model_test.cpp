@@ -115,9 +115,9 @@ TEST(Model, DummyWeightsDependOnTheSeedAlone) {
   const auto b = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 1, three);
   const auto c = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kBf16, 2, one);
   ASSERT_TRUE(a && b && c);
-  const auto& la = (*a)->weights().layers[1].qkv.codes;
-  const auto& lb = (*b)->weights().layers[1].qkv.codes;
-  const auto& lc = (*c)->weights().layers[1].qkv.codes;
+  const auto& la = (*a)->weights().layers[1].qkv.parts[0].codes;
+  const auto& lb = (*b)->weights().layers[1].qkv.parts[0].codes;
+  const auto& lc = (*c)->weights().layers[1].qkv.parts[0].codes;
   EXPECT_EQ(std::memcmp(la.data, lb.data, static_cast<size_t>(la.size_bytes())), 0);
   EXPECT_NE(std::memcmp(la.data, lc.data, static_cast<size_t>(la.size_bytes())), 0);
   EXPECT_EQ(bytes(**a).size(), bytes(**b).size());

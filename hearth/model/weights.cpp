@@ -76,8 +76,10 @@ class Binder {
 
   Status bind_lm_head(const TensorEntry* entry, ModelWeights& w) {
     const ModelConfig& c = config_;
-    w.lm_head = {
-        .format = WeightFormat::plain(w.embedding.dtype), .n = c.vocab_size, .k = c.hidden_size, .codes = w.embedding};
+    w.lm_head.parts = {{.format = WeightFormat::plain(w.embedding.dtype),
+                        .n = c.vocab_size,
+                        .k = c.hidden_size,
+                        .codes = w.embedding}};
     if (c.tie_word_embeddings) {
       const TensorEntry* embedding = source_.find("model.embed_tokens.weight", w.embedding.shape);
       if (!entry || !embedding) return {};
@@ -122,7 +124,7 @@ class Binder {
   };
 
   // Output rows are split over the ranks.
-  Result<LinearWeight> column_parallel(std::span<const Slice> slices, bool with_bias) {
+  Result<Linear> column_parallel(std::span<const Slice> slices, bool with_bias) {
     std::vector<Part> weights, biases;
     for (const Slice& slice : slices) {
       const int64_t begin = slice.rows * shard_.rank, all = slice.rows * shard_.size;
@@ -136,7 +138,7 @@ class Binder {
   }
 
   // Input columns are split over the ranks; the bias is rank 0's alone, since the ranks' results add up.
-  Result<LinearWeight> row_parallel(const std::string& name, int64_t cols, bool with_bias) {
+  Result<Linear> row_parallel(const std::string& name, int64_t cols, bool with_bias) {
     HEARTH_TRY_ASSIGN(const TensorEntry* entry, find(name + ".weight", Shape{config_.hidden_size, cols * shard_.size}));
     const Part weight{entry, 0, config_.hidden_size, cols * shard_.rank, cols};
     std::vector<Part> biases;
@@ -147,7 +149,7 @@ class Binder {
     return linear({&weight, 1}, biases);
   }
 
-  Result<LinearWeight> linear(std::span<const Part> weights, std::span<const Part> biases) {
+  Result<Linear> linear(std::span<const Part> weights, std::span<const Part> biases) {
     LinearWeight out;
     HEARTH_TRY_ASSIGN(out.codes, matrix(weights));
     out.format = WeightFormat::plain(out.codes.dtype);
@@ -158,7 +160,7 @@ class Binder {
       for (const Part& part : biases) count += part.cols;
       HEARTH_TRY_ASSIGN(out.bias, place(biases, DType::kF32, Shape{count}));
     }
-    return out;
+    return Linear{{out}};
   }
 
   // Parts below each other, in the type that linear weights have.
@@ -319,14 +321,29 @@ class Binder {
 
 }  // namespace
 
+int64_t Linear::n() const {
+  int64_t rows = 0;
+  for (const LinearWeight& part : parts) rows += part.n;
+  return rows;
+}
+
+int64_t Linear::weight_bytes() const {
+  int64_t bytes = 0;
+  for (const LinearWeight& part : parts) bytes += part.format.stored_bytes(part.n, part.k);
+  return bytes;
+}
+
+int64_t Linear::size_bytes() const {
+  int64_t bytes = weight_bytes();
+  for (const LinearWeight& part : parts) bytes += part.bias ? part.bias.size_bytes() : 0;
+  return bytes;
+}
+
 int64_t ModelWeights::bytes_per_token() const {
-  const auto linear_bytes = [](const LinearWeight& w) {
-    return w.format.stored_bytes(w.n, w.k) + (w.bias ? w.bias.size_bytes() : 0);
-  };
-  int64_t bytes = final_norm.size_bytes() + linear_bytes(lm_head);
+  int64_t bytes = final_norm.size_bytes() + lm_head.size_bytes();
   for (const LayerWeights& layer : layers) {
     const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
-    for (const LinearWeight* w : {&layer.qkv, &layer.o, &ffn.gate_up, &ffn.down}) bytes += linear_bytes(*w);
+    for (const Linear* linear : {&layer.qkv, &layer.o, &ffn.gate_up, &ffn.down}) bytes += linear->size_bytes();
     for (const ConstTensorView* norm : {&layer.input_norm, &layer.post_attention_norm, &layer.q_norm, &layer.k_norm})
       if (*norm) bytes += norm->size_bytes();
   }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The weights of a model, bound from a checkpoint into one piece of our own memory.
 //   I1. Q, K and V of a layer are one linear [(heads + 2 kv_heads) head_dim, hidden], gate and up are one
-//       [2 ffn, hidden]: rows one part after the other.
-//   I2. Norm weights and biases are f32; linear weights keep the checkpoint's values (f32, f16, bf16) or
-//       are bf16 where the model computes in bf16.
+//       [2 ffn, hidden]: rows one part after the other. Where one of them is quantized, each is a part of its own.
+//   I2. Norm weights and biases are f32; plain linear weights keep the checkpoint's values (f32, f16, bf16) or
+//       are bf16 where the model computes in bf16; quantized ones are in canonical form (quantized_matrix.h).
 //   I3. Immutable after load: any number of threads may read.
 #pragma once
 
@@ -30,10 +30,21 @@ struct Shard {
   std::optional<int64_t> expert;
 };
 
+// A linear of the model: parts below each other, each of one format. Plain weights are one part.
+struct Linear {
+  std::vector<LinearWeight> parts;
+
+  int64_t n() const;
+  int64_t k() const { return parts.empty() ? 0 : parts.front().k; }
+  // Stored bytes without and with biases.
+  int64_t weight_bytes() const;
+  int64_t size_bytes() const;
+};
+
 // y = down(silu(gate x) * (up x)).
 struct DenseFfn {
-  LinearWeight gate_up;
-  LinearWeight down;
+  Linear gate_up;
+  Linear down;
 };
 
 // A layer's feed-forward part. Mixtures of experts join here.
@@ -41,9 +52,9 @@ using Ffn = std::variant<DenseFfn>;
 
 struct LayerWeights {
   ConstTensorView input_norm;  // [hidden]
-  LinearWeight qkv;
+  Linear qkv;
   ConstTensorView q_norm, k_norm;  // [head_dim], optional
-  LinearWeight o;
+  Linear o;
   ConstTensorView post_attention_norm;  // [hidden]
   Ffn ffn;
 };
@@ -52,7 +63,7 @@ struct ModelWeights {
   ConstTensorView embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   ConstTensorView final_norm;  // [hidden]
-  LinearWeight lm_head;        // [vocab, hidden]; the embedding's memory where tied
+  Linear lm_head;              // [vocab, hidden]; the embedding's memory where tied
   ConstTensorView inv_freq;    // [head_dim / 2] f32
   HostBuffer memory;
 
