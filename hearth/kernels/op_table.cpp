@@ -11,7 +11,8 @@ bool is_plain_case(const WeightFormat& format, DType activation) {
   return format.is_plain() && (activation == DType::kF32 || activation == DType::kBf16);
 }
 
-bool is_plain_kv(KvFormatId format) { return format == KvFormatId::kF32 || format == KvFormatId::kBf16; }
+// The CPU and the reference store and read all of them.
+bool any_kv(KvFormatId) { return true; }
 
 constexpr OpTable kCpuOps{
     .backend = "cpu",
@@ -27,7 +28,7 @@ constexpr OpTable kCpuOps{
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
       return is_plain_case(format, activation) ? &kLinearCpu : nullptr;
     },
-    .supports_kv = is_plain_kv,
+    .supports_kv = any_kv,
 };
 
 constexpr OpTable kRefOps{
@@ -44,7 +45,7 @@ constexpr OpTable kRefOps{
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
       return is_plain_case(format, activation) ? &kLinearRef : nullptr;
     },
-    .supports_kv = is_plain_kv,
+    .supports_kv = any_kv,
 };
 
 }  // namespace

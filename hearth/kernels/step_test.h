@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hearth/kernels/op_test.h"
+#include "hearth/tensor/kv_codec.h"
 #include "hearth/tensor/kv_layout.h"
 #include "hearth/tensor/step_batch.h"
 
@@ -52,24 +53,46 @@ class TestStep {
 
   // Random K and V for every position below the contexts, of one layer.
   void fill(int64_t layer, Random& random) {
+    std::vector<float> key(layout_.head_dim), value(layout_.head_dim);
     for (int64_t s = 0; s < batch_.num_sequences(); ++s)
       for (int64_t j = 0; j < context_len_[s]; ++j)
-        for (int64_t h = 0; h < layout_.kv_heads; ++h)
-          for (int64_t i = 0; i < layout_.head_dim; ++i)
-            for (bool is_value : {false, true}) set(s, layer, is_value, j, h, i, random.normal());
+        for (int64_t h = 0; h < layout_.kv_heads; ++h) {
+          for (int64_t i = 0; i < layout_.head_dim; ++i) key[i] = random.normal(), value[i] = random.normal();
+          set_head(s, layer, false, j, h, key), set_head(s, layer, true, j, h, value);
+        }
+  }
+  // Heads as kv_codec.h stores them, FP8 with scale 1: transforms of K and scales are the caller's.
+  std::vector<float> head(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head) const {
+    std::vector<float> x(layout_.head_dim);
+    load_kv_head(layout_.format, codes(s, layer, is_value, position, head), steps(s, layer, is_value, position, head),
+                 1, x);
+    return x;
+  }
+  void set_head(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head, const std::vector<float>& x) {
+    store_kv_head(layout_.format, x, 1, codes(s, layer, is_value, position, head),
+                  steps(s, layer, is_value, position, head));
+  }
+  // Zeroes all bytes of one head.
+  void clear(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head) {
+    std::memset(codes(s, layer, is_value, position, head), 0, layout_.token_stride_bytes);
+    std::memset(steps(s, layer, is_value, position, head), 0, layout_.scale_bytes);
   }
   float at(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head, int64_t i) const {
-    const std::byte* from = place(s, layer, is_value, position, head, i);
-    if (layout_.format == KvFormatId::kF32) return load<float>(from);
-    return load<bf16>(from).to_float();
+    return this->head(s, layer, is_value, position, head)[i];
   }
+  // REQUIRES: f32 or bf16.
   void set(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head, int64_t i, float value) {
-    std::byte* to = place(s, layer, is_value, position, head, i);
-    const bf16 narrow = bf16::from_float(value);
-    if (layout_.format == KvFormatId::kF32)
-      std::memcpy(to, &value, 4);
-    else
-      std::memcpy(to, &narrow, 2);
+    const int64_t size = layout_.format == KvFormatId::kF32 ? 4 : 2;
+    store_kv_head(layout_.format, {&value, 1}, 1, codes(s, layer, is_value, position, head) + i * size, nullptr);
+  }
+  // Where a head's codes and its steps lie.
+  std::byte* codes(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head) const {
+    return start(s, layer, is_value, position) + position % layout_.block_tokens * layout_.token_stride_bytes +
+           head * layout_.head_stride_bytes;
+  }
+  std::byte* steps(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head) const {
+    return start(s, layer, is_value, position) + layout_.scale_offset_bytes +
+           position % layout_.block_tokens * layout_.scale_token_stride_bytes + head * layout_.scale_head_stride_bytes;
   }
 
   KvView kv() const { return {reinterpret_cast<std::byte*>(const_cast<float*>(pool_.data())), layout_}; }
@@ -99,17 +122,9 @@ class TestStep {
   struct Part {
     std::vector<int32_t> query_start, context_len;
   };
-  template <class T>
-  static T load(const std::byte* from) {
-    T value;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-  }
-  std::byte* place(int64_t s, int64_t layer, bool is_value, int64_t position, int64_t head, int64_t i) const {
+  std::byte* start(int64_t s, int64_t layer, bool is_value, int64_t position) const {
     const int64_t block = batch_.blocks(s)[position / layout_.block_tokens];
-    std::byte* start = is_value ? kv().value(block, layer) : kv().key(block, layer);
-    return start + position % layout_.block_tokens * layout_.token_stride_bytes + head * layout_.head_stride_bytes +
-           i * (layout_.format == KvFormatId::kF32 ? 4 : 2);
+    return is_value ? kv().value(block, layer) : kv().key(block, layer);
   }
 
   KvLayout layout_;

@@ -64,4 +64,30 @@ Status check_kv_batch(std::string_view op, const KvView& kv, int64_t layer, cons
   return {};
 }
 
+Result<KvScales> check_kv_scales(std::string_view op, const KvLayout& layout, const KvScales& scales) {
+  KvScales used;
+  const auto check_f32 = [&](std::string_view name, const ConstTensorView& view) -> Status {
+    if (view.dtype == DType::kF32) return {};
+    return invalid_argument("{}: {} is {}, wanted f32", op, name, dtype_name(view.dtype));
+  };
+  const auto take = [&](std::string_view name, const ConstTensorView& from, ConstTensorView& to) -> Status {
+    if (!from) return {};
+    if (from.shape != Shape{1}) {
+      HEARTH_TRY(check_vector(op, name, from, layout.kv_heads));
+    }
+    to = from;
+    return check_f32(name, from);
+  };
+  if (layout.format == KvFormatId::kFp8) {
+    HEARTH_TRY(take("k_scale", scales.k, used.k));
+    HEARTH_TRY(take("v_scale", scales.v, used.v));
+  }
+  if (layout.query_transform == QueryTransform::kChannelScale && scales.channel) {
+    HEARTH_TRY(check_matrix(op, "k_channel_scale", scales.channel, layout.kv_heads, layout.head_dim));
+    HEARTH_TRY(check_f32("k_channel_scale", scales.channel));
+    used.channel = scales.channel;
+  }
+  return used;
+}
+
 }  // namespace hearth

@@ -26,4 +26,23 @@ Status check_same_dtype(std::string_view op, std::string_view name, const ConstT
 // every sequence's context covers its queries and fits into its block table.
 Status check_kv_batch(std::string_view op, const KvView& kv, int64_t layer, const StepBatch* batch, int64_t tokens);
 
+// The scales beside a KV pool, each of them optional.
+struct KvScales {
+  ConstTensorView channel;  // [kv_heads, head_dim]
+  ConstTensorView k, v;     // [1] or [kv_heads]
+
+  // Of one kv head: kFp8's scale, 1 where there is none.
+  float key_scale(int64_t head) const { return at(k, head); }
+  float value_scale(int64_t head) const { return at(v, head); }
+  // kInt4Fireq's row of a head; nullptr where there is none.
+  const float* channel_row(int64_t head) const { return channel ? channel.row<float>(head) : nullptr; }
+
+ private:
+  static float at(const ConstTensorView& scale, int64_t head) {
+    return scale ? scale.row<float>(0)[scale.cols() == 1 ? 0 : head] : 1.0f;
+  }
+};
+// Those of `scales` that the layout's format uses, checked; the others empty.
+Result<KvScales> check_kv_scales(std::string_view op, const KvLayout& layout, const KvScales& scales);
+
 }  // namespace hearth

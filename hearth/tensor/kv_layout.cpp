@@ -40,6 +40,8 @@ Result<KvLayout> KvLayout::make(KvFormatId format, int64_t layers, int64_t kv_he
         "KV layout of {} layers, {} kv heads, head dim {}, blocks of {} tokens: all must be at least 1", layers,
         kv_heads, head_dim, block_tokens);
   const KvFormatInfo& info = kInfos[static_cast<int>(format)];
+  if (info.element_bits < 16 && head_dim > KvLayout::kMaxCodedHeadDim)
+    return invalid_argument("KV format {}: head dim {} is above {}", info.name, head_dim, KvLayout::kMaxCodedHeadDim);
   if (head_dim * info.element_bits % 8 != 0)
     return invalid_argument("KV format {}: head dim {} does not fill whole bytes", info.name, head_dim);
   if (info.query_transform == QueryTransform::kHadamard && (head_dim & (head_dim - 1)) != 0)

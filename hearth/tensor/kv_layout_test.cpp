@@ -35,12 +35,41 @@ TEST(KvLayout, CostOfATokenIsWhatTheFormatSays) {
   // Llama-3-8B: 32 layers, 8 kv heads of 128: 131,072 bytes in bf16, a quarter plus 2 bytes a head in int4.
   EXPECT_EQ(KvLayout::make(KvFormatId::kBf16, 32, 8, 128, 16)->bytes_per_token(), 131072);
   EXPECT_EQ(KvLayout::make(KvFormatId::kInt4, 32, 8, 128, 16)->bytes_per_token(), 32768 + 32 * 2 * 8 * 2);
+  EXPECT_EQ(KvLayout::make(KvFormatId::kInt4Saw, 32, 8, 128, 16)->bytes_per_token(), 32768 + 32 * 2 * 8 * 4);
+  EXPECT_EQ(KvLayout::make(KvFormatId::kFp8, 32, 8, 128, 16)->bytes_per_token(), 65536);
+}
+
+// The offsets of docs/formats/kv.md, computed by hand: 16 tokens of 2 heads of 80 channels.
+TEST(KvLayout, PlacesCodesAndScales) {
+  const KvLayout saw = *KvLayout::make(KvFormatId::kInt4Saw, 3, 2, 64, 16);
+  EXPECT_EQ(saw.token_stride_bytes, 32);
+  EXPECT_EQ(saw.head_stride_bytes, 512);
+  EXPECT_EQ(saw.scale_offset_bytes, 1024);
+  EXPECT_EQ(saw.scale_head_stride_bytes, 64);
+  EXPECT_EQ(saw.v_offset_bytes, 1024 + 128);
+  const KvLayout int4 = *KvLayout::make(KvFormatId::kInt4, 3, 2, 80, 5);
+  EXPECT_EQ(int4.token_stride_bytes, 40);
+  EXPECT_EQ(int4.head_stride_bytes, 256);  // 200 rounded up to 64
+  EXPECT_EQ(int4.scale_offset_bytes, 512);
+  EXPECT_EQ(int4.scale_bytes, 2);
+  EXPECT_EQ(int4.scale_head_stride_bytes, 10);
+  EXPECT_EQ(int4.v_offset_bytes, 512 + 64);
+  EXPECT_EQ(int4.layer_stride_bytes, 2 * 576);
+  EXPECT_EQ(int4.block_bytes(), 3 * 2 * 576);
+  const KvLayout fp8 = *KvLayout::make(KvFormatId::kFp8, 1, 2, 80, 16);
+  EXPECT_EQ(fp8.head_stride_bytes, 1280);
+  EXPECT_EQ(fp8.scale_bytes, 0);
+  EXPECT_EQ(fp8.v_offset_bytes, 2560);
 }
 
 TEST(KvLayout, RefusesWhatItCannotStore) {
   EXPECT_EQ(KvLayout::make(KvFormatId::kInt4, 1, 1, 63, 16).error().message,
             "KV format int4: head dim 63 does not fill whole bytes");
-  EXPECT_FALSE(KvLayout::make(KvFormatId::kInt4Saw, 1, 1, 96, 16));
+  EXPECT_FALSE(KvLayout::make(KvFormatId::kInt4Fireq, 1, 1, 65, 16));
+  EXPECT_EQ(KvLayout::make(KvFormatId::kInt4Saw, 1, 1, 96, 16).error().message,
+            "KV format int4-saw: head dim 96 is not a power of two");
+  EXPECT_EQ(KvLayout::make(KvFormatId::kFp8, 1, 1, 2048, 16).error().message,
+            "KV format fp8: head dim 2048 is above 1024");
   EXPECT_FALSE(KvLayout::make(KvFormatId::kF32, 0, 1, 64, 16));
 }
 

@@ -10,14 +10,15 @@
 #include <cmath>
 
 #include "hearth/kernels/attention/attention_plan.h"
-#include "hearth/kernels/cpu/plain_kv.h"
 #include "hearth/kernels/cpu/targets.h"
+#include "hearth/tensor/hadamard.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "hearth/kernels/attention/attention_cpu.cpp"
 #include <hwy/foreach_target.h>  // NOLINT: compiles this file once per instruction set
 #include <hwy/highway.h>
 
+#include "hearth/kernels/attention/attention_codes-inl.h"
 #include "hearth/kernels/attention/attention_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,9 +27,15 @@ namespace hearth::HWY_NAMESPACE {
 using cpu::AttentionPlan;
 using cpu::AttentionUnit;
 
+// Stands for the type of a cache that kv_codec.h describes: its tiles are decoded to f32 in scratch memory.
+struct Coded {};
+
 // The rows of one unit in one thread's scratch memory. T is the activation type, Kv the cache's.
 template <class T, class Kv>
 class UnitRows {
+  static constexpr bool kCoded = std::is_same_v<Kv, Coded>;
+  using Key = std::conditional_t<kCoded, float, Kv>;  // as score() finds it
+
  public:
   UnitRows(const AttentionPlan& plan, const AttentionUnit& unit, float* scratch)
       : plan_(plan),
@@ -59,7 +66,7 @@ class UnitRows {
   int64_t partition_begin() const { return key_begin_[0] / AttentionPlan::kPartitionKeys; }
   int64_t partition_end() const { return (key_end_[rows_ - 1] - 1) / AttentionPlan::kPartitionKeys + 1; }
 
-  // The rows of Q in f32, times the scale.
+  // The rows of Q in f32, times the scale, as they meet the stored keys.
   void load_q() {
     for (int64_t r = 0; r < rows_; ++r) {
       const T* from = args_.q.row<T>(token_row(r)) + head(r) * head_dim_;
@@ -67,6 +74,7 @@ class UnitRows {
       for_channels(head_dim_, [&](auto d, int64_t i) HWY_ATTR {
         hn::StoreU(hn::Mul(load_f32(d, from + i), hn::Set(d, args_.scale)), d, to + i);
       });
+      if constexpr (kCoded) transform_query(to);
     }
   }
 
@@ -107,6 +115,13 @@ class UnitRows {
   }
 
  private:
+  void transform_query(float* q) const {
+    if (const float* channel = plan_.scales.channel_row(unit_.kv_head))
+      for (int64_t i = 0; i < head_dim_; ++i) q[i] /= channel[i];
+    if (args_.kv.layout.query_transform == QueryTransform::kHadamard)
+      hadamard_rotate(std::span(q, static_cast<size_t>(head_dim_)));
+  }
+
   int64_t token(int64_t r) const { return (unit_.row_begin + r) / plan_.group; }
   int64_t token_row(int64_t r) const { return args_.batch->query_start[unit_.sequence] + token(r); }
   int64_t head(int64_t r) const { return unit_.kv_head * plan_.group + (unit_.row_begin + r) % plan_.group; }
@@ -119,11 +134,12 @@ class UnitRows {
     if (row_begin == row_end) return;
     const int64_t keys = std::min(kTileKeys, key_end_[row_end - 1] - tile);
     find_keys(tile, keys);
-    // A whole tile of V is copied to f32 where enough rows share it, or where its rows do not fill vectors.
-    direct_values_ = row_end - row_begin <= kBlockRows && head_dim_ % kTileLanes == 0;
+    score(row_begin, row_end, keys);
+    // A whole tile of V is copied to f32 where it is coded, where enough rows share it, or where its rows do not fill
+    // vectors.
+    direct_values_ = !kCoded && row_end - row_begin <= kBlockRows && head_dim_ % kTileLanes == 0;
     if (!direct_values_) copy_values(keys);
 
-    score(row_begin, row_end, keys);
     for (int64_t r = row_begin; r < row_end; ++r) {
       begin_[r] = std::max<int64_t>(0, key_begin_[r] - tile);
       end_[r] = std::min<int64_t>(kTileKeys, key_end_[r] - tile);
@@ -141,11 +157,12 @@ class UnitRows {
   void score(int64_t r0, int64_t r1, int64_t keys) {
     const float* q = q_ + r0 * width_;
     float* scores = scores_ + r0 * kTileKeys;
+    if constexpr (kCoded) decode_keys(keys);
 #if HWY_TARGET != HWY_SCALAR
-    if (r1 - r0 <= kBlockRows && can_score_directly<Kv>(head_dim_))
-      return score_directly<Kv>(key_at_, keys, head_dim_, q, width_, r1 - r0, scores);
+    if (r1 - r0 <= kBlockRows && can_score_directly<Key>(head_dim_))
+      return score_directly<Key>(key_at_, keys, head_dim_, q, width_, r1 - r0, scores);
 #endif
-    transpose_keys<Kv>(key_at_, keys, head_dim_, keys_);
+    transpose_keys<Key>(key_at_, keys, head_dim_, keys_);
     const Product<float> operands{q, width_, keys_, kTileKeys, scores, kTileKeys, head_dim_, false};
     product(operands, r1 - r0, (keys + kTileLanes - 1) / kTileLanes * kTileLanes);
   }
@@ -158,23 +175,47 @@ class UnitRows {
       const int64_t slot = (tile + j) % layout.block_tokens, count = std::min(n - j, layout.block_tokens - slot);
       const std::byte* key = args_.kv.key(blocks[(tile + j) / layout.block_tokens], args_.layer) +
                              unit_.kv_head * layout.head_stride_bytes;
+      const std::byte* steps = args_.kv.key(blocks[(tile + j) / layout.block_tokens], args_.layer) +
+                               layout.scale_offset_bytes + unit_.kv_head * layout.scale_head_stride_bytes;
       for (int64_t i = 0; i < count; ++i) {
         key_at_[j + i] = key + (slot + i) * layout.token_stride_bytes;
+        if constexpr (kCoded) steps_at_[j + i] = steps + (slot + i) * layout.scale_token_stride_bytes;
         run_end_[j + i] = j + count;
       }
       j += count;
     }
   }
 
-  const Kv* value(int64_t j) const {
-    return static_cast<const Kv*>(static_cast<const void*>(key_at_[j] + args_.kv.layout.v_offset_bytes));
+  const Kv* value(int64_t j) const { return static_cast<const Kv*>(static_cast<const void*>(value_at(j))); }
+  const std::byte* value_at(int64_t j) const { return key_at_[j] + args_.kv.layout.v_offset_bytes; }
+
+  // The tile's keys in f32, to where its values will be; key_at_ then points to them.
+  void decode_keys(int64_t n) {
+    const float scale = plan_.scales.key_scale(unit_.kv_head);
+    for (int64_t j = 0; j < n; ++j) {
+      float* to = values_ + j * width_;
+      decode(key_at_[j], steps_at_[j], scale, to);
+      code_at_[j] = key_at_[j];
+      key_at_[j] = static_cast<const std::byte*>(static_cast<const void*>(to));
+    }
+  }
+
+  void decode(const std::byte* codes, const std::byte* steps, float scale, float* to) const {
+    const KvFormatId format = args_.kv.layout.format;
+    if (format == KvFormatId::kFp8) return decode_fp8(codes, scale, head_dim_, to);
+    decode_int4(codes, load_kv_steps(format, steps), head_dim_, to);
   }
 
   void copy_values(int64_t n) {
+    const int64_t v_offset = args_.kv.layout.v_offset_bytes;
     for (int64_t j = 0; j < n; ++j) {
       float* to = values_ + j * width_;
-      const Kv* from = value(j);
-      for_channels(head_dim_, [&](auto d, int64_t i) HWY_ATTR { hn::StoreU(load_f32(d, from + i), d, to + i); });
+      if constexpr (kCoded) {
+        decode(code_at_[j] + v_offset, steps_at_[j] + v_offset, plan_.scales.value_scale(unit_.kv_head), to);
+      } else {
+        const Kv* from = value(j);
+        for_channels(head_dim_, [&](auto d, int64_t i) HWY_ATTR { hn::StoreU(load_f32(d, from + i), d, to + i); });
+      }
       std::fill(to + head_dim_, to + width_, 0.0f);
     }
   }
@@ -200,12 +241,14 @@ class UnitRows {
       const Product<float> sum{p + begin, kTileKeys, values_ + begin * width_, width_, o, width_, end - begin, true};
       return product(sum, r1 - r0, width_);
     }
-    const int64_t stride = args_.kv.layout.token_stride_bytes / static_cast<int64_t>(sizeof(Kv));
-    for (int64_t j = begin; j < end;) {
-      const int64_t stop = std::min(end, run_end_[j]);
-      const Product<Kv> sum{p + j, kTileKeys, value(j), stride, o, width_, stop - j, true};
-      product(sum, r1 - r0, head_dim_);
-      j = stop;
+    if constexpr (!kCoded) {
+      const int64_t stride = args_.kv.layout.token_stride_bytes / static_cast<int64_t>(sizeof(Kv));
+      for (int64_t j = begin; j < end;) {
+        const int64_t stop = std::min(end, run_end_[j]);
+        const Product<Kv> sum{p + j, kTileKeys, value(j), stride, o, width_, stop - j, true};
+        product(sum, r1 - r0, head_dim_);
+        j = stop;
+      }
     }
   }
 
@@ -225,7 +268,8 @@ class UnitRows {
   // Of the current tile.
   bool direct_values_ = false;
   const std::byte* key_at_[kTileKeys];
-  int64_t run_end_[kTileKeys];  // up to where tokens follow each other in one block
+  const std::byte *code_at_[kTileKeys], *steps_at_[kTileKeys];  // coded: of the keys
+  int64_t run_end_[kTileKeys];                                  // up to where tokens follow each other in one block
   int64_t begin_[AttentionPlan::kMaxRows], end_[AttentionPlan::kMaxRows];  // seen by a row
 };
 
@@ -256,14 +300,18 @@ void run_merge(const AttentionPlan& plan, int64_t unit, float* scratch) {
   rows.store_out();
 }
 
+template <class T>
+void run_task_of(const AttentionPlan& plan, int64_t task, float* scratch) {
+  switch (plan.args->kv.layout.format) {
+    case KvFormatId::kF32: return run_task<T, float>(plan, task, scratch);
+    case KvFormatId::kBf16: return run_task<T, bf16>(plan, task, scratch);
+    default: return run_task<T, Coded>(plan, task, scratch);
+  }
+}
+
 // One task of the plan: a unit, or where the plan is split, a partition of one.
 void attention_task(const AttentionPlan& plan, int64_t task, float* scratch) {
-  const bool kv_f32 = plan.args->kv.layout.format == KvFormatId::kF32;
-  if (plan.args->q.dtype == DType::kF32) {
-    kv_f32 ? run_task<float, float>(plan, task, scratch) : run_task<float, bf16>(plan, task, scratch);
-  } else {
-    kv_f32 ? run_task<bf16, float>(plan, task, scratch) : run_task<bf16, bf16>(plan, task, scratch);
-  }
+  plan.args->q.dtype == DType::kF32 ? run_task_of<float>(plan, task, scratch) : run_task_of<bf16>(plan, task, scratch);
 }
 
 // The merge of a unit's partitions, after all tasks of a split plan. No keys are read here.
@@ -321,11 +369,13 @@ int64_t attention_cpu_workspace_bytes(int64_t max_tokens, int64_t heads, int64_t
 
 Status attention_cpu(const AttentionArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
-  HEARTH_TRY(cpu::require_plain_kv("attention", args.kv.layout));
+  HEARTH_TRY_ASSIGN(KvScales scales,
+                    check_kv_scales("attention", args.kv.layout, {args.k_channel_scale, args.k_scale, args.v_scale}));
   using cpu::AttentionPlan;
   ThreadPool* pool = exec.pool;
   AttentionPlan plan = AttentionPlan::make(args, pool ? pool->size() : 1);
   if (plan.units == 0) return {};
+  plan.scales = scales;
   if (pool != nullptr && total_work(plan) < kInlineWork) {
     pool = nullptr;
     plan.split = false;

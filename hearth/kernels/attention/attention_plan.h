@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "hearth/kernels/attention/attention.h"
+#include "hearth/kernels/validate.h"
 
 namespace hearth::cpu {
 
@@ -30,6 +31,7 @@ struct AttentionPlan {
   static constexpr int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
 
   const AttentionArgs* args = nullptr;
+  KvScales scales;    // those that the format uses
   int64_t group = 0;  // heads per kv head
   int64_t rows_per_unit = 0;
   int64_t units = 0;

@@ -6,46 +6,69 @@
 #include <vector>
 
 #include "hearth/kernels/attention/attention.h"
-#include "hearth/kernels/cpu/plain_kv.h"
+#include "hearth/kernels/validate.h"
+#include "hearth/tensor/hadamard.h"
+#include "hearth/tensor/kv_codec.h"
 
 namespace hearth {
 namespace {
 
-double element(const KvLayout& layout, const std::byte* head, int64_t i) {
-  const void* data = head;
-  return layout.format == KvFormatId::kF32 ? static_cast<const float*>(data)[i]
-                                           : static_cast<const bf16*>(data)[i].to_float();
-}
+// Keys or values of one kv head, as they are read back.
+class StoredHead {
+ public:
+  StoredHead(const AttentionArgs& args, int64_t sequence, int64_t kv_head, float scale, bool values)
+      : args_(args), blocks_(args.batch->blocks(sequence)), kv_head_(kv_head), scale_(scale), values_(values) {}
+
+  void read(int64_t position, std::vector<float>& x) const {
+    const KvLayout& layout = args_.kv.layout;
+    const int64_t block = blocks_[position / layout.block_tokens], slot = position % layout.block_tokens;
+    const std::byte* start = values_ ? args_.kv.value(block, args_.layer) : args_.kv.key(block, args_.layer);
+    load_kv_head(layout.format, start + slot * layout.token_stride_bytes + kv_head_ * layout.head_stride_bytes,
+                 start + layout.scale_offset_bytes + slot * layout.scale_token_stride_bytes +
+                     kv_head_ * layout.scale_head_stride_bytes,
+                 scale_, x);
+  }
+
+ private:
+  const AttentionArgs& args_;
+  std::span<const int64_t> blocks_;
+  int64_t kv_head_;
+  float scale_;
+  bool values_;
+};
 
 // Row `token` of sequence s, at `position`.
 template <class T>
-void attend(const AttentionArgs& args, int64_t s, int64_t token, int64_t position) {
+void attend(const AttentionArgs& args, const KvScales& scales, int64_t s, int64_t token, int64_t position) {
   const KvLayout& layout = args.kv.layout;
   const int64_t head_dim = layout.head_dim, group = args.heads / layout.kv_heads;
   const int64_t first = args.window > 0 ? std::max<int64_t>(0, position - args.window + 1) : 0;
   std::vector<double> p(position + 1);
+  std::vector<float> x(head_dim);
   for (int64_t h = 0; h < args.heads; ++h) {
-    const T* q = args.q.row<T>(token) + h * head_dim;
+    const int64_t kv_head = h / group;
+    const StoredHead keys(args, s, kv_head, scales.key_scale(kv_head), false);
+    const StoredHead values(args, s, kv_head, scales.value_scale(kv_head), true);
+    const T* from = args.q.row<T>(token) + h * head_dim;
     T* out = args.out.row<T>(token) + h * head_dim;
-    const auto block = [&](int64_t j) { return args.batch->blocks(s)[j / layout.block_tokens]; };
-    const auto place = [&](int64_t j) {
-      return j % layout.block_tokens * layout.token_stride_bytes + h / group * layout.head_stride_bytes;
-    };
+    std::vector<double> q(head_dim), sum(head_dim);
+    const float* channel = scales.channel_row(kv_head);
+    for (int64_t i = 0; i < head_dim; ++i) q[i] = to_float(from[i]) / (channel ? double{channel[i]} : 1);
+    if (layout.query_transform == QueryTransform::kHadamard) hadamard_rotate(std::span<double>(q));
     double largest = -INFINITY, total = 0;
     for (int64_t j = first; j <= position; ++j) {
-      const std::byte* k = args.kv.key(block(j), args.layer) + place(j);
+      keys.read(j, x);
       p[j] = 0;
-      for (int64_t i = 0; i < head_dim; ++i) p[j] += to_float(q[i]) * element(layout, k, i);
+      for (int64_t i = 0; i < head_dim; ++i) p[j] += q[i] * x[i];
       p[j] *= args.scale;
       largest = std::max(largest, p[j]);
     }
-    for (int64_t j = first; j <= position; ++j) total += p[j] = std::exp(p[j] - largest);
-    for (int64_t i = 0; i < head_dim; ++i) {
-      double sum = 0;
-      for (int64_t j = first; j <= position; ++j)
-        sum += p[j] * element(layout, args.kv.value(block(j), args.layer) + place(j), i);
-      out[i] = from_float<T>(static_cast<float>(sum / total));
+    for (int64_t j = first; j <= position; ++j) {
+      total += p[j] = std::exp(p[j] - largest);
+      values.read(j, x);
+      for (int64_t i = 0; i < head_dim; ++i) sum[i] += p[j] * x[i];
     }
+    for (int64_t i = 0; i < head_dim; ++i) out[i] = from_float<T>(static_cast<float>(sum[i] / total));
   }
 }
 
@@ -53,12 +76,14 @@ void attend(const AttentionArgs& args, int64_t s, int64_t token, int64_t positio
 
 Status attention_ref(const AttentionArgs& args, ExecContext&) {
   HEARTH_TRY(validate(args));
-  HEARTH_TRY(cpu::require_plain_kv("attention", args.kv.layout));
+  HEARTH_TRY_ASSIGN(const KvScales scales,
+                    check_kv_scales("attention", args.kv.layout, {args.k_channel_scale, args.k_scale, args.v_scale}));
   const StepBatch& batch = *args.batch;
   for (int64_t s = 0; s < batch.num_sequences(); ++s) {
     for (int64_t i = 0; i < batch.query_len(s); ++i) {
       const int64_t position = batch.context_len[s] - batch.query_len(s) + i, token = batch.query_start[s] + i;
-      args.q.dtype == DType::kF32 ? attend<float>(args, s, token, position) : attend<bf16>(args, s, token, position);
+      args.q.dtype == DType::kF32 ? attend<float>(args, scales, s, token, position)
+                                  : attend<bf16>(args, scales, s, token, position);
     }
   }
   return {};

@@ -6,6 +6,7 @@
 #include "hearth/kernels/attention/attention_plan.h"
 #include "hearth/kernels/cpu/test_targets.h"
 #include "hearth/kernels/step_test.h"
+#include "hearth/tensor/hadamard.h"
 
 namespace hearth {
 namespace {
@@ -30,14 +31,24 @@ struct AttentionRun {
   Random random;
   TestStep step;
   TestTensor q;
+  // Scales of the KV formats, for the coded ones.
+  TestTensor channel_scale, k_scale, v_scale;
 
   AttentionRun(const AttentionCase& attention_case, uint64_t seed)
       : c(attention_case),
         random(seed),
         step(c.format, 2, c.kv_heads, c.head_dim, c.block_tokens, c.sequences, random),
-        q(c.dtype, step.tokens(), c.heads * c.head_dim, 24) {
+        q(c.dtype, step.tokens(), c.heads * c.head_dim, 24),
+        channel_scale(DType::kF32, c.kv_heads, c.head_dim, 3),
+        k_scale(DType::kF32, 1, c.kv_heads),
+        v_scale(DType::kF32, 1, 1) {
     step.fill(1, random);
     q.fill(random, 1.5f);
+    for (int64_t h = 0; h < c.kv_heads; ++h) {
+      k_scale.set(0, h, 0.5f + 0.75f * static_cast<float>(h));
+      for (int64_t i = 0; i < c.head_dim; ++i) channel_scale.set(h, i, i % 5 == 2 ? 0.125f : 1.5f);
+    }
+    v_scale.set(0, 0, 0.3f);
   }
   float scale() const { return static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim))); }
   TestTensor empty_out() const { return TestTensor(c.dtype, step.tokens(), c.heads * c.head_dim, 8); }
@@ -48,6 +59,9 @@ struct AttentionRun {
             .scale = scale(),
             .window = c.window,
             .layer = 1,
+            .k_channel_scale = channel_scale.view(),
+            .k_scale = k_scale.vector(),
+            .v_scale = v_scale.vector(),
             .kv = step.kv(),
             .batch = &step.batch()};
   }
@@ -68,17 +82,25 @@ struct AttentionRun {
   void naive_row(TestTensor& out, int64_t s, int64_t t, int64_t h) const {
     const int64_t last = step.batch().positions[t], kv_head = h / (c.heads / c.kv_heads);
     const int64_t first = c.window > 0 ? std::max<int64_t>(0, last - c.window + 1) : 0;
-    std::vector<float> p(last + 1), sum(c.head_dim);
+    std::vector<float> p(last + 1), sum(c.head_dim), query(c.head_dim);
+    for (int64_t i = 0; i < c.head_dim; ++i) {
+      query[i] = q.at(t, h * c.head_dim + i);
+      if (c.format == KvFormatId::kInt4Fireq) query[i] /= channel_scale.at(kv_head, i);
+    }
+    if (c.format == KvFormatId::kInt4Saw) hadamard_rotate(std::span(query));
+    const bool fp8 = c.format == KvFormatId::kFp8;
     float largest = -INFINITY, total = 0;
     for (int64_t j = first; j <= last; ++j) {
-      for (int64_t i = 0; i < c.head_dim; ++i)
-        p[j] += q.at(t, h * c.head_dim + i) * step.at(s, 1, false, j, kv_head, i);
+      const std::vector<float> key = step.head(s, 1, false, j, kv_head);
+      for (int64_t i = 0; i < c.head_dim; ++i) p[j] += query[i] * key[i] * (fp8 ? k_scale.at(0, kv_head) : 1);
       p[j] *= scale();
       largest = std::max(largest, p[j]);
     }
     for (int64_t j = first; j <= last; ++j) total += p[j] = std::exp(p[j] - largest);
-    for (int64_t j = first; j <= last; ++j)
-      for (int64_t i = 0; i < c.head_dim; ++i) sum[i] += p[j] / total * step.at(s, 1, true, j, kv_head, i);
+    for (int64_t j = first; j <= last; ++j) {
+      const std::vector<float> value = step.head(s, 1, true, j, kv_head);
+      for (int64_t i = 0; i < c.head_dim; ++i) sum[i] += p[j] / total * value[i] * (fp8 ? v_scale.at(0, 0) : 1);
+    }
     for (int64_t i = 0; i < c.head_dim; ++i) out.set(t, h * c.head_dim + i, sum[i]);
   }
 };
@@ -103,6 +125,11 @@ int64_t longest(const AttentionCase& c) {
   for (const auto& s : c.sequences) context = std::max(context, s.past + s.queries);
   return context;
 }
+
+constexpr KvFormatId kCodedFormats[] = {KvFormatId::kFp8, KvFormatId::kInt4, KvFormatId::kInt4Fireq,
+                                        KvFormatId::kInt4Saw};
+
+bool stores(KvFormatId format, int64_t head_dim) { return KvLayout::make(format, 1, 1, head_dim, 1).has_value(); }
 
 std::vector<AttentionCase> cases() {
   std::vector<AttentionCase> all;
@@ -129,6 +156,20 @@ std::vector<AttentionCase> cases() {
   for (int64_t window : {1, 2, 63, 64, 65, 129, 1000})
     all.push_back({.window = window, .sequences = {{0, 200}, {299, 1}, {250, 20}}});
   for (int64_t block_tokens : {1, 64, 256}) all.push_back({.block_tokens = block_tokens, .sequences = mixed});
+  for (KvFormatId format : kCodedFormats) {
+    for (int64_t head_dim : {2, 20, 64, 80, 128})
+      if (stores(format, head_dim))
+        all.push_back({.format = format, .heads = 3, .kv_heads = 1, .head_dim = head_dim, .sequences = mixed});
+    for (int64_t group : {1, 3, 4, 7, 8})
+      all.push_back({.dtype = DType::kBf16,
+                     .format = format,
+                     .heads = 2 * group,
+                     .kv_heads = 2,
+                     .block_tokens = 7,
+                     .sequences = {{0, 70}, {150, 1}, {63, 3}}});
+    for (int64_t window : {1, 63, 65})
+      all.push_back({.format = format, .window = window, .sequences = {{0, 200}, {299, 1}, {250, 20}}});
+  }
   return all;
 }
 
@@ -189,8 +230,10 @@ TEST(AttentionCpu, ARowIsItsOwn) {
   constexpr uint64_t kSeed = 20301;
   for (int64_t window : {0, 100})
     for (DType dtype : {DType::kF32, DType::kBf16})
-      for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16})
+      for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,
+                                KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw})
         for (int64_t head_dim : {64, 20}) {
+          if (!stores(format, head_dim)) continue;
           const AttentionCase c{dtype, format, 6, 2, head_dim, 16, window, {{0, 150}, {131, 3}, {300, 1}}};
           SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
           AttentionRun run(c, kSeed);
@@ -217,6 +260,32 @@ TEST(AttentionCpu, ARowIsItsOwn) {
             }
           });
         }
+}
+
+// A query's transform undoes the keys': scores, and with them the outputs, are those of untransformed keys but for the
+// rounding of the codes. Keys that the code holds exactly after the transform leave only that of f32.
+TEST(AttentionRef, TransformsKeepTheScores) {
+  constexpr uint64_t kSeed = 20304;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  for (KvFormatId format : {KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw}) {
+    AttentionRun coded({.format = format, .sequences = {{20, 5}}}, kSeed), plain({.sequences = {{20, 5}}}, kSeed);
+    for (int64_t j = 0; j < 25; ++j)
+      for (int64_t h = 0; h < 2; ++h)
+        for (bool is_value : {false, true}) {
+          std::vector<float> x(64);
+          for (float& v : x) v = static_cast<float>(coded.random.below(16) - 8) / 4;  // steps of 1/4
+          x[3] = 1.75f, x[4] = -2;
+          coded.step.set_head(0, 1, is_value, j, h, x);
+          ASSERT_EQ(coded.step.head(0, 1, is_value, j, h), x) << "not exact in " << kv_format_name(format);
+          // The key that becomes x by the transform.
+          for (int64_t i = 0; i < 64 && !is_value && format == KvFormatId::kInt4Fireq; ++i)
+            x[i] /= coded.channel_scale.at(h, i);
+          if (!is_value && format == KvFormatId::kInt4Saw) hadamard_rotate(std::span(x));
+          plain.step.set_head(0, 1, is_value, j, h, x);
+        }
+    ASSERT_TRUE(plain.q.same_bits(coded.q));
+    EXPECT_LE(max_error(coded.reference(), plain.reference()), 1e-6) << kv_format_name(format);
+  }
 }
 
 // What a row must not see may be anything: infinities in later positions change no bit.
@@ -288,8 +357,12 @@ TEST(Attention, NamesWhatIsWrong) {
   EXPECT_EQ(message([](auto& a) { a.heads = 6; }), "attention: q is [3, 256], wanted [3, 384]");
   EXPECT_EQ(message([](auto& a) { a.window = -1; }), "attention: window is -1, wanted 0 or more");
   EXPECT_EQ(message([](auto& a) { a.layer = 2; }), "attention: layer 2, the KV pool has 2");
-  EXPECT_EQ(message([](auto& a) { a.kv.layout.format = KvFormatId::kInt4; }),
-            "attention: KV format int4 has no CPU implementation, f32 and bf16 have");
+  const std::vector<float> three(3, 1.0f);
+  EXPECT_EQ(message([&](auto& a) {
+              a.kv.layout = *KvLayout::make(KvFormatId::kFp8, 2, 2, 64, 16);
+              a.v_scale = ConstTensorView(three.data(), DType::kF32, Shape{3});
+            }),
+            "attention: v_scale is [3], wanted [2]");
   ExecContext none;
   EXPECT_EQ(attention_cpu(run.args(out), none).error().code, ErrorCode::kResourceExhausted);
 }

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <vector>
 
-#include "hearth/kernels/cpu/plain_kv.h"
 #include "hearth/kernels/rope/rope.h"
+#include "hearth/kernels/validate.h"
+#include "hearth/tensor/hadamard.h"
+#include "hearth/tensor/kv_codec.h"
 
 namespace hearth {
 namespace {
@@ -31,32 +33,35 @@ double rotated(const T* head, int64_t head_dim, int64_t i, const ConstTensorView
   return i < half ? value(pair) * cos - value(pair + half) * sin : value(pair + half) * cos + value(pair) * sin;
 }
 
-void store(const KvView& kv, std::byte* to, int64_t i, float value) {
-  void* head = to;
-  if (kv.layout.format == KvFormatId::kF32) {
-    static_cast<float*>(head)[i] = value;
-  } else {
-    static_cast<bf16*>(head)[i] = bf16::from_float(value);
-  }
+// Stores a head as the format says, from the f32 nearest to each number.
+void store(const KvLayout& layout, const std::vector<double>& x, float scale, std::byte* start, int64_t slot,
+           int64_t head) {
+  const std::vector<float> rounded(x.begin(), x.end());
+  store_kv_head(layout.format, rounded, scale,
+                start + slot * layout.token_stride_bytes + head * layout.head_stride_bytes,
+                start + layout.scale_offset_bytes + slot * layout.scale_token_stride_bytes +
+                    head * layout.scale_head_stride_bytes);
 }
 
 template <class T>
-void write_token(const RopeKvWriteArgs& args, int64_t token, int64_t block_offset, int64_t slot) {
+void write_token(const RopeKvWriteArgs& args, const KvScales& scales, int64_t token, int64_t block_offset,
+                 int64_t slot) {
   const KvLayout& layout = args.kv.layout;
   const int64_t head_dim = args.head_dim;
   T* q = args.qkv.row<T>(token);
   const T* k = q + args.heads * head_dim;
   const T* v = k + args.kv_heads * head_dim;
   const float* cos_sin = args.cos_sin.row<float>(token);
+  std::vector<double> key(head_dim), value(head_dim);
   for (int64_t h = 0; h < args.kv_heads; ++h) {
-    const int64_t place = slot * layout.token_stride_bytes + h * layout.head_stride_bytes;
-    std::byte* key = args.kv.key(block_offset, args.layer) + place;
-    std::byte* value = args.kv.value(block_offset, args.layer) + place;
+    const float* channel = scales.channel_row(h);
     for (int64_t i = 0; i < head_dim; ++i) {
-      const double x = rotated(k + h * head_dim, head_dim, i, args.k_norm, args.norm_eps, cos_sin);
-      store(args.kv, key, i, static_cast<float>(x));
-      store(args.kv, value, i, to_float(v[h * head_dim + i]));
+      key[i] = rotated(k + h * head_dim, head_dim, i, args.k_norm, args.norm_eps, cos_sin) * (channel ? channel[i] : 1);
+      value[i] = to_float(v[h * head_dim + i]);
     }
+    if (layout.query_transform == QueryTransform::kHadamard) hadamard_rotate(std::span<double>(key));
+    store(layout, key, scales.key_scale(h), args.kv.key(block_offset, args.layer), slot, h);
+    store(layout, value, scales.value_scale(h), args.kv.value(block_offset, args.layer), slot, h);
   }
   for (int64_t h = 0; h < args.heads; ++h) {
     T* head = q + h * head_dim;
@@ -87,15 +92,16 @@ Status rope_table_ref(const RopeTableArgs& args, ExecContext&) {
 
 Status rope_kv_write_ref(const RopeKvWriteArgs& args, ExecContext&) {
   HEARTH_TRY(validate(args));
-  HEARTH_TRY(cpu::require_plain_kv("rope_kv_write", args.kv.layout));
+  HEARTH_TRY_ASSIGN(const KvScales scales, check_kv_scales("rope_kv_write", args.kv.layout,
+                                                           {args.k_channel_scale, args.k_scale, args.v_scale}));
   const StepBatch& batch = *args.batch;
   const int64_t block_tokens = args.kv.layout.block_tokens;
   for (int64_t s = 0; s < batch.num_sequences(); ++s) {
     for (int64_t i = 0; i < batch.query_len(s); ++i) {
       const int64_t position = batch.context_len[s] - batch.query_len(s) + i, token = batch.query_start[s] + i;
       const int64_t block = batch.blocks(s)[position / block_tokens];
-      args.qkv.dtype == DType::kF32 ? write_token<float>(args, token, block, position % block_tokens)
-                                    : write_token<bf16>(args, token, block, position % block_tokens);
+      args.qkv.dtype == DType::kF32 ? write_token<float>(args, scales, token, block, position % block_tokens)
+                                    : write_token<bf16>(args, scales, token, block, position % block_tokens);
     }
   }
   return {};

@@ -5,6 +5,7 @@
 
 #include "hearth/kernels/cpu/test_targets.h"
 #include "hearth/kernels/step_test.h"
+#include "hearth/tensor/hadamard.h"
 
 namespace hearth {
 namespace {
@@ -53,6 +54,8 @@ struct RopeRun {
   Random random;
   TestStep step;
   TestTensor qkv, cos_sin, q_norm, k_norm;
+  // Scales of the KV formats, for the coded ones.
+  TestTensor channel_scale, k_scale, v_scale;
 
   RopeRun(const RopeCase& rope_case, uint64_t seed)
       : c(rope_case),
@@ -61,8 +64,16 @@ struct RopeRun {
         qkv(c.dtype, step.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim, 4),
         cos_sin(DType::kF32, step.tokens(), c.head_dim),
         q_norm(DType::kF32, 1, c.head_dim),
-        k_norm(DType::kBf16, 1, c.head_dim) {
+        k_norm(DType::kBf16, 1, c.head_dim),
+        channel_scale(DType::kF32, c.kv_heads, c.head_dim, 3),
+        k_scale(DType::kF32, 1, c.kv_heads),
+        v_scale(DType::kF32, 1, 1) {
     qkv.fill(random), q_norm.fill(random), k_norm.fill(random);
+    for (int64_t h = 0; h < c.kv_heads; ++h) {
+      k_scale.set(0, h, 0.25f + static_cast<float>(h));
+      for (int64_t i = 0; i < c.head_dim; ++i) channel_scale.set(h, i, 0.25f + std::abs(random.normal()));
+    }
+    v_scale.set(0, 0, 0.3f);
     ExecContext exec;
     const TestTensor inv_freq = frequencies(c.head_dim);
     EXPECT_TRUE(rope_table_ref({step.batch().positions, inv_freq.vector(), 1.0f, cos_sin.view()}, exec));
@@ -77,6 +88,9 @@ struct RopeRun {
             .kv_heads = c.kv_heads,
             .head_dim = c.head_dim,
             .layer = 1,
+            .k_channel_scale = channel_scale.view(),
+            .k_scale = k_scale.vector(),
+            .v_scale = v_scale.vector(),
             .kv = step.kv(),
             .batch = &step.batch()};
   }
@@ -223,13 +237,87 @@ TEST(RopeCpu, AsExactAsANaiveLoop) {
   });
 }
 
+constexpr KvFormatId kCodedFormats[] = {KvFormatId::kFp8, KvFormatId::kInt4, KvFormatId::kInt4Fireq,
+                                        KvFormatId::kInt4Saw};
+
+bool stores(KvFormatId format, int64_t head_dim) { return KvLayout::make(format, 1, 1, head_dim, 1).has_value(); }
+
+double squared_error(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+  return sum;
+}
+
+// The bytes of a coded cache are the codec's, of K as the op writes it to a cache of f32, transformed.
+TEST(RopeCpu, EncodesTheTransformedHeads) {
+  constexpr uint64_t kSeed = 20293;
+  ThreadPool pool(3);
+  for (const auto op : {rope_kv_write_cpu, rope_kv_write_ref})
+    for (KvFormatId format : kCodedFormats)
+      for (DType dtype : {DType::kF32, DType::kBf16})
+        for (int64_t head_dim : {2, 64, 80, 128}) {
+          if (!stores(format, head_dim)) continue;
+          const std::vector<TestStep::Sequence> sequences = {{0, 7}, {11, 1}, {3, 0}, {4, 9}};
+          RopeCase c{dtype, format, 6, 2, head_dim, 5, true, sequences};
+          SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
+          for_each_cpu_target([&] {
+            RopeRun coded(c, kSeed);
+            c.format = KvFormatId::kF32;
+            RopeRun plain(c, kSeed);
+            c.format = format;
+            TestTensor coded_rows = coded.qkv, plain_rows = plain.qkv;
+            ExecContext exec{.pool = &pool};
+            ASSERT_TRUE(op(coded.args(coded_rows), exec));
+            ASSERT_TRUE(op(plain.args(plain_rows), exec));
+            EXPECT_TRUE(coded_rows.same_bits(plain_rows)) << "queries";
+            const StepBatch& batch = coded.step.batch();
+            const KvLayout& layout = coded.step.layout();
+            std::vector<std::byte> codes(layout.token_stride_bytes), steps(layout.scale_bytes);
+            for (int64_t s = 0; s < batch.num_sequences(); ++s)
+              for (int64_t t = batch.query_start[s]; t < batch.query_start[s + 1]; ++t)
+                for (int64_t h = 0; h < c.kv_heads; ++h)
+                  for (bool is_value : {false, true}) {
+                    const int64_t j = batch.positions[t];
+                    std::vector<float> x = plain.step.head(s, 1, is_value, j, h);
+                    for (int64_t i = 0; i < head_dim && !is_value && format == KvFormatId::kInt4Fireq; ++i)
+                      x[i] *= coded.channel_scale.at(h, i);
+                    if (!is_value && format == KvFormatId::kInt4Saw) hadamard_rotate(std::span(x));
+                    const float scale = is_value ? coded.v_scale.at(0, 0) : coded.k_scale.at(0, h);
+                    // The reference transforms in double and rounds once: its steps may differ, not their quality.
+                    if (op == rope_kv_write_ref && !is_value && format != KvFormatId::kFp8) {
+                      std::vector<float> wanted(head_dim);
+                      store_kv_head(format, x, scale, codes.data(), steps.data());
+                      load_kv_head(format, codes.data(), steps.data(), scale, wanted);
+                      EXPECT_LE(squared_error(coded.step.head(s, 1, false, j, h), x),
+                                1.02 * squared_error(wanted, x) + 1e-12);
+                      continue;
+                    }
+                    store_kv_head(format, x, scale, codes.data(), steps.data());
+                    EXPECT_EQ(std::memcmp(coded.step.codes(s, 1, is_value, j, h), codes.data(), codes.size()), 0);
+                    EXPECT_EQ(std::memcmp(coded.step.steps(s, 1, is_value, j, h), steps.data(), steps.size()), 0);
+                  }
+            // Everything else in the pool keeps its bits.
+            RopeRun fresh(c, kSeed);
+            for (RopeRun* run : {&coded, &fresh})
+              for (int64_t s = 0; s < batch.num_sequences(); ++s)
+                for (int64_t t = batch.query_start[s]; t < batch.query_start[s + 1]; ++t)
+                  for (int64_t h = 0; h < c.kv_heads; ++h)
+                    for (bool is_value : {false, true}) run->step.clear(s, 1, is_value, batch.positions[t], h);
+            EXPECT_TRUE(coded.step.same_pool(fresh.step)) << "stray writes";
+          });
+        }
+}
+
 TEST(RopeCpu, ARowIsItsOwn) {
   constexpr uint64_t kSeed = 20292;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
   ThreadPool pool(4);
   for_each_cpu_target([&] {
-    for (DType dtype : {DType::kF32, DType::kBf16}) {
-      const RopeCase c{dtype, KvFormatId::kBf16, 6, 2, 80, 16, true, {{0, 97}, {30, 1}}};
+    for (const auto& [dtype, format] : {std::pair{DType::kF32, KvFormatId::kBf16},
+                                        {DType::kBf16, KvFormatId::kBf16},
+                                        {DType::kBf16, KvFormatId::kInt4Fireq},
+                                        {DType::kF32, KvFormatId::kFp8}}) {
+      const RopeCase c{dtype, format, 6, 2, 80, 16, true, {{0, 97}, {30, 1}}};
       RopeRun all(c, kSeed), single(c, kSeed);
       TestTensor all_rows = all.qkv, single_rows = single.qkv;
       ExecContext exec{.pool = &pool}, alone;
@@ -267,8 +355,20 @@ TEST(Rope, NamesWhatIsWrong) {
             "rope_kv_write: 2 kv heads of 16, the KV pool has 3 of 16");
   EXPECT_EQ(message([](auto& a) { a.layer = 3; }), "rope_kv_write: layer 3, the KV pool has 3");
   EXPECT_EQ(message([](auto& a) { a.batch = nullptr; }), "rope_kv_write: no batch");
-  EXPECT_EQ(message([](auto& a) { a.kv.layout.format = KvFormatId::kFp8; }),
-            "rope_kv_write: KV format fp8 has no CPU implementation, f32 and bf16 have");
+  // Scales are looked at where the format has them.
+  const auto fp8 = [](auto& a) { a.kv.layout = *KvLayout::make(KvFormatId::kFp8, 3, 2, 16, 4); };
+  const auto fireq = [](auto& a) { a.kv.layout = *KvLayout::make(KvFormatId::kInt4Fireq, 3, 2, 16, 4); };
+  const std::vector<float> three(3, 1.0f);
+  const ConstTensorView wrong(three.data(), DType::kF32, Shape{3});
+  for (RopeOp op : {rope_kv_write_cpu, rope_kv_write_ref}) {
+    EXPECT_EQ(message([&](auto& a) { a.k_scale = wrong; }, op), "");
+    EXPECT_EQ(message([&](auto& a) { fp8(a), a.k_scale = wrong; }, op), "rope_kv_write: k_scale is [3], wanted [2]");
+    EXPECT_EQ(message([&](auto& a) { fp8(a), a.v_scale.dtype = DType::kBf16; }, op),
+              "rope_kv_write: v_scale is bf16, wanted f32");
+    EXPECT_EQ(message([&](auto& a) { fireq(a), a.k_channel_scale = wrong; }, op),
+              "rope_kv_write: k_channel_scale is [3], wanted [2, 16]");
+    EXPECT_EQ(message([&](auto& a) { fireq(a), a.k_channel_scale = {}; }, op), "");
+  }
   StepBatch batch = run.step.batch();
   const std::vector<int32_t> far{100};
   batch.context_len = far;

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// The KV formats' numbers (kv_codec.h). The 4-bit formats other than plain kInt4 look for the step, and kInt4Saw for the
+// base too, that give the least squared error over the head: a few starting points, each moved to the least-squares
+// fit of its own codes. Loops are in lanes of eight with a sum each, which compilers turn into vectors.
+#include "hearth/tensor/kv_codec.h"
+
+#include <algorithm>
+#include <array>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace hearth {
+namespace {
+
+constexpr size_t kLanes = 8;
+constexpr float kMaxF16 = 65504.0f;
+
+template <class T>
+T load(const std::byte* from, size_t index) {
+  T value;
+  std::memcpy(&value, from + index * sizeof(T), sizeof(T));
+  return value;
+}
+template <class T>
+void store(std::byte* to, size_t index, T value) {
+  std::memcpy(to + index * sizeof(T), &value, sizeof(T));
+}
+
+float rounded_f16(float value) { return f16::from_float(std::clamp(value, -kMaxF16, kMaxF16)).to_float(); }
+// The next f16 above or below a finite one.
+float next_f16(float value, bool up) {
+  const uint16_t bits = f16::from_float(value).bits;
+  if ((bits & 0x7FFF) == 0) return f16{static_cast<uint16_t>(up ? 0x0001 : 0x8001)}.to_float();
+  const bool away = up == (bits < 0x8000);
+  return f16{static_cast<uint16_t>(away ? bits + 1 : bits - 1)}.to_float();
+}
+
+// Levels offset + step * q for integers q of [low, high]; stored as q + bias.
+struct Grid {
+  float step = 0, offset = 0;
+  float low = -7, high = 7;
+  float bias = 8;
+};
+
+// q as a float. Clamped before it is rounded, so that the sum with 3 * 2^22 rounds to an integer, ties to even.
+inline float code_of(const Grid& grid, float x, float inverse_step) {
+  constexpr float kRound = 12582912.0f;
+  const float t = std::min(std::max((x - grid.offset) * inverse_step, grid.low), grid.high);
+  return (t + kRound) - kRound;
+}
+
+// Sums over a head and the codes that a grid gives it.
+struct CodeSums {
+  float error = 0, q = 0, qq = 0, qx = 0;
+};
+
+CodeSums measure(std::span<const float> x, const Grid& grid) {
+  const float inverse_step = 1.0f / grid.step;
+  std::array<float, kLanes> error{}, q_sum{}, qq{}, qx{};
+  const auto add = [&](size_t i, size_t lane) {
+    const float q = code_of(grid, x[i], inverse_step), difference = q * grid.step + grid.offset - x[i];
+    error[lane] += difference * difference;
+    q_sum[lane] += q;
+    qq[lane] += q * q;
+    qx[lane] += q * x[i];
+  };
+  size_t i = 0;
+  for (; i + kLanes <= x.size(); i += kLanes)
+    for (size_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
+  for (size_t lane = 0; i < x.size(); ++i, ++lane) add(i, lane);
+  CodeSums sums;
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    sums.error += error[lane];
+    sums.q += q_sum[lane];
+    sums.qq += qq[lane];
+    sums.qx += qx[lane];
+  }
+  return sums;
+}
+
+// The best grid met, with its error.
+struct Best {
+  Grid grid;
+  float error = std::numeric_limits<float>::infinity();
+
+  CodeSums offer(std::span<const float> x, const Grid& other) {
+    const CodeSums sums = measure(x, other);
+    if (sums.error < error) {
+      grid = other;
+      error = sums.error;
+    }
+    return sums;
+  }
+};
+
+struct Extent {
+  float low = 0, high = 0, sum = 0;
+  bool finite = true;
+};
+
+Extent extent_of(std::span<const float> x) {
+  Extent e{x[0], x[0]};
+  for (const float v : x) {
+    e.low = std::min(e.low, v);
+    e.high = std::max(e.high, v);
+    e.sum += v;
+    e.finite &= std::abs(v) <= FLT_MAX;
+  }
+  return e;
+}
+
+Grid plain_grid(const Extent& e) { return {.step = rounded_f16(std::max(-e.low, e.high) / 7)}; }
+
+// kInt4Fireq: a step of either sign, which decides what end has the eighth level.
+Grid signed_grid(std::span<const float> x, const Extent& e) {
+  Best best{plain_grid(e)};
+  if (best.grid.step == 0) return best.grid;
+  best.offer(x, best.grid);
+  const float largest = std::max(-e.low, e.high), sign = -e.low > e.high ? 1.0f : -1.0f;
+  // The first start reaches the largest number at -8; the others cut off more and more.
+  for (const float levels : {8.0f, 8.5f, 9.5f, -8.0f, -9.5f}) {
+    Grid grid{.step = rounded_f16(sign * largest / levels), .low = -8};
+    for (int pass = 0; pass < 2 && grid.step != 0; ++pass) {
+      const CodeSums sums = best.offer(x, grid);
+      grid.step = rounded_f16(sums.qq > 0 ? sums.qx / sums.qq : 0);
+    }
+  }
+  return best.grid;
+}
+
+// kInt4Saw: covers the extent exactly at first.
+Grid affine_grid(std::span<const float> x, const Extent& e) {
+  constexpr int kPasses = 2;
+  const float count = static_cast<float>(x.size());
+  Grid grid{.low = 0, .high = 15, .bias = 0};
+  grid.offset = rounded_f16(e.low);
+  if (grid.offset > e.low && grid.offset > -kMaxF16) grid.offset = next_f16(grid.offset, false);
+  const float wanted = std::max(e.high - grid.offset, 1e-8f) / 15;
+  grid.step = rounded_f16(wanted);
+  if (grid.step < wanted && grid.step < kMaxF16) grid.step = next_f16(grid.step, true);
+  const Grid whole = grid;
+  Best best{whole};
+  for (const float cut : {0.0f, 0.5f, 1.0f}) {  // steps cut off at either end
+    grid.step = rounded_f16(whole.step * (15 - 2 * cut) / 15);
+    grid.offset = rounded_f16(whole.offset + cut * whole.step);
+    for (int pass = 0; pass <= kPasses && grid.step > 0; ++pass) {
+      const CodeSums sums = best.offer(x, grid);
+      const float spread = count * sums.qq - sums.q * sums.q;
+      if (!(spread > 0)) break;
+      grid.step = rounded_f16((count * sums.qx - sums.q * e.sum) / spread);
+      grid.offset = rounded_f16((e.sum - grid.step * sums.q) / count);
+    }
+  }
+  return best.grid;
+}
+
+void store_codes(std::span<const float> x, const Grid& grid, std::byte* codes) {
+  const auto code = [&](size_t i) {
+    // A quotient here, not a product: the levels' midpoints are where the format says that they are.
+    const float t = std::clamp((x[i] - grid.offset) / grid.step, grid.low, grid.high);
+    return static_cast<unsigned>(std::nearbyint(t) + grid.bias);
+  };
+  for (size_t i = 0; i < x.size(); i += 2) codes[i / 2] = static_cast<std::byte>(code(i) | code(i + 1) << 4);
+}
+
+void store_int4(KvFormatId format, std::span<const float> x, std::byte* codes, std::byte* scales) {
+  const bool affine = format == KvFormatId::kInt4Saw;
+  const Extent e = extent_of(x);
+  Grid grid;
+  if (e.finite)
+    grid = format == KvFormatId::kInt4 ? plain_grid(e) : affine ? affine_grid(x, e) : signed_grid(x, e);
+  else
+    grid.step = grid.offset = NAN;
+  store(scales, 0, f16::from_float(grid.step));
+  if (affine) store(scales, 1, f16::from_float(grid.offset));
+  if (e.finite && grid.step != 0)
+    store_codes(x, grid, codes);
+  else
+    std::memset(codes, 0x88, x.size() / 2);
+}
+
+}  // namespace
+
+void store_kv_head(KvFormatId format, std::span<const float> x, float scale, std::byte* codes, std::byte* scales) {
+  switch (format) {
+    case KvFormatId::kF32: std::memcpy(codes, x.data(), x.size_bytes()); return;
+    case KvFormatId::kBf16:
+      for (size_t i = 0; i < x.size(); ++i) store(codes, i, bf16::from_float(x[i]));
+      return;
+    case KvFormatId::kFp8:
+      for (size_t i = 0; i < x.size(); ++i) store(codes, i, e4m3::from_float(x[i] / scale));
+      return;
+    case KvFormatId::kInt4:
+    case KvFormatId::kInt4Fireq:
+    case KvFormatId::kInt4Saw: return store_int4(format, x, codes, scales);
+  }
+}
+
+KvSteps load_kv_steps(KvFormatId format, const std::byte* scales) {
+  const float step = load<f16>(scales, 0).to_float();
+  return {step, format == KvFormatId::kInt4Saw ? load<f16>(scales, 1).to_float() : -8 * step};
+}
+
+void load_kv_head(KvFormatId format, const std::byte* codes, const std::byte* scales, float scale, std::span<float> x) {
+  switch (format) {
+    case KvFormatId::kF32: std::memcpy(x.data(), codes, x.size_bytes()); return;
+    case KvFormatId::kBf16:
+      for (size_t i = 0; i < x.size(); ++i) x[i] = load<bf16>(codes, i).to_float();
+      return;
+    case KvFormatId::kFp8:
+      for (size_t i = 0; i < x.size(); ++i) x[i] = load<e4m3>(codes, i).to_float() * scale;
+      return;
+    case KvFormatId::kInt4:
+    case KvFormatId::kInt4Fireq:
+    case KvFormatId::kInt4Saw: {
+      const KvSteps steps = load_kv_steps(format, scales);
+      for (size_t i = 0; i < x.size(); ++i) {
+        const unsigned code = static_cast<unsigned>(codes[i / 2]) >> i % 2 * 4 & 15;
+        x[i] = static_cast<float>(code) * steps.step + steps.base;
+      }
+    }
+  }
+}
+
+}  // namespace hearth
