@@ -7,8 +7,17 @@ namespace {
 constexpr LinearOp kLinearCpu{"linear_cpu", linear_cpu_workspace_bytes, linear_cpu};
 constexpr LinearOp kLinearRef{"linear_ref", [](int64_t, int64_t, int64_t, int) -> int64_t { return 0; }, linear_ref};
 
-bool is_plain_case(const WeightFormat& format, DType activation) {
-  return format.is_plain() && (activation == DType::kF32 || activation == DType::kBf16);
+constexpr LinearOp kLinearQuantizedCpu{"linear_quantized_cpu", linear_quantized_cpu_workspace_bytes,
+                                       linear_quantized_cpu};
+constexpr LinearOp kLinearQuantizedRef{"linear_quantized_ref", linear_quantized_ref_workspace_bytes,
+                                       linear_quantized_ref};
+
+// The one of two ops that the format wants, or none.
+const LinearOp* choose_linear(const WeightFormat& format, DType activation, const LinearOp& plain,
+                              const LinearOp& quantized) {
+  if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
+  if (format.is_plain()) return &plain;
+  return supports_linear_quantized(format) ? &quantized : nullptr;
 }
 
 // The CPU and the reference store and read all of them.
@@ -26,7 +35,7 @@ constexpr OpTable kCpuOps{
     .sample = sample_cpu,
     .sample_workspace_bytes = sample_cpu_workspace_bytes,
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
-      return is_plain_case(format, activation) ? &kLinearCpu : nullptr;
+      return choose_linear(format, activation, kLinearCpu, kLinearQuantizedCpu);
     },
     .supports_kv = any_kv,
 };
@@ -43,7 +52,7 @@ constexpr OpTable kRefOps{
     .sample = sample_ref,
     .sample_workspace_bytes = [](int64_t, int) -> int64_t { return 0; },
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
-      return is_plain_case(format, activation) ? &kLinearRef : nullptr;
+      return choose_linear(format, activation, kLinearRef, kLinearQuantizedRef);
     },
     .supports_kv = any_kv,
 };

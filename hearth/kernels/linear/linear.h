@@ -17,7 +17,11 @@ namespace hearth {
 //   residual [m, n] as out, optional; may be out itself
 //   out      [m, n] as x, or f32 (logits)
 // Numerics: products and sums in f32; a row of out is a function of the same row of x alone, bit for bit,
-// whatever m is and wherever the row stands.
+// whatever m is and wherever the row stands. Quantized weights: x is rounded first as weight.format.act says
+// (act_quantize.h) and W acts as QuantizedMatrix::dequantize_row says, that is as f32(scale * value); k_order gathers x.
+//   kNative, kE4m3PerToken, kE4m3Static: out = s (sum of x8 W), s the scale of x (1 for kNative)
+//   kI8PerGroup: out = sum over groups of (scale s_group (sum of x8 value)); where values are integers (integer lines,
+//   kU4, kI4SignMagnitude) the inner sums are those integers exactly
 // Errors: InvalidArgument for shapes or types that disagree, ResourceExhausted for a workspace smaller
 // than workspace_bytes said.
 struct LinearArgs {
@@ -40,5 +44,12 @@ Status validate(const LinearArgs& args);
 Status linear_ref(const LinearArgs& args, ExecContext& exec);
 int64_t linear_cpu_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_cpu(const LinearArgs& args, ExecContext& exec);
+// Quantized formats, read as stored. An E4M3 code of W is no NaN.
+// True for E4M3, the 4-bit codes and bitvectors; kI8PerGroup wants groups of whole multiples of 8 (or no groups).
+bool supports_linear_quantized(const WeightFormat& format);
+int64_t linear_quantized_ref_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_quantized_ref(const LinearArgs& args, ExecContext& exec);
+int64_t linear_quantized_cpu_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_quantized_cpu(const LinearArgs& args, ExecContext& exec);
 
 }  // namespace hearth

@@ -21,15 +21,14 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 
+#include "hearth/kernels/linear/linear_tile-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace hearth {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace lp = linear_plan;
 
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
-constexpr int64_t kLanes = hn::MaxLanes(D());
 // Elements of k of one step: two vectors.
 constexpr int64_t kStep = 2 * kLanes;
 static_assert(lp::kPadK % kStep == 0 && lp::kTileRows == 4);
@@ -123,40 +122,6 @@ void pack_tile(const lp::Job& job, int64_t begin, int64_t count, float* packed) 
   return pack_tile<Weight, AsF32>(job, begin, count, packed);
 }
 
-// ---- Sums ---------------------------------------------------------------------------------------------
-
-#if HWY_TARGET != HWY_SCALAR
-// The sum of the 128-bit blocks of v.
-template <class DV, class VV>
-HWY_INLINE auto fold_to_block(DV, VV v) {
-  if constexpr (hn::MaxLanes(DV()) <= 4) {
-    return v;
-  } else {
-    const hn::Half<DV> half;
-    return fold_to_block(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-  }
-}
-
-#endif
-
-// sums[r] (+)= the lanes of acc[r], r < 4, by one tree.
-HWY_INLINE void add_lanes(V a, V b, V c, V e, bool first_block, float* sums) {
-#if HWY_TARGET == HWY_SCALAR
-  const V lanes[4] = {a, b, c, e};
-  for (int r = 0; r < 4; ++r) sums[r] = first_block ? hn::GetLane(lanes[r]) : sums[r] + hn::GetLane(lanes[r]);
-#else
-  const hn::Repartition<double, D> dd;
-  const auto ab = hn::BitCast(dd, hn::Add(hn::InterleaveLower(D(), a, b), hn::InterleaveUpper(D(), a, b)));
-  const auto ce = hn::BitCast(dd, hn::Add(hn::InterleaveLower(D(), c, e), hn::InterleaveUpper(D(), c, e)));
-  const V abce =
-      hn::Add(hn::BitCast(D(), hn::InterleaveLower(dd, ab, ce)), hn::BitCast(D(), hn::InterleaveUpper(dd, ab, ce)));
-  const hn::CappedTag<float, 4> d4;
-  auto sum = fold_to_block(D(), abce);
-  if (!first_block) sum = hn::Add(hn::LoadU(d4, sums), sum);
-  hn::StoreU(sum, d4, sums);
-#endif
-}
-
 // Adds the products of one block of k of 4 rows and kTokens tokens to sums [kTokens][stride].
 // Direct: the rows as stored.
 template <class Weight, int kTokens>
@@ -195,56 +160,6 @@ HWY_INLINE void tile_direct(const typename Weight::T* const (&rows)[4], const fl
   for (int t = 0; t < kTokens; ++t)
     add_lanes(acc[0][t], acc[1][t], acc[2][t], acc[3][t], first_block, sums + t * stride);
 }
-
-// Panel: 4 widened rows, [vector][row][lane].
-template <int kTokens>
-HWY_INLINE void tile_panel(const float* panel, const float* x, int64_t vectors, bool first_block, float* sums,
-                           int64_t stride) {
-  V acc[4][kTokens];
-  for (auto& row : acc)
-    for (V& v : row) v = hn::Zero(D());
-  for (int64_t i = 0; i < vectors; ++i, x += kTokens * kLanes, panel += 4 * kLanes) {
-    HWY_UNROLL(4)
-    for (int r = 0; r < 4; ++r) {
-      const V w = hn::Load(D(), panel + r * kLanes);
-      HWY_UNROLL(6)
-      for (int t = 0; t < kTokens; ++t) acc[r][t] = hn::MulAdd(w, hn::Load(D(), x + t * kLanes), acc[r][t]);
-    }
-  }
-  HWY_UNROLL(6)
-  for (int t = 0; t < kTokens; ++t)
-    add_lanes(acc[0][t], acc[1][t], acc[2][t], acc[3][t], first_block, sums + t * stride);
-}
-
-// ---- Epilogue -----------------------------------------------------------------------------------------
-
-template <class T>
-void add_to(float* HWY_RESTRICT sums, const void* from, int64_t offset, int64_t count) {
-  const T* HWY_RESTRICT values = static_cast<const T*>(from) + offset;
-  for (int64_t i = 0; i < count; ++i) sums[i] += to_float(values[i]);
-}
-
-void add_to(float* sums, DType dtype, const void* from, int64_t offset, int64_t count) {
-  if (dtype == DType::kF32) return add_to<float>(sums, from, offset, count);
-  if (dtype == DType::kBf16) return add_to<bf16>(sums, from, offset, count);
-  add_to<f16>(sums, from, offset, count);
-}
-
-// out[token][row ...] = sums + bias + residual for one token.
-void finish(const lp::Job& job, float* HWY_RESTRICT sums, int64_t token, int64_t row, int64_t count) {
-  if (job.bias != nullptr) add_to(sums, job.bias_type, job.bias, row, count);
-  if (job.residual != nullptr) add_to(sums, job.out_type, job.residual, token * job.residual_stride + row, count);
-  const int64_t offset = token * job.out_stride + row;
-  if (job.out_type == DType::kF32) {
-    std::memcpy(static_cast<float*>(job.out) + offset, sums, count * sizeof(float));
-  } else {
-    bf16* HWY_RESTRICT out = static_cast<bf16*>(job.out) + offset;
-    for (int64_t i = 0; i < count; ++i) out[i] = bf16::from_float(sums[i]);
-  }
-}
-
-// Tokens per register tile: 4 x 6 accumulators, 6 of x and 1 of W in 32 registers, 4 x 3 in 16.
-constexpr int64_t kTileTokens = HWY_TARGET <= HWY_AVX3 ? 6 : 3;
 
 // ---- Direct path: at most kDirectTokens tokens ----------------------------------------------------------
 
@@ -333,25 +248,6 @@ void fill_panel(const lp::Job& job, int64_t row, int64_t rows, int64_t k, int64_
   fill_panel<AsF16>(job, row, rows, k, length, panel);
 }
 
-// All rows of the panel with one tile of tokens.
-template <int kTokens>
-void multiply_panel(const float* panel, int64_t rows, const float* x, int64_t vectors, bool first_block, float* sums) {
-  for (int64_t group = 0; group < rows; group += 4)
-    tile_panel<kTokens>(panel + group * vectors * kLanes, x, vectors, first_block, sums + group, lp::kPanelRows);
-}
-
-void multiply_panel(int64_t tokens, const float* panel, int64_t rows, const float* x, int64_t vectors, bool first_block,
-                    float* sums) {
-  if (tokens == 1) return multiply_panel<1>(panel, rows, x, vectors, first_block, sums);
-  if (tokens == 2) return multiply_panel<2>(panel, rows, x, vectors, first_block, sums);
-  if (tokens == 3) return multiply_panel<3>(panel, rows, x, vectors, first_block, sums);
-  if constexpr (kTileTokens == 6) {
-    if (tokens == 4) return multiply_panel<4>(panel, rows, x, vectors, first_block, sums);
-    if (tokens == 5) return multiply_panel<5>(panel, rows, x, vectors, first_block, sums);
-    return multiply_panel<6>(panel, rows, x, vectors, first_block, sums);
-  }
-}
-
 // Packs the tokens of `range`, whose borders are multiples of the tile.
 void pack_tokens(const lp::Job& job, lp::Range range, float* packed) {
   for (int64_t token = range.begin; token < range.end; token += kTileTokens) {
@@ -405,28 +301,6 @@ HWY_EXPORT(panel_rows);
 // A thread is worth waking for this many products: a loop of the pool costs about a microsecond.
 constexpr int64_t kProductsPerThread = 32768;
 
-lp::Job make_job(const LinearArgs& args) {
-  const LinearWeight& weight = *args.weight;
-  return {.m = args.x.shape[0],
-          .n = weight.n,
-          .k = weight.k,
-          .x_type = args.x.dtype,
-          .weight_type = weight.codes.dtype,
-          .out_type = args.out.dtype,
-          .bias_type = weight.bias.dtype,
-          .x = args.x.data,
-          .weight = weight.codes.data,
-          .bias = weight.bias.data,
-          .residual = args.residual.data,
-          .out = args.out.data,
-          .x_stride = args.x.row_stride,
-          .weight_stride = weight.codes.row_stride,
-          .residual_stride = args.residual.row_stride,
-          .out_stride = args.out.row_stride,
-          .blocks = lp::KBlocks(weight.k),
-          .padded_k = lp::round_up(weight.k, lp::kPadK)};
-}
-
 void run_direct(const lp::Job& job, int64_t threads, ExecContext& exec) {
   const int64_t bytes = lp::direct_bytes(job.m, job.k);
   const auto body = [&](int thread) {
@@ -438,24 +312,12 @@ void run_direct(const lp::Job& job, int64_t threads, ExecContext& exec) {
   exec.pool->run(body);
 }
 
-// The job with tokens [begin, begin + count) only.
-lp::Job slice_tokens(const lp::Job& job, int64_t begin, int64_t count) {
-  lp::Job slice = job;
-  slice.m = count;
-  slice.x = static_cast<const std::byte*>(job.x) + dtype_bytes(job.x_type, begin * job.x_stride);
-  slice.out = static_cast<std::byte*>(job.out) + dtype_bytes(job.out_type, begin * job.out_stride);
-  if (job.residual != nullptr)
-    slice.residual =
-        static_cast<const std::byte*>(job.residual) + dtype_bytes(job.out_type, begin * job.residual_stride);
-  return slice;
-}
-
 void run_panels(const lp::Job& job, int64_t threads, ExecContext& exec) {
   auto* packed = lp::as_floats(exec.workspace.data());
   std::byte* scratch = exec.workspace.data() + lp::packed_bytes(std::min(job.m, lp::kBlockTokens), job.k);
   const int64_t block = lp::token_block(job.m);
   for (int64_t begin = 0; begin < job.m; begin += block) {
-    const lp::Job slice = slice_tokens(job, begin, std::min(block, job.m - begin));
+    const lp::Job slice = lp::slice_tokens(job, begin, std::min(block, job.m - begin));
     exec.pool->parallel_for(slice.m, lp::kTokenUnit, [&](int64_t first, int64_t last, int) {
       HWY_DYNAMIC_DISPATCH(pack_tokens)(slice, {first, last}, packed);
     });
@@ -482,7 +344,7 @@ int64_t linear_cpu_workspace_bytes(int64_t m, int64_t, int64_t k, int threads) {
 Status linear_cpu(const LinearArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
   HEARTH_CHECK(exec.pool != nullptr, "linear_cpu without a thread pool");
-  const lp::Job job = make_job(args);
+  const lp::Job job = lp::make_job(args);
   if (job.m == 0 || job.n == 0) return {};
   const int64_t wanted = linear_cpu_workspace_bytes(job.m, job.n, job.k, exec.pool->size());
   if (static_cast<int64_t>(exec.workspace.size()) < wanted)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How linear_cpu cuts its work: block sizes, the packed form of x, the scratch layout and the split over
-// threads. Integers only; the instruction-set specific code is in linear_cpu.cpp.
+// How the CPU's linear kernels cut their work: block sizes, the packed form of x, the scratch layout and the split over
+// threads. The instruction-set specific code is in linear_tile-inl.h and the kernels' own files.
 //   I1. The order in which products of one output are added depends on k and the weight's type alone.
 #pragma once
 
@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hearth/kernels/linear/linear.h"
 #include "hearth/tensor/dtype.h"
 
 namespace hearth::linear_plan {
@@ -63,6 +64,40 @@ struct Job {
   KBlocks blocks{0};
   int64_t padded_k = 0;
 };
+
+inline Job make_job(const LinearArgs& args) {
+  const LinearWeight& weight = *args.weight;
+  return {.m = args.x.shape[0],
+          .n = weight.n,
+          .k = weight.k,
+          .x_type = args.x.dtype,
+          .weight_type = weight.codes.dtype,
+          .out_type = args.out.dtype,
+          .bias_type = weight.bias.dtype,
+          .x = args.x.data,
+          .weight = weight.codes.data,
+          .bias = weight.bias.data,
+          .residual = args.residual.data,
+          .out = args.out.data,
+          .x_stride = args.x.row_stride,
+          .weight_stride = weight.codes.row_stride,
+          .residual_stride = args.residual.row_stride,
+          .out_stride = args.out.row_stride,
+          .blocks = KBlocks(weight.k),
+          .padded_k = round_up(weight.k, kPadK)};
+}
+
+// The job with tokens [begin, begin + count) only.
+inline Job slice_tokens(const Job& job, int64_t begin, int64_t count) {
+  Job slice = job;
+  slice.m = count;
+  slice.x = static_cast<const std::byte*>(job.x) + dtype_bytes(job.x_type, begin * job.x_stride);
+  slice.out = static_cast<std::byte*>(job.out) + dtype_bytes(job.out_type, begin * job.out_stride);
+  if (job.residual != nullptr)
+    slice.residual =
+        static_cast<const std::byte*>(job.residual) + dtype_bytes(job.out_type, begin * job.residual_stride);
+  return slice;
+}
 
 // Bytes of packed x for `tokens` tokens.
 constexpr int64_t packed_bytes(int64_t tokens, int64_t k) { return tokens * round_up(k, kPadK) * 4; }

@@ -1,0 +1,629 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tests of the linear layer for quantized weights: the reference against dequantize_row and against integers, the CPU
+// against the reference for every format, activation and edge, with the error of a naive f32 loop as the measure; rows
+// bit-equal for every batch; rounding of activations; guard zones, NaN-poisoned outputs and workspaces; errors.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "hearth/base/random.h"
+#include "hearth/kernels/cpu/test_targets.h"
+#include "hearth/kernels/linear/act_quantize.h"
+#include "hearth/kernels/linear/linear.h"
+#include "hearth/kernels/linear/linear_quantized_plan.h"
+#include "hearth/kernels/op_test.h"
+#include "hearth/tensor/quantized_weight.h"
+
+namespace hearth {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Random codes; scales of both signs of exponent, so that groups matter.
+QuantizedMatrix random_matrix(const WeightFormat& format, int64_t n, int64_t k, bool has_k_order, Random& random) {
+  QuantizedMatrix matrix;
+  matrix.format = format;
+  matrix.n = n, matrix.k = k;
+  const bool bitvectors = format.code == WeightCode::kBitvectors;
+  const int64_t columns = k, groups = format.group_k > 0 ? ceil_div(k, format.group_k) : 1;
+  matrix.codes.assign(static_cast<size_t>(n * matrix.row_bytes()), 0);
+  for (int64_t row = 0; row < n; ++row) {
+    const std::span<uint8_t> bytes(matrix.codes.data() + row * matrix.row_bytes(),
+                                   static_cast<size_t>(matrix.row_bytes()));
+    for (int64_t j = 0; j < columns; ++j) {
+      const auto code = static_cast<uint8_t>(random.below(int64_t{1} << format.code_bits()));
+      if (format.code == WeightCode::kE4m3) {
+        bytes[static_cast<size_t>(j)] = (code & 0x7F) == 0x7F ? 0x7E : code;
+      } else if (bitvectors && format.bitvectors > 4) {
+        bytes[static_cast<size_t>(j)] = code;
+      } else {
+        put_nibble(bytes, j, code);
+      }
+    }
+  }
+  const auto in_type = [&](float value) {
+    switch (format.scale_dtype) {
+      case DType::kF16: return f16::from_float(value).to_float();
+      case DType::kBf16: return bf16::from_float(value).to_float();
+      case DType::kE4m3: return e4m3::from_float(value).to_float();
+      default: return value;
+    }
+  };
+  matrix.scales.resize(static_cast<size_t>(format.scale_count(n, k)));
+  for (float& scale : matrix.scales) scale = in_type(std::exp(random.normal()) * 0.05f);
+  if (format.has_zero_point) matrix.zeros.resize(matrix.scales.size());
+  for (uint8_t& zero : matrix.zeros) zero = static_cast<uint8_t>(random.below(16));
+  if (bitvectors) {
+    const int64_t largest = 127 / format.bitvectors;
+    matrix.lines.resize(static_cast<size_t>(format.lines * format.bitvectors));
+    for (float& c : matrix.lines)
+      c = format.integer_lines ? static_cast<float>(random.below(2 * largest + 1) - largest)
+                               : f16::from_float(random.normal() * 0.1f).to_float();
+    if (format.integer_lines) matrix.line_scales.resize(static_cast<size_t>(format.lines));
+    for (float& scale : matrix.line_scales) scale = f16::from_float(std::exp(random.normal()) * 0.01f).to_float();
+    matrix.line_index.resize(static_cast<size_t>(n * groups));
+    for (uint16_t& index : matrix.line_index) index = static_cast<uint16_t>(random.below(format.lines));
+  }
+  if (has_k_order) {
+    for (int64_t j = 0; j < k; ++j) matrix.k_order.push_back(static_cast<int32_t>(j));
+    for (int64_t j = k - 1; j > 0; --j) std::swap(matrix.k_order[j], matrix.k_order[random.below(j + 1)]);
+  }
+  if (format.act == ActFormat::kE4m3Static) matrix.act_scale = 0.013f;
+  return matrix;
+}
+
+// A weight in memory of its own that ends where the promised bytes end: the address sanitizer sees reads beyond.
+class PlacedWeight {
+ public:
+  explicit PlacedWeight(const QuantizedMatrix& matrix)
+      : memory_(static_cast<size_t>(quantized_weight_bytes(matrix.format, matrix.n, matrix.k, !matrix.k_order.empty()) /
+                                    64)),
+        weight(place_quantized(matrix, memory_[0].bytes)) {}
+
+ private:
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> memory_;
+
+ public:
+  LinearWeight weight;
+};
+
+// A workspace of exactly the promised size between poison.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : bytes_(bytes), memory_(static_cast<size_t>(ceil_div(bytes, 64) + 1)) {
+    for (Line& line : memory_) std::fill(std::begin(line.bytes), std::end(line.bytes), std::byte{0xFF});
+  }
+  std::span<std::byte> span() { return {memory_[0].bytes, static_cast<size_t>(bytes_)}; }
+  bool guard_intact() const {
+    const std::byte* begin = memory_[0].bytes;
+    return std::all_of(begin + bytes_, begin + memory_.size() * 64, [](std::byte b) { return b == std::byte{0xFF}; });
+  }
+
+ private:
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  int64_t bytes_;
+  std::vector<Line> memory_;
+};
+
+Status run_cpu(const LinearArgs& args, ThreadPool& pool) {
+  Workspace workspace(
+      linear_quantized_cpu_workspace_bytes(args.x.shape[0], args.weight->n, args.weight->k, pool.size()));
+  ExecContext exec{.pool = &pool, .workspace = workspace.span()};
+  Status status = linear_quantized_cpu(args, exec);
+  EXPECT_TRUE(workspace.guard_intact());
+  return status;
+}
+
+Status run_ref(const LinearArgs& args) {
+  Workspace workspace(linear_quantized_ref_workspace_bytes(args.x.shape[0], args.weight->n, args.weight->k, 1));
+  ExecContext exec{.workspace = workspace.span()};
+  Status status = linear_quantized_ref(args, exec);
+  EXPECT_TRUE(workspace.guard_intact());
+  return status;
+}
+
+// x of one row in the order of `matrix`'s codes, rounded, and the scale of each of its columns; from the definitions of
+// ActFormat, not from the kernels.
+void rounded_x(const QuantizedMatrix& matrix, const TestTensor& x, int64_t row, std::vector<float>& x8,
+               std::vector<float>& scales) {
+  const int64_t k = matrix.k;
+  x8.assign(static_cast<size_t>(k), 0), scales.assign(static_cast<size_t>(k), 1);
+  for (int64_t j = 0; j < k; ++j)
+    x8[static_cast<size_t>(matrix.k_order.empty() ? j : matrix.k_order[static_cast<size_t>(j)])] = x.at(row, j);
+  const ActFormat act = matrix.format.act;
+  if (act == ActFormat::kNative) return;
+  const int64_t group = act == ActFormat::kI8PerGroup && matrix.format.group_k > 0 ? matrix.format.group_k : k;
+  for (int64_t begin = 0; begin < k; begin += group) {
+    const int64_t end = std::min(k, begin + group);
+    float largest = 0;
+    for (int64_t j = begin; j < end; ++j) largest = std::max(largest, std::abs(x8[static_cast<size_t>(j)]));
+    float scale = largest == 0 ? 1 : largest / (act == ActFormat::kI8PerGroup ? 127.0f : 448.0f);
+    if (act == ActFormat::kE4m3Static) scale = matrix.act_scale;
+    for (int64_t j = begin; j < end; ++j) {
+      float& v = x8[static_cast<size_t>(j)];
+      v = act == ActFormat::kI8PerGroup ? std::nearbyint(v / scale) : e4m3::from_float(v / scale).to_float();
+      scales[static_cast<size_t>(j)] = scale;
+    }
+  }
+}
+
+// W of dequantize_row in stored order.
+std::vector<float> stored_row(const QuantizedMatrix& matrix, int64_t row) {
+  QuantizedMatrix in_order = matrix;
+  in_order.k_order.clear();
+  std::vector<float> values(static_cast<size_t>(matrix.k));
+  in_order.dequantize_row(row, values);
+  return values;
+}
+
+// The obvious loop in Sum: multiply, round, add, round.
+template <class Sum>
+void plain_loop(const QuantizedMatrix& matrix, const TestTensor& x, const TestTensor* bias, const TestTensor* residual,
+                TestTensor& out) {
+  std::vector<float> x8, scales;
+  std::vector<std::vector<float>> rows;
+  for (int64_t n = 0; n < matrix.n; ++n) rows.push_back(stored_row(matrix, n));
+  for (int64_t row = 0; row < x.rows(); ++row) {
+    rounded_x(matrix, x, row, x8, scales);
+    for (int64_t n = 0; n < matrix.n; ++n) {
+      Sum sum = 0;
+      for (size_t k = 0; k < x8.size(); ++k) sum += Sum{x8[k]} * Sum{scales[k]} * Sum{rows[static_cast<size_t>(n)][k]};
+      if (bias != nullptr) sum += bias->at(0, n);
+      if (residual != nullptr) sum += residual->at(row, n);
+      out.set(row, n, static_cast<float>(sum));
+    }
+  }
+}
+
+// The error allowed against `exact`: twice that of the naive loop. A few outputs are no measure of that, since it is
+// often small by luck: 40 more rows of x count. Two roundings of
+// the largest value are always allowed in f32, in bf16 one.
+double allowed_error(const QuantizedMatrix& matrix, const TestTensor& naive, const TestTensor& exact, Random& random) {
+  TestTensor x(DType::kF32, 40, matrix.k), more(naive.dtype(), 40, matrix.n), more_exact(naive.dtype(), 40, matrix.n);
+  x.fill(random);
+  plain_loop<float>(matrix, x, nullptr, nullptr, more);
+  plain_loop<double>(matrix, x, nullptr, nullptr, more_exact);
+  float largest = 0;
+  for (int64_t r = 0; r < exact.rows(); ++r)
+    for (int64_t c = 0; c < exact.cols(); ++c) largest = std::max(largest, std::abs(exact.at(r, c)));
+  const double rounding = largest * (exact.dtype() == DType::kF32 ? 0x1p-22 : 0x1p-8);
+  return std::max(2 * std::max(max_error(naive, exact), max_error(more, more_exact)), rounding);
+}
+
+struct Case {
+  WeightFormat format;
+  int64_t m, n, k;
+  bool has_k_order = false;
+  DType x = DType::kF32, out = DType::kF32;
+  DType bias = DType::kBool;  // kBool: none
+  bool has_residual = false;
+};
+
+std::string describe(const Case& test, uint64_t seed) {
+  return fmt::format("seed {} {} m {} n {} k {} x {} out {} bias {} residual {} order {}", seed, to_string(test.format),
+                     test.m, test.n, test.k, dtype_name(test.x), dtype_name(test.out), dtype_name(test.bias),
+                     test.has_residual, test.has_k_order);
+}
+
+void check(const Case& test, uint64_t seed, ThreadPool& pool) {
+  SCOPED_TRACE(describe(test, seed));
+  Random random(seed);
+  const QuantizedMatrix matrix = random_matrix(test.format, test.n, test.k, test.has_k_order, random);
+  ASSERT_TRUE(matrix.validate());
+  PlacedWeight placed(matrix);
+  TestTensor x(test.x, test.m, test.k, 3), residual(test.out, test.m, test.n, 1);
+  TestTensor bias(test.bias == DType::kBool ? DType::kF32 : test.bias, 1, test.n);
+  x.fill(random), residual.fill(random), bias.fill(random);
+  TestTensor out(test.out, test.m, test.n, 2), exact(test.out, test.m, test.n), naive(test.out, test.m, test.n);
+  TestTensor expected(test.out, test.m, test.n);
+  const TestTensor *with_bias = nullptr, *with_residual = nullptr;
+  LinearArgs args{.x = x.view(), .weight = &placed.weight, .out = exact.view()};
+  if (test.bias != DType::kBool) placed.weight.bias = bias.vector(), with_bias = &bias;
+  if (test.has_residual) args.residual = residual.view(), with_residual = &residual;
+
+  ASSERT_TRUE(run_ref(args));
+  plain_loop<double>(matrix, x, with_bias, with_residual, expected);
+  plain_loop<float>(matrix, x, with_bias, with_residual, naive);
+  // Both are sums in double: what differs is the rounding of scale * value to f32 in dequantize_row.
+  const double allowed = allowed_error(matrix, naive, expected, random);
+  EXPECT_LE(max_error(exact, expected), allowed);
+  args.out = out.view();
+  for_each_cpu_target([&] {
+    for (int64_t r = 0; r < test.m; ++r)
+      for (int64_t c = 0; c < test.n; ++c) out.set(r, c, std::numeric_limits<float>::quiet_NaN());
+    const TestTensor before = x;
+    ASSERT_TRUE(run_cpu(args, pool));
+    EXPECT_LE(max_error(out, exact), allowed);
+    EXPECT_TRUE(x.same_bits(before));
+  });
+}
+
+WeightFormat e4m3_format(ScaleLayout layout, int64_t group = 0, int64_t block_n = 0) {
+  return {.code = WeightCode::kE4m3, .scale_layout = layout, .group_k = group, .block_n = block_n};
+}
+WeightFormat int4_format(WeightCode code, int64_t group, bool zeros = false, DType scale = DType::kF16) {
+  return {.code = code,
+          .scale_layout = group > 0 ? ScaleLayout::kGroup : ScaleLayout::kRow,
+          .scale_dtype = scale,
+          .group_k = group,
+          .has_zero_point = zeros};
+}
+WeightFormat line_format(int bitvectors, int64_t group, bool integer) {
+  return {.code = WeightCode::kBitvectors,
+          .group_k = group,
+          .bitvectors = bitvectors,
+          .lines = 50,
+          .integer_lines = integer};
+}
+
+std::vector<WeightFormat> weight_formats() {
+  using enum WeightCode;
+  std::vector<WeightFormat> formats = {
+      e4m3_format(ScaleLayout::kTensor),          e4m3_format(ScaleLayout::kRow),
+      e4m3_format(ScaleLayout::kBlock, 128, 128), e4m3_format(ScaleLayout::kBlock, 16, 3),
+      e4m3_format(ScaleLayout::kGroup, 32),       e4m3_format(ScaleLayout::kNone)};
+  for (WeightCode code : {kU4, kI4SignMagnitude, kC4})
+    for (int64_t group : {0, 128, 32}) formats.push_back(int4_format(code, group));
+  for (int64_t group : {0, 8, 64, 128, 24, 96, 256, 384})
+    formats.push_back(int4_format(kU4, group, true, DType::kBf16));
+  formats.push_back(int4_format(kU4, 128, false, DType::kE4m3));
+  formats.push_back(int4_format(kU4, 128, true, DType::kF32));
+  for (int s : {2, 3, 4})
+    for (bool integer : {true, false}) formats.push_back(line_format(s, 128, integer));
+  formats.push_back(line_format(4, 64, true));
+  formats.push_back(line_format(4, 40, true));
+  formats.push_back(line_format(4, 256, true));
+  formats.push_back(line_format(6, 128, true));
+  formats.push_back(line_format(8, 64, false));
+  return formats;
+}
+
+constexpr ActFormat kActs[] = {ActFormat::kNative, ActFormat::kE4m3PerToken, ActFormat::kE4m3Static,
+                               ActFormat::kI8PerGroup};
+
+// Every format with every activation, at the edges of k: less than a group or a lane's columns, odd, whole units, a short
+// last group, several blocks.
+TEST(LinearQuantized, MatchesTheReferenceForEveryFormatAndActivation) {
+  ThreadPool pool(3);
+  uint64_t seed = 1;
+  for (WeightFormat format : weight_formats())
+    for (ActFormat act : kActs) {
+      format.act = act;
+      for (int64_t k : {1, 7, 33, 128, 200, 515}) check({format, 2, 5, k, k % 2 == 1}, ++seed, pool);
+      check({format, 14, 6, 130}, ++seed, pool);
+      check({format, 1, 3, 1300}, ++seed, pool);
+    }
+}
+
+// Groups of sizes that no vector divides.
+TEST(LinearQuantized, MatchesTheReferenceForUnusualGroups) {
+  ThreadPool pool(2);
+  uint64_t seed = 500;
+  for (int64_t group : {1, 3, 12, 100})
+    for (int64_t k : {5, 130})
+      for (int64_t m : {1, 14}) {
+        check({int4_format(WeightCode::kU4, group, true), m, 5, k}, ++seed, pool);
+        check({line_format(4, group, true), m, 5, k}, ++seed, pool);
+        check({e4m3_format(ScaleLayout::kBlock, group, 2), m, 5, k}, ++seed, pool);
+      }
+}
+
+std::vector<WeightFormat> main_formats() {
+  std::vector<WeightFormat> formats = {
+      e4m3_format(ScaleLayout::kRow),    int4_format(WeightCode::kU4, 128, true),
+      int4_format(WeightCode::kU4, 32),  int4_format(WeightCode::kI4SignMagnitude, 128),
+      int4_format(WeightCode::kC4, 128), line_format(4, 128, true),
+      line_format(3, 128, false)};
+  formats[0].act = formats[3].act = formats[4].act = ActFormat::kE4m3PerToken;
+  formats[5].act = ActFormat::kI8PerGroup;
+  return formats;
+}
+
+TEST(LinearQuantized, MatchesTheReferenceForEveryNumberOfTokensAndRows) {
+  ThreadPool pool(3);
+  uint64_t seed = 1000;
+  for (const WeightFormat& format : main_formats()) {
+    for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 64, 65}) check({format, m, 7, 136}, ++seed, pool);
+    for (int64_t n : {1, 4, 61, 127, 241, 251}) {
+      check({format, 1, n, 72}, ++seed, pool);
+      check({format, 13, n, 72}, ++seed, pool);
+    }
+    check({format, 530, 9, 40}, ++seed, pool);
+    check({format, 3, 12, 4096}, ++seed, pool);
+    check({format, 20, 12, 4096}, ++seed, pool);
+  }
+}
+
+TEST(LinearQuantized, MatchesTheReferenceWithBiasResidualAndBf16) {
+  ThreadPool pool(2);
+  uint64_t seed = 2000;
+  for (const WeightFormat& format : main_formats())
+    for (DType x : {DType::kF32, DType::kBf16})
+      for (DType out : {DType::kF32, x})
+        for (DType bias : {DType::kBool, DType::kF32, DType::kBf16, DType::kF16})
+          for (int64_t m : {1, 15}) check({format, m, 21, 80, false, x, out, bias, bias != DType::kF32}, ++seed, pool);
+}
+
+// Invariant I1 of linear_quantized_cpu.cpp: a row of out is a function of its row of x, for every batch, both paths and
+// every number of threads.
+TEST(LinearQuantized, RowsAreBitEqualForEveryBatchAndThreadCount) {
+  constexpr int64_t kRows = 65;
+  uint64_t seed = 3000;
+  std::vector<WeightFormat> formats = main_formats();
+  formats.push_back(int4_format(WeightCode::kU4, 24, true));
+  formats.push_back(line_format(6, 128, true));
+  for (size_t i = 0, count = formats.size(); i < count; ++i) {
+    formats.push_back(formats[i]);
+    formats.back().act = formats[i].act == ActFormat::kI8PerGroup ? ActFormat::kNative : ActFormat::kI8PerGroup;
+  }
+  for (const WeightFormat& format : formats)
+    for (int64_t k : {97, 1200}) {
+      const int64_t n = k == 97 ? 133 : 13;
+      SCOPED_TRACE(fmt::format("seed {} {} k {}", ++seed, to_string(format), k));
+      Random random(seed);
+      const PlacedWeight placed(random_matrix(format, n, k, false, random));
+      TestTensor x(DType::kF32, kRows, k);
+      x.fill(random);
+      for_each_cpu_target([&] {
+        TestTensor alone(DType::kF32, kRows, n);
+        ThreadPool one(1);
+        for (int64_t r = 0; r < kRows; ++r)
+          ASSERT_TRUE(run_cpu(
+              {.x = x.view().slice_rows(r, 1), .weight = &placed.weight, .out = alone.view().slice_rows(r, 1)}, one));
+        for (int threads : {1, 3, 4}) {
+          ThreadPool pool(threads);
+          for (int64_t m : {2, 3, 5, 6, 7, 12, 13, 24, 64, 65}) {
+            if (threads != 3 && m != 7 && m != 64) continue;
+            const int64_t first = random.below(kRows - m + 1);
+            TestTensor out(DType::kF32, m, n, 7);
+            ASSERT_TRUE(
+                run_cpu({.x = x.view().slice_rows(first, m), .weight = &placed.weight, .out = out.view()}, pool));
+            for (int64_t r = 0; r < m; ++r)
+              ASSERT_TRUE(out.same_row_bits(r, alone, first + r)) << "row " << r << " of " << m;
+          }
+        }
+      });
+    }
+}
+
+// Golden: with integer lines and INT8 activations one group's sum is an integer, exactly, times two scales.
+TEST(LinearQuantized, IntegerLinesGiveExactIntegers) {
+  ThreadPool pool(2);
+  for (int64_t m : {1, 20})
+    for (int64_t k : {128, 77}) {
+      Random random(static_cast<uint64_t>(m + k));
+      QuantizedMatrix matrix = random_matrix(line_format(4, 128, true), 9, k, false, random);
+      matrix.format.act = ActFormat::kI8PerGroup;
+      std::fill(matrix.line_scales.begin(), matrix.line_scales.end(), 0.25f);
+      const PlacedWeight placed(matrix);
+      TestTensor x(DType::kF32, m, k);
+      for (int64_t r = 0; r < m; ++r)
+        for (int64_t i = 0; i < k; ++i) x.set(r, i, static_cast<float>(i == r ? 127 : random.below(255) - 127));
+      for_each_cpu_target([&] {
+        TestTensor out(DType::kF32, m, 9);
+        ASSERT_TRUE(run_cpu({.x = x.view(), .weight = &placed.weight, .out = out.view()}, pool));
+        for (int64_t n = 0; n < 9; ++n) {
+          const float* line = matrix.lines.data() + matrix.line_index[static_cast<size_t>(n)] * 4;
+          for (int64_t r = 0; r < m; ++r) {
+            int64_t sum = 0;
+            for (int64_t i = 0; i < k; ++i) {
+              const uint8_t code =
+                  nibble_at({matrix.codes.data() + n * matrix.row_bytes(), static_cast<size_t>(matrix.row_bytes())}, i);
+              for (int s = 0; s < 4; ++s)
+                if (code >> (3 - s) & 1) sum += static_cast<int64_t>(line[s]) * static_cast<int64_t>(x.at(r, i));
+            }
+            ASSERT_EQ(out.at(r, n), static_cast<float>(sum) * 0.25f);
+          }
+        }
+      });
+    }
+}
+
+// The rounding of activations shows through an identity matrix: every E4M3 number, the middles between neighbours (ties
+// to even), and what lies next to them.
+TEST(LinearQuantized, ActivationsAreRoundedAsDefined) {
+  const int64_t k = 768;
+  QuantizedMatrix identity;
+  identity.format = e4m3_format(ScaleLayout::kTensor);
+  identity.n = identity.k = k;
+  identity.codes.assign(static_cast<size_t>(k * k), 0);
+  for (int64_t i = 0; i < k; ++i) identity.codes[static_cast<size_t>(i * k + i)] = e4m3::from_float(1).bits;
+  identity.scales = {1};
+  std::vector<float> values;
+  for (int code = 0; code < 127; ++code) {
+    const float v = e4m3{static_cast<uint8_t>(code)}.to_float();
+    const float next = code == 126 ? 480 : e4m3{static_cast<uint8_t>(code + 1)}.to_float();
+    const float middle = (v + next) / 2;
+    for (float around : {v, middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1000.0f)})
+      values.push_back(code % 2 == 0 ? around : -around);
+  }
+  values.resize(static_cast<size_t>(k), 1e-9f);
+  ThreadPool pool(2);
+  for (float scale : {1.0f, 0.37f})
+    for (ActFormat act : {ActFormat::kE4m3Static, ActFormat::kE4m3PerToken, ActFormat::kI8PerGroup}) {
+      identity.format.act = act;
+      identity.act_scale = scale;
+      const PlacedWeight placed(identity);
+      TestTensor x(DType::kF32, 1, k);
+      std::vector<float> expected;
+      for (int64_t i = 0; i < k; ++i) {
+        expected.push_back(std::min(values[static_cast<size_t>(i)], act == ActFormat::kE4m3Static ? 1000.0f : 448.0f) *
+                           scale);
+        x.set(0, i, expected.back());
+      }
+      float s = scale;
+      if (act == ActFormat::kE4m3Static) {
+        quantize_act_static(s, expected);
+      } else {
+        s = quantize_act(act, expected);
+      }
+      for_each_cpu_target([&] {
+        TestTensor out(DType::kF32, 1, k);
+        ASSERT_TRUE(run_cpu({.x = x.view(), .weight = &placed.weight, .out = out.view()}, pool));
+        for (int64_t i = 0; i < k; ++i)
+          ASSERT_EQ(out.at(0, i), expected[static_cast<size_t>(i)] * s) << "x " << x.at(0, i) << " scale " << s;
+      });
+    }
+}
+
+TEST(ActQuantize, FollowsTheDefinition) {
+  std::vector<float> x = {-448, 224, 0.25f, 17, 19, 0};  // 17 and 19 lie in the middle of two neighbours
+  EXPECT_EQ(quantize_act(ActFormat::kE4m3PerToken, x), 1);
+  EXPECT_EQ(x, (std::vector<float>{-448, 224, 0.25f, 16, 20, 0}));
+  x = {254, -1, 3, 5, -254};
+  EXPECT_EQ(quantize_act(ActFormat::kI8PerGroup, x), 2);
+  EXPECT_EQ(x, (std::vector<float>{127, 0, 2, 2, -127}));
+  x = {0, 0};
+  EXPECT_EQ(quantize_act(ActFormat::kE4m3PerToken, x), 1);
+  EXPECT_EQ(x, (std::vector<float>{0, 0}));
+  x = {1e-44f, 0};
+  EXPECT_EQ(quantize_act(ActFormat::kI8PerGroup, x), 1);
+  x = {1, INFINITY};
+  EXPECT_TRUE(std::isnan(quantize_act(ActFormat::kI8PerGroup, x)));
+  EXPECT_EQ(x, (std::vector<float>{0, 0}));
+  x = {NAN, 2};
+  EXPECT_TRUE(std::isnan(quantize_act(ActFormat::kE4m3PerToken, x)));
+  x = {1000, -1000, NAN, 0.5f};
+  quantize_act_static(2, x);
+  EXPECT_EQ(x[0], 448);
+  EXPECT_EQ(x[1], -448);
+  EXPECT_TRUE(std::isnan(x[2]));
+}
+
+// A row with NaN or an infinity gives NaN, and no other row notices; a row of zeros gives zeros.
+TEST(LinearQuantized, BadAndEmptyRowsStayAlone) {
+  ThreadPool pool(2);
+  uint64_t seed = 4000;
+  for (WeightFormat format : main_formats())
+    for (ActFormat act : kActs) {
+      format.act = act;
+      SCOPED_TRACE(fmt::format("seed {} {}", ++seed, to_string(format)));
+      Random random(seed);
+      const PlacedWeight placed(random_matrix(format, 6, 300, false, random));
+      const int64_t m = 14;
+      TestTensor x(DType::kF32, m, 300);
+      x.fill(random);
+      for (int64_t i = 0; i < 300; ++i) x.set(5, i, 0);
+      const TestTensor clean = x;
+      x.set(3, 140, NAN), x.set(8, 299, INFINITY);
+      for_each_cpu_target([&] {
+        TestTensor out(DType::kF32, m, 6), wanted(DType::kF32, m, 6);
+        ASSERT_TRUE(run_cpu({.x = x.view(), .weight = &placed.weight, .out = out.view()}, pool));
+        ASSERT_TRUE(run_cpu({.x = clean.view(), .weight = &placed.weight, .out = wanted.view()}, pool));
+        for (int64_t r = 0; r < m; ++r) {
+          if (r != 3 && r != 8) {
+            EXPECT_TRUE(out.same_row_bits(r, wanted, r)) << r;
+          }
+          for (int64_t c = 0; c < 6; ++c) {
+            if (r == 3) {
+              EXPECT_TRUE(std::isnan(out.at(r, c)));
+            }
+            if (r == 8 && act != ActFormat::kE4m3Static) {
+              EXPECT_FALSE(std::isfinite(out.at(r, c)));
+            }
+            if (r == 5) {
+              EXPECT_EQ(out.at(r, c), 0);
+            }
+          }
+        }
+      });
+    }
+}
+
+TEST(LinearQuantized, ResidualMayBeOut) {
+  ThreadPool pool(3);
+  for (const WeightFormat& format : main_formats())
+    for (int64_t m : {1, 30}) {
+      Random random(77);
+      const PlacedWeight placed(random_matrix(format, 130, 65, false, random));
+      TestTensor x(DType::kBf16, m, 65), residual(DType::kBf16, m, 130), apart(DType::kBf16, m, 130);
+      x.fill(random), residual.fill(random);
+      TestTensor same = residual;
+      ASSERT_TRUE(
+          run_cpu({.x = x.view(), .weight = &placed.weight, .residual = residual.view(), .out = apart.view()}, pool));
+      ASSERT_TRUE(
+          run_cpu({.x = x.view(), .weight = &placed.weight, .residual = same.view(), .out = same.view()}, pool));
+      EXPECT_TRUE(same.same_bits(apart));
+    }
+}
+
+TEST(LinearQuantized, WorkspaceServesEverySmallerBatch) {
+  for (int64_t k : {1, 768, 28672})
+    for (int threads : {1, 4}) {
+      int64_t before = 0;
+      for (int64_t m = 0; m < 1200; ++m) {
+        const int64_t bytes = linear_quantized_cpu_workspace_bytes(m, 4096, k, threads);
+        ASSERT_GE(bytes, before) << "m " << m;
+        ASSERT_EQ(quantized_plan::direct_bytes(m, k) % 64, 0);
+        ASSERT_EQ(quantized_plan::panel_bytes(m, k) % 64, 0);
+        before = bytes;
+      }
+    }
+}
+
+TEST(LinearQuantized, BadArgumentsAreErrors) {
+  Random random(1);
+  WeightFormat format = int4_format(WeightCode::kU4, 16, true);
+  PlacedWeight placed(random_matrix(format, 4, 32, true, random));
+  const LinearWeight good = placed.weight;
+  TestTensor x(DType::kF32, 2, 32), out(DType::kF32, 2, 4);
+  const auto message = [&](const LinearWeight& weight) {
+    const Status status = validate({.x = x.view(), .weight = &weight, .out = out.view()});
+    if (status) return std::string("no error");
+    EXPECT_EQ(status.error().code, ErrorCode::kInvalidArgument);
+    return status.error().message;
+  };
+  EXPECT_EQ(message(good), "no error");
+  LinearWeight bad = good;
+  bad.scales = {};
+  EXPECT_EQ(message(bad), "linear: the weight has no scales");
+  bad = good, bad.scales.dtype = DType::kF32;
+  EXPECT_EQ(message(bad), "linear: scales is f32, wanted f16");
+  bad = good, bad.zeros.shape = Shape{4, 3};
+  EXPECT_EQ(message(bad), "linear: zeros has shape [4, 3], wanted [4, 2]");
+  bad = good, bad.codes.dtype = DType::kU8;
+  EXPECT_EQ(message(bad), "linear: weight of format u4 group-scale f16 g16 zero-point stored as u8, wanted u4");
+  bad = good, bad.codes.row_stride = 33;
+  EXPECT_EQ(message(bad),
+            "linear: weight of format u4 group-scale f16 g16 zero-point has row stride 33, wanted whole bytes");
+  bad = good, bad.k_order.shape = Shape{31};
+  EXPECT_EQ(message(bad), "linear: k_order has shape [31], wanted [32]");
+  bad = good, bad.format.act = ActFormat::kE4m3Static;
+  EXPECT_EQ(message(bad), "linear: the weight has no act_scale");
+  const float negative = -1;
+  bad.act_scale = ConstTensorView(&negative, DType::kF32, Shape{1});
+  EXPECT_EQ(message(bad), "linear: act_scale is -1, wanted a positive number");
+  bad = good, bad.format.group_k = 0;
+  EXPECT_EQ(message(bad), "weight format u4: group of 0, wanted at least 1");
+  // Groups of 12 and INT8 activations: no op computes that.
+  format.group_k = 12, format.act = ActFormat::kI8PerGroup;
+  EXPECT_FALSE(supports_linear_quantized(format));
+  EXPECT_TRUE(supports_linear_quantized(good.format));
+  EXPECT_FALSE(supports_linear_quantized(WeightFormat::plain(DType::kBf16)));
+}
+
+TEST(LinearQuantized, SmallWorkspaceIsAnErrorThatNamesBothSizes) {
+  Random random(1);
+  const PlacedWeight placed(random_matrix(int4_format(WeightCode::kC4, 16), 4, 32, false, random));
+  TestTensor x(DType::kF32, 2, 32), out(DType::kF32, 2, 4);
+  ThreadPool pool(2);
+  const int64_t wanted = linear_quantized_cpu_workspace_bytes(2, 4, 32, 2);
+  Workspace workspace(wanted - 1);
+  ExecContext exec{.pool = &pool, .workspace = workspace.span()};
+  const Status status = linear_quantized_cpu({.x = x.view(), .weight = &placed.weight, .out = out.view()}, exec);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().message,
+            fmt::format("linear_quantized_cpu: workspace of {} bytes, wanted {}", wanted - 1, wanted));
+}
+
+}  // namespace
+}  // namespace hearth

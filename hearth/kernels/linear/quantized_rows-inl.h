@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: Apache-2.0
+// How rows of quantized weights become vectors of f32. A Row type has
+//   kPer       columns of a lane in a unit: vector j of a unit holds columns i kPer + j in lane i
+//   kGrouped   false: vectors are f32(scale * value); true: they are the values, and Unit::scale() their scales
+//   Shared     what all rows of a weight have in common
+//   Unit       made from a row and the unit's number; next() gives its kPer vectors in order
+// Row(shared, row, scratch) keeps the row's scales in 2 row_scale_floats() of scratch. No read beyond a row's codes.
+// Included once per instruction set, from files that foreach_target.h includes again; after <hwy/highway.h>.
+#if defined(HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_
+#undef HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_
+#else
+#define HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_
+#endif
+
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+
+#include "hearth/kernels/cpu/vector-inl.h"
+#include "hearth/kernels/linear/linear_quantized_plan.h"
+#include "hearth/kernels/linear/linear_tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace hearth {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace qp = quantized_plan;
+
+// ---- Scales ---------------------------------------------------------------------------------------------
+
+template <class T>
+void widen(const void* from, int64_t offset, int64_t count, float* to) {
+  const T* values = static_cast<const T*>(from) + offset;
+  for_channels(count, [&](auto d, int64_t i) HWY_ATTR { hn::StoreU(load_f32(d, values + i), d, to + i); });
+}
+
+// The scales of a row's groups, then zeros: a vector may be read from any of them.
+void load_scales(const qp::Job& job, int64_t row, float* scales) {
+  const LinearWeight& weight = *job.weight;
+  const int64_t groups = job.reader->groups();
+  const bool per_group =
+      weight.format.scale_layout == ScaleLayout::kGroup || weight.format.scale_layout == ScaleLayout::kBlock;
+  const int64_t scale_row = weight.format.scale_layout == ScaleLayout::kBlock ? row / weight.format.block_n : row;
+  const int64_t offset = scale_row * weight.scales.row_stride;
+  if (weight.format.integer_lines && weight.format.scale_layout == ScaleLayout::kNone) {
+    const uint16_t* lines = static_cast<const uint16_t*>(weight.line_index.data) + row * weight.line_index.row_stride;
+    const f16* line_scales = static_cast<const f16*>(weight.line_scales.data);
+    for (int64_t begin = 0; begin < groups; begin += 16) {
+      f16 gathered[16];
+      const int64_t count = std::min<int64_t>(16, groups - begin);
+      for (int64_t i = 0; i < count; ++i) gathered[i] = line_scales[lines[begin + i]];
+      widen<f16>(gathered, 0, count, scales + begin);
+    }
+  } else if (per_group && !weight.format.integer_lines && weight.format.scale_dtype == DType::kF32) {
+    widen<float>(weight.scales.data, offset, groups, scales);
+  } else if (per_group && !weight.format.integer_lines && weight.format.scale_dtype == DType::kF16) {
+    widen<f16>(weight.scales.data, offset, groups, scales);
+  } else if (per_group && !weight.format.integer_lines && weight.format.scale_dtype == DType::kBf16) {
+    widen<bf16>(weight.scales.data, offset, groups, scales);
+  } else {
+    for (int64_t g = 0; g < groups; ++g) scales[g] = job.reader->scale(row, g);
+  }
+  std::fill_n(scales + groups, 16, 0.0f);
+}
+
+void load_zeros(const qp::Job& job, int64_t row, float* zeros) {
+  const LinearWeight& weight = *job.weight;
+  const int64_t groups = job.reader->groups();
+  if (weight.format.scale_layout == ScaleLayout::kGroup) {
+    const uint8_t* from = static_cast<const uint8_t*>(weight.zeros.data) + row * weight.zeros.row_stride;
+    for (int64_t g = 0; g < groups; ++g) zeros[g] = from[g];
+  } else {
+    for (int64_t g = 0; g < groups; ++g) zeros[g] = job.reader->zero(row, g);
+  }
+  std::fill_n(zeros + groups, 16, 0.0f);
+}
+
+// Which of a row's groups the lanes of a unit belong to. REQUIRES: groups of whole multiples of `per` columns.
+class LaneScales {
+ public:
+  LaneScales(int64_t group, int64_t per) : group_(group), per_(per), unit_(per * kLanes) {
+    int32_t indices[kLanes] = {};
+    if (group % unit_ == 0) {
+      const auto units = static_cast<uint64_t>(group / unit_);
+      units_ = static_cast<int64_t>(units);
+      if (std::has_single_bit(units)) shift_ = std::countr_zero(units);
+    } else if (unit_ % group == 0) {
+      spread_ = unit_ / group;
+      for (int64_t i = 0; i < kLanes; ++i) indices[i] = static_cast<int32_t>(per * i / group);
+    }
+    std::copy_n(indices, kLanes, indices_);
+  }
+
+  // REQUIRES: the unit lies in one group.
+  HWY_INLINE int64_t group_of(int64_t unit) const { return shift_ >= 0 ? unit >> shift_ : unit / units_; }
+
+  // The value of each lane's group.
+  HWY_INLINE V load(const float* per_group, int64_t unit) const {
+    if (units_ > 0) return hn::Set(D(), per_group[group_of(unit)]);
+#if HWY_TARGET != HWY_SCALAR
+    if (spread_ > 0)
+      return hn::TableLookupLanes(hn::LoadU(D(), per_group + unit * spread_), hn::SetTableIndices(D(), indices_));
+#endif
+    alignas(64) float lanes[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) lanes[i] = per_group[(unit * unit_ + i * per_) / group_];
+    return hn::Load(D(), lanes);
+  }
+
+ private:
+  int64_t group_, per_, unit_;
+  int64_t units_ = 0;   // of a group, where it has whole ones
+  int shift_ = -1;      // its logarithm, where it has one
+  int64_t spread_ = 0;  // groups of a unit, where it has whole ones
+  alignas(64) int32_t indices_[kLanes];
+};
+
+// ---- 4-bit codes ----------------------------------------------------------------------------------------
+
+using Words = hn::Vec<hn::RebindToUnsigned<D>>;
+constexpr int64_t kNibblePer = 8;
+
+// Sixteen floats in as many vectors as they fill.
+struct Table16 {
+  static constexpr int64_t kVectors = 16 / std::min<int64_t>(kLanes, 16);
+  V values[kVectors];
+
+  static HWY_INLINE Table16 load(const float* from) {
+    Table16 table;
+    for (int64_t i = 0; i < kVectors; ++i) table.values[i] = hn::LoadU(D(), from + i * kLanes);
+    return table;
+  }
+  HWY_INLINE void subtract(float zero) {
+    for (V& v : values) v = hn::Sub(v, hn::Set(D(), zero));
+  }
+  HWY_INLINE void scale(float factor) {
+    for (V& v : values) v = hn::Mul(v, hn::Set(D(), factor));
+  }
+  // The entries of the low 4 bits of each word. The permutations of x86 ignore the higher bits.
+  HWY_INLINE V operator[](Words words) const {
+#if HWY_TARGET <= HWY_AVX3
+    return V{_mm512_permutexvar_ps(words.raw, values[0].raw)};
+#elif HWY_TARGET == HWY_AVX2
+    const V low{_mm256_permutevar8x32_ps(values[0].raw, words.raw)};
+    const V high{_mm256_permutevar8x32_ps(values[1].raw, words.raw)};
+    return V{_mm256_blendv_ps(low.raw, high.raw, hn::BitCast(D(), hn::ShiftLeft<28>(words)).raw)};
+#else
+    alignas(64) float table[16];
+    for (int64_t i = 0; i < kVectors; ++i) hn::Store(values[i], D(), table + i * kLanes);
+    const hn::RebindToUnsigned<D> du;
+    return hn::GatherIndex(D(), table, hn::BitCast(hn::RebindToSigned<D>(), hn::And(words, hn::Set(du, 15))));
+#endif
+  }
+};
+
+// The codes of a unit: word i holds columns 8 i to 8 i + 7, the first in its low bits.
+struct NibbleCodes {
+  const uint8_t* row;
+  int64_t k;
+
+  NibbleCodes(const qp::Job& job, int64_t at)
+      : row(static_cast<const uint8_t*>(job.tile.weight) + at * job.row_bytes), k(job.tile.k) {}
+  HWY_INLINE Words load(int64_t unit) const {
+    constexpr int64_t kBytes = 4 * kLanes;
+    const hn::RebindToUnsigned<D> du;
+    const uint8_t* from = row + unit * kBytes;
+    hwy::Prefetch(from + lp::kPrefetchBytes);
+    alignas(64) uint8_t padded[kBytes];
+    if (HWY_UNLIKELY((unit + 1) * kBytes > k / 2)) {
+      std::memset(padded, 0, kBytes);
+      std::memcpy(padded, from, (k + 1) / 2 - unit * kBytes);
+      from = padded;
+    }
+#if HWY_TARGET == HWY_SCALAR
+    uint32_t word;
+    std::memcpy(&word, from, sizeof(word));
+    return hn::Set(du, word);
+#else
+    return hn::BitCast(du, hn::LoadU(hn::Repartition<uint8_t, D>(), from));
+#endif
+  }
+};
+
+// What the 4-bit codes' rows share.
+struct NibbleShared {
+  const qp::Job& job;
+  LaneScales lanes;
+  bool has_zeros;
+  alignas(64) float values[16];
+
+  explicit NibbleShared(const qp::Job& j)
+      : job(j), lanes(j.group, kNibblePer), has_zeros(j.weight->format.has_zero_point) {
+    const WeightFormat& format = j.weight->format;
+    if (format.code == WeightCode::kBitvectors) return;
+    const std::array<float, 16> of_code = code_values(format.code);
+    const float zero = format.code == WeightCode::kU4 && !has_zeros ? 8.0f : 0.0f;
+    for (size_t i = 0; i < 16; ++i) values[i] = of_code[i] - zero;
+  }
+};
+
+struct NibbleRow {
+  static constexpr int64_t kPer = kNibblePer;
+  using Shared = NibbleShared;
+  const NibbleShared& shared;
+  NibbleCodes codes;
+  const float* scales;
+  const float* zeros;
+
+  NibbleRow(const NibbleShared& s, int64_t row, float* scratch)
+      : shared(s), codes(s.job, row), scales(scratch), zeros(scratch + qp::row_scale_floats(s.job.tile.k)) {
+    load_scales(s.job, row, scratch);
+    if (s.has_zeros) load_zeros(s.job, row, scratch + qp::row_scale_floats(s.job.tile.k));
+  }
+};
+
+// A unit lies in one group: scale and zero point go into the table.
+template <bool kGrouped_>
+struct GroupRow : NibbleRow {
+  static constexpr bool kGrouped = kGrouped_;
+  using NibbleRow::NibbleRow;
+
+  class Unit {
+   public:
+    HWY_INLINE Unit(const GroupRow& row, int64_t unit)
+        : words_(row.codes.load(unit)), table_(Table16::load(row.shared.values)) {
+      const int64_t group = row.shared.lanes.group_of(unit);
+      scale_ = row.scales[group];
+      if (row.shared.has_zeros) table_.subtract(row.zeros[group]);
+      if constexpr (!kGrouped) table_.scale(scale_);
+    }
+    HWY_INLINE V next() {
+      const V v = table_[words_];
+      words_ = hn::ShiftRight<4>(words_);
+      return v;
+    }
+    HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
+
+   private:
+    Words words_;
+    Table16 table_;
+    float scale_;
+  };
+};
+
+// Groups smaller than a unit, or that cross its border: lanes have scales and zero points of their own.
+template <bool kGrouped_>
+struct MixedRow : NibbleRow {
+  static constexpr bool kGrouped = kGrouped_;
+  using NibbleRow::NibbleRow;
+
+  class Unit {
+   public:
+    HWY_INLINE Unit(const MixedRow& row, int64_t unit)
+        : words_(row.codes.load(unit)),
+          table_(Table16::load(row.shared.values)),
+          scale_(row.shared.lanes.load(row.scales, unit)),
+          zero_(row.shared.has_zeros ? row.shared.lanes.load(row.zeros, unit) : hn::Zero(D())) {}
+    HWY_INLINE V next() {
+      const V v = hn::Sub(table_[words_], zero_);
+      words_ = hn::ShiftRight<4>(words_);
+      if constexpr (kGrouped) return v;
+      return hn::Mul(v, scale_);
+    }
+    HWY_INLINE V scale() const { return scale_; }
+
+   private:
+    Words words_;
+    Table16 table_;
+    V scale_, zero_;
+  };
+};
+
+// Up to 4 bitvectors, a unit in one group: the table is the subset sums of the group's line.
+template <bool kGrouped_>
+struct LineRow : NibbleRow {
+  static constexpr bool kGrouped = kGrouped_;
+  const uint16_t* line_index;
+
+  LineRow(const NibbleShared& s, int64_t row, float* scratch)
+      : NibbleRow(s, row, scratch),
+        line_index(static_cast<const uint16_t*>(s.job.weight->line_index.data) +
+                   row * s.job.weight->line_index.row_stride) {}
+
+  class Unit {
+   public:
+    HWY_INLINE Unit(const LineRow& row, int64_t unit) : words_(row.codes.load(unit)) {
+      const int64_t group = row.shared.lanes.group_of(unit);
+      const LinearWeight& weight = *row.shared.job.weight;
+      const int count = weight.format.bitvectors;
+      const int64_t first = row.line_index[group] * weight.lines.row_stride;
+      scale_ = row.scales[group];
+      for (V& v : table_.values) v = hn::Zero(D());
+      const hn::RebindToUnsigned<D> du;
+      for (int s = 0; s < count; ++s) {
+        const float coefficient = weight.format.integer_lines
+                                      ? static_cast<float>(static_cast<const int8_t*>(weight.lines.data)[first + s])
+                                      : static_cast<const f16*>(weight.lines.data)[first + s].to_float();
+        const auto bit = hn::Set(du, 1u << (count - 1 - s));
+        for (int64_t i = 0; i < Table16::kVectors; ++i) {
+          const auto code = hn::Iota(du, static_cast<uint32_t>(i * kLanes));
+          const auto has = hn::RebindMask(D(), hn::TestBit(code, bit));
+          table_.values[i] = hn::Add(table_.values[i], hn::IfThenElseZero(has, hn::Set(D(), coefficient)));
+        }
+      }
+      if constexpr (!kGrouped) table_.scale(scale_);
+    }
+    HWY_INLINE V next() {
+      const V v = table_[words_];
+      words_ = hn::ShiftRight<4>(words_);
+      return v;
+    }
+    HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
+
+   private:
+    Words words_;
+    Table16 table_;
+    float scale_;
+  };
+};
+
+// ---- E4M3 -----------------------------------------------------------------------------------------------
+
+struct E4m3Row {
+  static constexpr int64_t kPer = 2;
+  static constexpr bool kGrouped = false;
+  struct Shared {
+    const qp::Job& job;
+    LaneScales lanes;
+    explicit Shared(const qp::Job& j) : job(j), lanes(j.group, kPer) {}
+  };
+  const Shared& shared;
+  const uint8_t* codes;
+  const float* scales;
+
+  E4m3Row(const Shared& s, int64_t row, float* scratch)
+      : shared(s), codes(static_cast<const uint8_t*>(s.job.tile.weight) + row * s.job.row_bytes), scales(scratch) {
+    load_scales(s.job, row, scratch);
+  }
+
+  class Unit {
+   public:
+    HWY_INLINE Unit(const E4m3Row& row, int64_t unit) : scale_(row.shared.lanes.load(row.scales, unit)) {
+      constexpr int64_t kBytes = 2 * kLanes;
+      const uint8_t* from = row.codes + unit * kBytes;
+      hwy::Prefetch(from + lp::kPrefetchBytes);
+      alignas(64) uint8_t padded[kBytes] = {};
+      if (HWY_UNLIKELY((unit + 1) * kBytes > row.shared.job.tile.k)) {
+        std::memcpy(padded, from, row.shared.job.tile.k - unit * kBytes);
+        from = padded;
+      }
+#if HWY_TARGET > HWY_AVX2  // no conversion from f16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        even_[i] = e4m3{from[2 * i]}.to_float();
+        odd_[i] = e4m3{from[2 * i + 1]}.to_float();
+      }
+#else
+      pairs_ = hn::BitCast(d16, hn::LoadU(hn::Repartition<uint8_t, decltype(d16)>(), from));
+      scale_ = hn::Mul(scale_, hn::Set(D(), 256.0f));
+#endif
+    }
+#if HWY_TARGET > HWY_AVX2
+    HWY_INLINE V next() { return hn::Mul(hn::LoadU(D(), first_++ == 0 ? even_ : odd_), scale_); }
+
+   private:
+    float even_[kLanes], odd_[kLanes];
+    int first_ = 0;
+    V scale_;
+#else
+    // Exponent and mantissa of E4M3 are those of an f16 that is 2^8 too small, subnormal numbers too.
+    HWY_INLINE V next() {
+      const auto code = first_++ == 0 ? hn::ShiftLeft<8>(pairs_) : pairs_;
+      const auto half = hn::And(hn::ShiftRight<1>(code), hn::Set(d16, static_cast<int16_t>(0xBF80)));
+      const hn::Rebind<hwy::float16_t, D> dh;
+      return hn::Mul(hn::PromoteTo(D(), hn::BitCast(dh, half)), scale_);
+    }
+
+   private:
+    static constexpr hn::Rebind<int16_t, D> d16{};
+    hn::Vec<hn::Rebind<int16_t, D>> pairs_;
+    int first_ = 0;
+    V scale_;
+#endif
+  };
+};
+
+// ---- Everything else ------------------------------------------------------------------------------------
+
+// Element by element: wide bitvectors and groups of unusual sizes. Right, and slow.
+template <bool kGrouped_>
+struct AnyRow {
+  static constexpr int64_t kPer = 8;
+  static constexpr bool kGrouped = kGrouped_;
+  struct Shared {
+    const qp::Job& job;
+    LaneScales lanes;
+    explicit Shared(const qp::Job& j) : job(j), lanes(j.group, kPer) {}
+  };
+  const Shared& shared;
+  int64_t row;
+  const float* scales;
+
+  AnyRow(const Shared& s, int64_t at, float* scratch) : shared(s), row(at), scales(scratch) {
+    if constexpr (kGrouped) load_scales(s.job, at, scratch);
+  }
+
+  class Unit {
+   public:
+    Unit(const AnyRow& row, int64_t unit) {
+      const qp::Job& job = row.shared.job;
+      const QuantizedReader& reader = *job.reader;
+      const int64_t begin = unit * kPer * kLanes;
+      int64_t group = -1;
+      float scale = 1;
+      for (int64_t i = 0; i < kPer * kLanes; ++i) {
+        float value = 0;
+        if (begin + i < job.tile.k) {
+          value = reader.value(row.row, begin + i);
+          if constexpr (!kGrouped) {
+            if ((begin + i) / reader.group_size() != group) {
+              group = (begin + i) / reader.group_size();
+              scale = reader.scale(row.row, group);
+            }
+            value *= scale;
+          }
+        }
+        values_[i % kPer * kLanes + i / kPer] = value;
+      }
+      if constexpr (kGrouped) scale_ = row.shared.lanes.load(row.scales, unit);
+    }
+    HWY_INLINE V next() { return hn::Load(D(), values_ + next_++ * kLanes); }
+    HWY_INLINE V scale() const { return scale_; }
+
+   private:
+    alignas(64) float values_[kPer * kLanes];
+    int64_t next_ = 0;
+    V scale_ = hn::Zero(D());
+  };
+};
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace hearth
+HWY_AFTER_NAMESPACE();
+
+#endif  // toggle
