@@ -3,8 +3,9 @@
 // same bytes by the same pool, alternated. Prefill and batch (2 to 64 tokens): one linear against oneDNN,
 // alternated. Region: what a loop of the thread pool costs. Weights are random; all of a model's lie in one
 // buffer, as after loading.
-//   linear_bench [decode] [prefill] [batch] [region] [--only LAYER] [--threads N] [--reps N] [--jsonl FILE]
-//                [--note TEXT]
+// Quantized: linear_bench_quantized.h.
+//   linear_bench [decode] [prefill] [batch] [region] [quantized-decode] [quantized-prefill] [--only LAYER | FORMAT] [--threads N]
+//                [--reps N] [--jsonl FILE] [--note TEXT]
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "hearth/kernels/cpu/read_sum.h"
 #include "hearth/kernels/linear/linear.h"
 #include "hearth/kernels/linear/linear_bench_onednn.h"
+#include "hearth/kernels/linear/linear_bench_quantized.h"
 #include "hearth/kernels/linear/linear_cpu_plan.h"
 #include "hearth/memory/host_buffer.h"
 
@@ -27,10 +29,11 @@ namespace {
 
 struct Options {
   bool decode = false, prefill = false, batch = false, region = false;
+  bool quantized_decode = false, quantized_prefill = false;
   int threads = ThreadPool::hardware_threads();
   int reps = 0;  // 0: 40 tokens, 10 products
   std::string jsonl, note;
-  std::string only;  // prefill and batch: layers of this name
+  std::string only;  // prefill and batch: layers of this name; quantized: formats whose name begins so
 };
 
 struct Layer {
@@ -286,6 +289,9 @@ int main_with(const Options& options, int argc, char** argv) {
       bench_prefill("fable-82m", "gate_up", m, 4096, 768, options, pool, lines);
       bench_prefill("Llama-3-8B", "o", m, 4096, 4096, options, pool, lines);
     }
+  const QuantizedBenchOptions quantized{options.reps, options.only};
+  if (options.quantized_decode) bench_quantized_decode(quantized, pool, lines);
+  if (options.quantized_prefill) bench_quantized_prefill(quantized, pool, lines);
   return 0;
 }
 
@@ -304,8 +310,8 @@ Options parse(int argc, char** argv) {
   Options options;
   const auto usage = [&] {
     fmt::print(stderr,
-               "usage: linear_bench [decode] [prefill] [batch] [region] [--only LAYER] [--threads N] [--reps N] "
-               "[--jsonl FILE] [--note TEXT]\n");
+               "usage: linear_bench [decode] [prefill] [batch] [region] [quantized-decode] [quantized-prefill] "
+               "[--only LAYER | FORMAT] [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]\n");
     std::exit(exit_code(ErrorCode::kInvalidArgument));
   };
   for (int i = 1; i < argc; ++i) {
@@ -327,6 +333,10 @@ Options parse(int argc, char** argv) {
       options.batch = true;
     else if (arg == "region")
       options.region = true;
+    else if (arg == "quantized-decode")
+      options.quantized_decode = true;
+    else if (arg == "quantized-prefill")
+      options.quantized_prefill = true;
     else if (arg == "--threads")
       number(options.threads);
     else if (arg == "--reps")
@@ -340,8 +350,10 @@ Options parse(int argc, char** argv) {
     else
       usage();
   }
-  if (!options.decode && !options.prefill && !options.batch && !options.region)
-    options.decode = options.prefill = options.batch = options.region = true;
+  if (!options.decode && !options.prefill && !options.batch && !options.region && !options.quantized_decode &&
+      !options.quantized_prefill)
+    options.decode = options.prefill = options.batch = options.region = options.quantized_decode =
+        options.quantized_prefill = true;
   return options;
 }
 
