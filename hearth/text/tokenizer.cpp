@@ -101,7 +101,7 @@ Result<Tokenizer> Tokenizer::load(const std::filesystem::path& model_dir, const 
   return Tokenizer(std::move(state));
 }
 
-Result<std::vector<TokenId>> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
+Result<std::vector<TokenId>> Tokenizer::encode(std::string_view text, const TokenizeOptions& options) const {
   using namespace text_detail;
   if (static_cast<int64_t>(text.size()) > state_->limits.max_text_bytes) {
     return resource_exhausted("encode: text of {} bytes, wanted at most {}", text.size(),

@@ -28,7 +28,7 @@ struct TokenizerLimits {
   int64_t max_file_bytes = int64_t{256} << 20;
 };
 
-struct EncodeOptions {
+struct TokenizeOptions {
   // Adds what the post-processor of tokenizer.json says, usually BOS in front.
   bool add_special_tokens = true;
   // false: the text of a special token inside `text` is plain text. Text that comes from outside must be
@@ -50,7 +50,7 @@ class Tokenizer {
   // Ids of `text` (UTF-8; InvalidArgument with the offset of the first bad byte otherwise).
   // The rule for BOS and EOS with add_special_tokens: the post-processor of tokenizer.json alone decides, as in
   // transformers 5, which ignores add_bos_token and add_eos_token where there is a tokenizer.json.
-  Result<std::vector<TokenId>> encode(std::string_view text, const EncodeOptions& options = {}) const;
+  Result<std::vector<TokenId>> encode(std::string_view text, const TokenizeOptions& options = {}) const;
 
   // Text of `ids`, bytes that are no UTF-8 replaced by U+FFFD. An id without a token below vocab_size() adds
   // nothing; an id outside [0, vocab_size()) is InvalidArgument.
