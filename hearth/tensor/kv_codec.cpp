@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The KV formats' numbers (kv_codec.h). The 4-bit formats other than plain kInt4 look for the step, and kInt4Saw for the
 // base too, that give the least squared error over the head: a few starting points, each moved to the least-squares
-// fit of its own codes. Loops are in lanes of eight with a sum each, which compilers turn into vectors.
+// fit of its own codes. Sums are over four lanes, in one order on every machine.
 #include "hearth/tensor/kv_codec.h"
 
 #include <algorithm>
-#include <array>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -14,7 +13,11 @@
 namespace hearth {
 namespace {
 
-constexpr size_t kLanes = 8;
+// Four floats that compilers keep in one register; a vector of the smallest size, since this is compiled for all CPUs.
+using Lanes = float __attribute__((vector_size(16)));
+constexpr size_t kLanes = 4;
+float sum_of(Lanes v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
 constexpr float kMaxF16 = 65504.0f;
 
 template <class T>
@@ -44,10 +47,13 @@ struct Grid {
   float bias = 8;
 };
 
-// q as a float. Clamped before it is rounded, so that the sum with 3 * 2^22 rounds to an integer, ties to even.
-inline float code_of(const Grid& grid, float x, float inverse_step) {
+// The integer of [low, high] nearest to t: clamped first, so that the sum with 3 * 2^22 rounds to an integer, ties to
+// even.
+template <class T>
+T nearest_code(T t, T low, T high) {
   constexpr float kRound = 12582912.0f;
-  const float t = std::min(std::max((x - grid.offset) * inverse_step, grid.low), grid.high);
+  t = t > low ? t : low;
+  t = t < high ? t : high;
   return (t + kRound) - kRound;
 }
 
@@ -58,26 +64,28 @@ struct CodeSums {
 
 CodeSums measure(std::span<const float> x, const Grid& grid) {
   const float inverse_step = 1.0f / grid.step;
-  std::array<float, kLanes> error{}, q_sum{}, qq{}, qx{};
-  const auto add = [&](size_t i, size_t lane) {
-    const float q = code_of(grid, x[i], inverse_step), difference = q * grid.step + grid.offset - x[i];
-    error[lane] += difference * difference;
-    q_sum[lane] += q;
-    qq[lane] += q * q;
-    qx[lane] += q * x[i];
+  const Lanes low = Lanes{} + grid.low, high = Lanes{} + grid.high;
+  Lanes error{}, q_sum{}, qq{}, qx{};
+  const auto add = [&](Lanes number) {
+    const Lanes q = nearest_code((number - grid.offset) * inverse_step, low, high);
+    const Lanes difference = q * grid.step + grid.offset - number;
+    error += difference * difference;
+    q_sum += q;
+    qq += q * q;
+    qx += q * number;
   };
   size_t i = 0;
-  for (; i + kLanes <= x.size(); i += kLanes)
-    for (size_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
-  for (size_t lane = 0; i < x.size(); ++i, ++lane) add(i, lane);
-  CodeSums sums;
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    sums.error += error[lane];
-    sums.q += q_sum[lane];
-    sums.qq += qq[lane];
-    sums.qx += qx[lane];
+  for (Lanes number; i + kLanes <= x.size(); i += kLanes) {
+    std::memcpy(&number, &x[i], sizeof(number));
+    add(number);
   }
-  return sums;
+  if (i < x.size()) {
+    // The rest of the last vector has code 0 and no error: it adds nothing to any sum.
+    Lanes number = Lanes{} + grid.offset;
+    for (size_t lane = 0; i + lane < x.size(); ++lane) number[lane] = x[i + lane];
+    add(number);
+  }
+  return {sum_of(error), sum_of(q_sum), sum_of(qq), sum_of(qx)};
 }
 
 // The best grid met, with its error.
@@ -156,13 +164,14 @@ Grid affine_grid(std::span<const float> x, const Extent& e) {
   return best.grid;
 }
 
-void store_codes(std::span<const float> x, const Grid& grid, std::byte* codes) {
-  const auto code = [&](size_t i) {
-    // A quotient here, not a product: the levels' midpoints are where the format says that they are.
-    const float t = std::clamp((x[i] - grid.offset) / grid.step, grid.low, grid.high);
-    return static_cast<unsigned>(std::nearbyint(t) + grid.bias);
-  };
-  for (size_t i = 0; i < x.size(); i += 2) codes[i / 2] = static_cast<std::byte>(code(i) | code(i + 1) << 4);
+void store_codes(std::span<const float> x, const Grid& g, std::byte* to) {
+  const Grid grid = g;
+  uint8_t codes[KvLayout::kMaxCodedHeadDim];
+  // A quotient here, not a product: the levels' midpoints are where the format says that they are.
+  for (size_t i = 0; i < x.size(); ++i)
+    codes[i] = static_cast<uint8_t>(
+        static_cast<int>(nearest_code((x[i] - grid.offset) / grid.step, grid.low, grid.high) + grid.bias));
+  for (size_t i = 0; i < x.size() / 2; ++i) to[i] = static_cast<std::byte>(codes[2 * i] | codes[2 * i + 1] << 4);
 }
 
 void store_int4(KvFormatId format, std::span<const float> x, std::byte* codes, std::byte* scales) {
