@@ -148,6 +148,11 @@ class CpuCompute final : public Compute {
     return {};
   }
 
+  Status assign_lines(const AssignArgs& args) override {
+    for_tiles(args.rows, [&](int64_t row) { assign_lines_tile(args, row); });
+    return {};
+  }
+
   ThreadPool& pool() override { return pool_; }
 
  private:

@@ -6,12 +6,15 @@
 #include <cmath>
 
 #include "hearth/quantize/gptq.h"
+#include "hearth/quantize/sbvr_lines.h"
 
 namespace hearth {
 namespace {
 
 // Rows that are encoded at a time, so that panels stay small beside the matrix.
 constexpr int64_t kPanelRows = 2048;
+// Lines that a group judges exactly.
+constexpr int64_t kLineCandidates = 8;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -85,8 +88,9 @@ Panel make_panel(std::span<const float> w, int64_t first, int64_t count, const I
   return panel;
 }
 
-Status store_panel(const Panel& panel, int64_t first, int64_t count, const InputModel& model, QuantizedMatrix& out,
-                   ThreadPool& pool) {
+// `lines`: the codebook's ranks, null for other codes.
+Status store_panel(const Panel& panel, int64_t first, int64_t count, const InputModel& model,
+                   const PreparedLines* lines, QuantizedMatrix& out, ThreadPool& pool) {
   const int64_t k = model.k, groups = (k + model.group - 1) / model.group, row_bytes = out.row_bytes();
   for (int64_t row = 0; row < count; ++row) {
     for (int64_t g = 0; g < groups; ++g) {
@@ -112,6 +116,10 @@ Status store_panel(const Panel& panel, int64_t first, int64_t count, const Input
         if (out.format.code == WeightCode::kE4m3) {
           const float scale = panel.scale[static_cast<size_t>(column / model.group * panel.rows + row)];
           codes[static_cast<size_t>(column)] = e4m3::from_float(scale == 0 ? 0.0f : panel.value[at] / scale).bits;
+        } else if (lines != nullptr) {
+          const auto line =
+              static_cast<size_t>(panel.line[static_cast<size_t>(column / model.group * panel.rows + row)]);
+          put_nibble(codes, column, lines->codes[line * 16 + panel.rank[at]]);
         } else {
           put_nibble(codes, column, nibble_of(out.format.code, panel.rank[at]));
         }
@@ -121,17 +129,45 @@ Status store_panel(const Panel& panel, int64_t first, int64_t count, const Input
   return {};
 }
 
+// SBVR: learns the matrix's lines and stores them.
+Status learn(std::span<const float> w, const InputModel& model, const EncodeOptions& options, QuantizedMatrix& out,
+             PreparedLines& prepared, Compute& compute) {
+  WeightFormat& format = out.format;
+  if (format.lines == 0) format.lines = affordable_lines(format, out.n, out.k, options.max_bits);
+  HEARTH_TRY(format.validate(out.n, out.k));
+  std::vector<float> weight(static_cast<size_t>(out.k));
+  for (size_t place = 0; place < weight.size(); ++place)
+    weight[static_cast<size_t>(model.order[place])] = model.weight[place];
+  HEARTH_TRY_ASSIGN(const Codebook book, learn_lines(w, out.n, out.k, format, weight, options.seed, compute));
+  prepared = prepare(book);
+  prepared.levels.line_values = prepared.values;
+  out.lines = book.coefficients;
+  if (format.integer_lines) out.line_scales = book.scales;
+  out.line_index.resize(static_cast<size_t>(out.n * ((out.k + format.group_k - 1) / format.group_k)));
+  return {};
+}
+
 }  // namespace
 
 Result<QuantizedMatrix> encode(std::span<const float> w, int64_t n, int64_t k, const SecondMoments* moments,
                                const EncodeOptions& options, Compute& compute, EncodeReport* report) {
   HEARTH_TRY(check_weights(w, n, k));
-  HEARTH_TRY(options.format.validate(n, k));
+  if (options.format.code != WeightCode::kBitvectors || options.format.lines != 0) {
+    HEARTH_TRY(options.format.validate(n, k));
+  }
   if (moments != nullptr && moments->k() != k)
     return invalid_argument("encode: weight [{}, {}] with second moments of {} channels", n, k, moments->k());
   if (options.method == EncodeMethod::kGptq && (moments == nullptr || moments->tokens() == 0))
     return invalid_argument("encode: weight [{}, {}]: GPTQ needs second moments of its input", n, k);
-  HEARTH_TRY_ASSIGN(const CodeLevels code, code_levels(options.format));
+  const bool lines = options.format.code == WeightCode::kBitvectors;
+  if (lines && options.format.bitvectors > 4)
+    return unsupported("encode: {} bitvectors, hearth makes 2 to 4", options.format.bitvectors);
+  if (lines && options.format.group_k <= 0)
+    return invalid_argument("encode: a group of {}, wanted at least 1", options.format.group_k);
+  CodeLevels code;
+  if (!lines) {
+    HEARTH_TRY_ASSIGN(code, code_levels(options.format));
+  }
 
   QuantizedMatrix out;
   out.format = options.format;
@@ -144,11 +180,27 @@ Result<QuantizedMatrix> encode(std::span<const float> w, int64_t n, int64_t k, c
 
   const int64_t group = options.format.scale_layout == ScaleLayout::kRow ? k : options.format.group_k;
   HEARTH_TRY_ASSIGN(const InputModel model, make_input_model(k, group, moments, options, compute));
+  PreparedLines prepared;
+  LineSearch search;
+  if (lines) {
+    HEARTH_TRY(learn(w, model, options, out, prepared, compute));
+    code = prepared.levels;
+    search = {.candidates = kLineCandidates,
+              .find = [&](const float* panel, int64_t columns, const float* weight, int64_t rows, uint16_t* found) {
+                return compute.assign_lines({.table = &prepared.table,
+                                             .rows = rows,
+                                             .columns = columns,
+                                             .w = panel,
+                                             .weight = weight,
+                                             .candidates = kLineCandidates,
+                                             .lines = found});
+              }};
+  }
   for (int64_t first = 0; first < n; first += kPanelRows) {
     const int64_t count = std::min(kPanelRows, n - first);
-    Panel panel = make_panel(w, first, count, model, false, compute.pool());
-    HEARTH_TRY(encode_panel(code, model, options, nullptr, panel, compute));
-    HEARTH_TRY(store_panel(panel, first, count, model, out, compute.pool()));
+    Panel panel = make_panel(w, first, count, model, lines, compute.pool());
+    HEARTH_TRY(encode_panel(code, model, options, lines ? &search : nullptr, panel, compute));
+    HEARTH_TRY(store_panel(panel, first, count, model, lines ? &prepared : nullptr, out, compute.pool()));
   }
   if (report != nullptr) {
     HEARTH_TRY_ASSIGN(*report, measure(w, out, moments, compute));

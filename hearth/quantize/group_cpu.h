@@ -9,5 +9,6 @@ namespace hearth {
 void fit_group_tile(const FitArgs& args, int64_t row);
 void round_block_tile(const RoundArgs& args, int64_t row);
 void refine_group_tile(const RefineArgs& args, int64_t row);
+void assign_lines_tile(const AssignArgs& args, int64_t row);
 
 }  // namespace hearth
