@@ -71,7 +71,8 @@ std::string_view rope_type_name(RopeScaling::Type type) {
 void report_kv(const ModelConfig& c, Report& report) {
   nlohmann::json per_token = nlohmann::json::object();
   std::string text;
-  for (const KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16}) {
+  for (const KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,
+                                  KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw}) {
     const auto layout = KvLayout::make(format, c.layers, c.kv_heads, c.head_dim, kBlockTokens);
     if (!layout) continue;
     const std::string name(kv_format_name(format));

@@ -130,7 +130,8 @@ CLI::Option* add_texts(CLI::App& app, const char* flag, const char* value_name, 
 
 void add_model_options(CLI::App& app, ModelSettings& settings) {
   static constexpr const char* kDTypes[] = {"auto", "f32", "bf16", "float32", "bfloat16"};
-  static constexpr const char* kKvTypes[] = {"auto", "f32", "bf16", "float32", "bfloat16"};
+  static constexpr const char* kKvTypes[] = {"auto", "f32",  "bf16",       "float32", "bfloat16",
+                                             "fp8",  "int4", "int4-fireq", "int4-saw"};
   static constexpr const char* kDevices[] = {"cpu", "ref"};
   app.add_option("MODEL", settings.model,
                  "A folder in the Hugging Face layout, or org/name (org/name@revision) in the Hugging Face cache.")
@@ -142,7 +143,8 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
              "rounds them to it.",
              settings.dtype)
       ->group(kGroup);
-  add_choice(app, "--kv-cache-dtype", kKvTypes, "Type of the stored keys and values; auto is that of --dtype.",
+  add_choice(app, "--kv-cache-dtype", kKvTypes,
+             "Format of the stored keys and values; auto is what the checkpoint names, or that of --dtype.",
              settings.kv_cache_dtype)
       ->group(kGroup);
   add_choice(app, "--device", kDevices,

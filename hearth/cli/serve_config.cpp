@@ -261,7 +261,7 @@ Result<ServeOptions> make_serve_options(ServeSettings s) {
   }
   if (!s.api_key_file.empty()) HEARTH_TRY(read_key_file(s.api_key_file, options.api_keys));
   options.load.activation = activation_of(s.dtype);
-  options.load.kv_format = kv_format_of(s.dtype, s.kv_cache_dtype);
+  options.load.kv_format = kv_format_of(s.kv_cache_dtype);
   options.reference_ops = s.device == "ref";
   if (options.api_keys.empty() && !is_loopback(options.address))
     spdlog::warn(

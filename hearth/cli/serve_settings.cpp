@@ -110,8 +110,8 @@ void add_model_rows(Table& t) {
   t.text({.key = "kv-cache-dtype",
           .kind = kChoice,
           .value_name = "NAME",
-          .choices = {"auto", "f32", "bf16", "float32", "bfloat16"},
-          .help = "Type of the stored keys and values; auto is that of dtype."},
+          .choices = {"auto", "f32", "bf16", "float32", "bfloat16", "fp8", "int4", "int4-fireq", "int4-saw"},
+          .help = "Format of the stored keys and values; auto is what the checkpoint names, or that of dtype."},
          Own<&ServeSettings::kv_cache_dtype>());
   t.text({.key = "device",
           .kind = kChoice,

@@ -276,7 +276,12 @@ TEST_F(ConfigFile, OptionsOfTheServer) {
   ASSERT_TRUE(options) << options.error().message;
   EXPECT_THAT(options->api_keys, ElementsAre("zero", "first", "second"));
   EXPECT_EQ(options->load.activation, DType::kBf16);
-  EXPECT_EQ(options->load.kv_format, KvFormatId::kBf16);
+  EXPECT_EQ(options->load.kv_format, std::nullopt);
+  for (const char* name : {"f32", "bf16", "fp8", "int4", "int4-fireq", "int4-saw"}) {
+    const auto chosen = make_serve_options(from({"models/fable-13m", "--kv-cache-dtype", name})->values);
+    ASSERT_TRUE(chosen) << chosen.error().message;
+    EXPECT_EQ(chosen->load.kv_format, kv_format_from_name(name));
+  }
   EXPECT_TRUE(options->reference_ops);
   ASSERT_EQ(options->models.size(), 1u);
   EXPECT_THAT(options->models[0].names, ElementsAre("fable-13m"));

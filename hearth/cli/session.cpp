@@ -24,9 +24,10 @@ DType activation_of(std::string_view dtype) {
   return dtype == "bf16" || dtype == "bfloat16" ? DType::kBf16 : DType::kF32;
 }
 
-KvFormatId kv_format_of(std::string_view dtype, std::string_view kv_cache_dtype) {
-  const DType type = activation_of(kv_cache_dtype == "auto" ? dtype : kv_cache_dtype);
-  return type == DType::kBf16 ? KvFormatId::kBf16 : KvFormatId::kF32;
+std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype) {
+  if (kv_cache_dtype == "float32") return KvFormatId::kF32;
+  if (kv_cache_dtype == "bfloat16") return KvFormatId::kBf16;
+  return kv_format_from_name(kv_cache_dtype);
 }
 
 Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& settings, ThreadPool& pool,
@@ -34,7 +35,7 @@ Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& setti
   HEARTH_TRY_ASSIGN(FoundModel found, find_model(settings.model));
   std::optional<Progress> progress;
   LoadOptions options{.activation = activation_of(settings.dtype),
-                      .kv_format = kv_format_of(settings.dtype, settings.kv_cache_dtype),
+                      .kv_format = kv_format_of(settings.kv_cache_dtype),
                       .chat_template = chat_template,
                       .grammars = false};
   if (!settings.quiet) {

@@ -23,9 +23,9 @@ std::unique_ptr<ThreadPool> make_pool(const ModelSettings& settings);
 Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& settings, ThreadPool& pool,
                                                       bool chat_template = false);
 
-// The types that --dtype and --kv-cache-dtype name.
+// The types that --dtype and --kv-cache-dtype name; nullopt for auto.
 DType activation_of(std::string_view dtype);
-KvFormatId kv_format_of(std::string_view dtype, std::string_view kv_cache_dtype);
+std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype);
 
 // The folder and the name of what the user typed.
 struct FoundModel {

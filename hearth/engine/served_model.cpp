@@ -84,6 +84,10 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
   if (options.max_context && (*options.max_context < 1 || *options.max_context > config.max_positions))
     return invalid_argument("a context of {} tokens; the model was made for 1 to {}", *options.max_context,
                             config.max_positions);
+  const KvFormatId kv_format =
+      options.kv_format.value_or(options.activation == DType::kBf16 ? KvFormatId::kBf16 : KvFormatId::kF32);
+  // For the error alone: pools have blocks of their own size.
+  HEARTH_TRY(KvLayout::make(kv_format, config.layers, config.kv_heads, config.head_dim, 1));
   std::vector<int32_t> end_ids = end_ids_of(config, tokenizer);
   std::optional<GrammarCompiler> grammars;
   if (options.grammars) {
@@ -97,7 +101,7 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
                      .chat_template = std::move(chat_template),
                      .grammars = std::move(grammars),
                      .defaults = defaults,
-                     .kv_format = options.kv_format,
+                     .kv_format = kv_format,
                      .max_context = options.max_context.value_or(config.max_positions),
                      .end_ids = std::move(end_ids),
                      .allowed = std::move(allowed),

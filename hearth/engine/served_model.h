@@ -46,7 +46,7 @@ struct ServedModel {
 
 struct LoadOptions {
   DType activation = DType::kF32;
-  KvFormatId kv_format = KvFormatId::kF32;
+  std::optional<KvFormatId> kv_format;  // unset: that of the activations
   std::optional<int64_t> max_context;  // unset: the model's max_positions
   bool chat_template = true;           // false: neither is compiled; a broken one is then no error
   bool grammars = true;
@@ -55,7 +55,8 @@ struct LoadOptions {
 };
 
 // Loads the model in the Hugging Face folder `dir`. Errors of Checkpoint::open, Tokenizer::load and
-// Model::load; InvalidArgument for a max_context beyond the model's; Corrupt for a generation_config.json or
+// Model::load; InvalidArgument for a max_context beyond the model's or a KV format that does not
+// suit its heads; Corrupt for a generation_config.json or
 // a chat template that cannot be read.
 Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesystem::path& dir, std::string name,
                                                              const OpTable& ops, const LoadOptions& options,
