@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// hearth inspect: what a model folder holds, without loading the weights. A model that cannot run is
-// described as far as it can be read.
+// hearth inspect: what a model folder holds, without loading the model. Of a quantized one every quantized linear is
+// read, one at a time, for its scales. A model that cannot run is described as far as it can be read.
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "hearth/checkpoint/checkpoint.h"
 #include "hearth/checkpoint/json.h"
+#include "hearth/checkpoint/quantization.h"
 #include "hearth/checkpoint/quote.h"
 #include "hearth/cli/commands.h"
 #include "hearth/cli/session.h"
@@ -109,11 +113,117 @@ void report_config(const ModelConfig& c, Report& report) {
   report_kv(c, report);
 }
 
-void report_weights(const Checkpoint& checkpoint, Report& report) {
-  int64_t parameters = 0;
+// A linear of the model as its configuration describes it.
+struct LinearShape {
+  std::string name;
+  int64_t n = 0, k = 0;
+};
+
+std::vector<LinearShape> linears_of(const ModelConfig& c) {
+  std::vector<LinearShape> linears;
+  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim, hidden = c.hidden_size;
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    const auto add = [&](std::string_view name, int64_t n, int64_t k) {
+      linears.push_back({fmt::format("model.layers.{}.{}", layer, name), n, k});
+    };
+    add("self_attn.q_proj", q, hidden);
+    add("self_attn.k_proj", kv, hidden);
+    add("self_attn.v_proj", kv, hidden);
+    add("self_attn.o_proj", hidden, q);
+    add("mlp.gate_proj", c.intermediate_size, hidden);
+    add("mlp.up_proj", c.intermediate_size, hidden);
+    add("mlp.down_proj", hidden, c.intermediate_size);
+  }
+  if (!c.tie_word_embeddings) linears.push_back({"lm_head", c.vocab_size, hidden});
+  return linears;
+}
+
+// The sizes that a matrix's codes are multiplied with: its scales, or those of its lines, or, where lines have none,
+// the largest coefficient of each.
+std::vector<float> scales_of(const QuantizedMatrix& matrix) {
+  if (!matrix.scales.empty()) return matrix.scales;
+  if (!matrix.line_scales.empty()) return matrix.line_scales;
+  std::vector<float> sizes;
+  const auto width = static_cast<size_t>(std::max(1, matrix.format.bitvectors));
+  for (size_t i = 0; i + width <= matrix.lines.size(); i += width) {
+    float largest = 0;
+    for (size_t s = 0; s < width; ++s) largest = std::max(largest, std::abs(matrix.lines[i + s]));
+    sizes.push_back(largest);
+  }
+  return sizes;
+}
+
+// What the quantized linears hold together.
+struct QuantizedSum {
+  int64_t weights = 0;            // quantized ones
+  std::set<std::string> tensors;  // that hold them
+};
+
+// One line for a linear that is quantized.
+Status report_quantized(const Checkpoint& checkpoint, const Quantization& quantization, const LinearShape& linear,
+                        nlohmann::json& list, Report& report) {
+  HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, quantization.read(checkpoint, linear.name, linear.n, linear.k));
+  std::vector<float> scales = scales_of(matrix);
+  nlohmann::json scale;
+  std::string text;
+  if (!scales.empty()) {
+    std::ranges::sort(scales);
+    const float median = scales[scales.size() / 2];
+    scale = {{"count", scales.size()}, {"min", scales.front()}, {"median", median}, {"max", scales.back()}};
+    text = fmt::format("{:.3g} {:.3g} {:.3g}", scales.front(), median, scales.back());
+  }
+  const double bits = matrix.format.bits_per_weight(linear.n, linear.k);
+  report.add_line(fmt::format("{:<36} {:<14} {:>7.4f}  {:<28} {}{}", linear.name,
+                              fmt::format("{} x {}", linear.n, linear.k), bits, text, to_string(matrix.format),
+                              matrix.k_order.empty() ? "" : " column-order"));
+  list.push_back({{"module", linear.name},
+                  {"n", linear.n},
+                  {"k", linear.k},
+                  {"format", to_string(matrix.format)},
+                  {"column_order", !matrix.k_order.empty()},
+                  {"bits_per_weight", bits},
+                  {"scale", std::move(scale)}});
+  return {};
+}
+
+// Every quantized linear, and the bits per weight of all linears together, plain ones included.
+Result<QuantizedSum> report_quantization(const Checkpoint& checkpoint, const Quantization& quantization,
+                                         const ModelConfig& config, Report& report) {
+  QuantizedSum sum;
+  nlohmann::json list = nlohmann::json::array();
+  report.add_line(fmt::format("\n{:<36} {:<14} {:>7}  {:<28} {}", "linear", "rows x columns", "bits",
+                              "scale min median max", "format"));
+  int64_t weights = 0, bytes = 0;
+  for (const LinearShape& linear : linears_of(config)) {
+    HEARTH_TRY_ASSIGN(const auto format, quantization.format(checkpoint, linear.name, linear.n, linear.k));
+    if (format) {
+      HEARTH_TRY(report_quantized(checkpoint, quantization, linear, list, report));
+      sum.weights += linear.n * linear.k;
+      bytes += format->stored_bytes(linear.n, linear.k);
+      for (std::string& name : quantization.tensors(checkpoint, linear.name)) sum.tensors.insert(std::move(name));
+    } else if (const TensorEntry* const plain = checkpoint.find(linear.name + ".weight")) {
+      bytes += plain->size_bytes;
+    }
+    weights += linear.n * linear.k;
+  }
+  report.add_line("");
+  const double bits = weights > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(weights) : 0;
+  const auto kv = quantization.kv_format();
+  report.add("quantization", "quantization",
+             {{"method", quantization.method()},
+              {"kv_format", kv ? nlohmann::json(kv_format_name(*kv)) : nlohmann::json()},
+              {"bits_per_weight", bits},
+              {"modules", std::move(list)}},
+             fmt::format("{}; {:.4f} bits per weight of the linears; KV {}", quantization.method(), bits,
+                         kv ? kv_format_name(*kv) : "not named"));
+  return sum;
+}
+
+void report_weights(const Checkpoint& checkpoint, const QuantizedSum& quantized, Report& report) {
+  int64_t parameters = quantized.weights;
   std::map<std::string, std::pair<int64_t, int64_t>> by_dtype;  // tensors, bytes
   for (const TensorEntry& tensor : checkpoint.tensors()) {
-    parameters += tensor.shape.count();
+    if (!quantized.tensors.contains(tensor.name)) parameters += tensor.shape.count();
     auto& [count, bytes] = by_dtype[std::string(dtype_name(tensor.dtype))];
     ++count;
     bytes += tensor.size_bytes;
@@ -123,6 +233,11 @@ void report_weights(const Checkpoint& checkpoint, Report& report) {
              fmt::format("{} in {} file{}", bytes_text(checkpoint.total_bytes()), checkpoint.files().size(),
                          checkpoint.files().size() == 1 ? "" : "s"));
   report.add("files", "", checkpoint.files().size(), "");
+  if (!quantized.tensors.empty() && parameters > 0) {
+    const double bits = 8.0 * static_cast<double>(checkpoint.total_bytes()) / static_cast<double>(parameters);
+    report.add("bits_per_parameter", "", bits, "");
+    report.add_line(fmt::format("{:<18}{:.4f}", "bits per parameter", bits));
+  }
   nlohmann::json dtypes = nlohmann::json::object();
   std::string text;
   for (const auto& [name, sums] : by_dtype) {
@@ -191,17 +306,30 @@ Result<int> run_inspect(const InspectSettings& s) {
                                                             : read_json_object(found.dir / "config.json"));
   report.add("architecture", "architecture", class_name(config), class_name(config));
   const auto parsed = parse_model_config(config);
+  std::optional<Error> quantization_error;  // what else could be read is printed before it
   if (parsed) {
     report_config(*parsed, report);
   } else {
     report.add("supported", "supported", false, "no: " + parsed.error().message);
     report.json()["reason"] = parsed.error().message;
   }
-  if (checkpoint) report_weights(*checkpoint, report);
+  if (checkpoint) {
+    QuantizedSum quantized;
+    const auto quantization = Quantization::parse(*checkpoint);
+    if (quantization && parsed && !quantization->method().empty()) {
+      auto sum = report_quantization(*checkpoint, *quantization, *parsed, report);
+      if (!sum) quantization_error = std::move(sum).error();
+      if (sum) quantized = std::move(*sum);
+    } else if (!quantization) {
+      quantization_error = quantization.error();
+    }
+    report_weights(*checkpoint, quantized, report);
+  }
   report_tokenizer(found.dir, report);
   if (checkpoint && s.tensors) report_tensors(*checkpoint, report);
   HEARTH_TRY(report.print(s.json));
   if (!checkpoint) return std::move(checkpoint).error();
+  if (quantization_error) return *std::move(quantization_error);
   return 0;
 }
 
