@@ -236,7 +236,7 @@ void report_weights(const Checkpoint& checkpoint, const QuantizedSum& quantized,
   if (!quantized.tensors.empty() && parameters > 0) {
     const double bits = 8.0 * static_cast<double>(checkpoint.total_bytes()) / static_cast<double>(parameters);
     report.add("bits_per_parameter", "", bits, "");
-    report.add_line(fmt::format("{:<18}{:.4f}", "bits per parameter", bits));
+    report.add_line(fmt::format("{:<18}{:.4f}", "bits each", bits));
   }
   nlohmann::json dtypes = nlohmann::json::object();
   std::string text;
