@@ -31,6 +31,9 @@ Result<nlohmann::ordered_json> read_ordered(const std::filesystem::path& path) {
 Result<std::optional<FoundConfig>> find_config(const Checkpoint& checkpoint) {
   const auto it = checkpoint.config().find("quantization_config");
   if (it != checkpoint.config().end() && !it->is_null()) {
+    // The order of members counts in "dynamic" alone; what is in memory has lost it.
+    if (!it->is_object() || !it->contains("dynamic"))
+      return std::optional<FoundConfig>(FoundConfig{nlohmann::ordered_json(*it), "quantization_config", ""});
     HEARTH_TRY_ASSIGN(nlohmann::ordered_json config, read_ordered(checkpoint.dir() / "config.json"));
     return std::optional<FoundConfig>(FoundConfig{std::move(config["quantization_config"]), "quantization_config", ""});
   }
