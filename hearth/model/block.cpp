@@ -100,6 +100,9 @@ Status forward_block(const BlockArgs& args, Comm& comm, ExecContext& exec) {
                                 .kv_heads = kv_heads,
                                 .head_dim = c.head_dim,
                                 .layer = args.layer,
+                                .k_channel_scale = layer.k_channel_scale,
+                                .k_scale = layer.k_scale,
+                                .v_scale = layer.v_scale,
                                 .kv = args.kv,
                                 .batch = args.batch},
                                exec));
@@ -109,6 +112,9 @@ Status forward_block(const BlockArgs& args, Comm& comm, ExecContext& exec) {
                             .scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim)),
                             .window = args.window,
                             .layer = args.layer,
+                            .k_channel_scale = layer.k_channel_scale,
+                            .k_scale = layer.k_scale,
+                            .v_scale = layer.v_scale,
                             .kv = args.kv,
                             .batch = args.batch},
                            exec));

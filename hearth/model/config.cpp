@@ -22,7 +22,6 @@ struct RefusedField {
 
 const std::vector<RefusedField>& refused_fields() {
   static const std::vector<RefusedField> fields = {
-      {"quantization_config", nullptr},
       {"per_layer_config", nullptr},
       {"attention_chunk_size", nullptr},
       {"partial_rotary_factor", 1.0},

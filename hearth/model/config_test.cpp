@@ -132,9 +132,6 @@ TEST(ModelConfig, RefusesWhatItDoesNotHave) {
   };
   EXPECT_EQ(message_of(with("hidden_act", "gelu"), ErrorCode::kUnsupported),
             "config.json: 'hidden_act' is \"gelu\"; hearth supports silu");
-  EXPECT_EQ(message_of(with("quantization_config", {{"quant_method", "gptq"}}), ErrorCode::kUnsupported),
-            "config.json: 'quantization_config' is {\"quant_method\":\"gptq\"}, which changes the result and is not "
-            "supported");
   EXPECT_EQ(message_of(with("sliding_window", 128), ErrorCode::kUnsupported),
             "config.json: 'sliding_window' is 128, but LlamaForCausalLM has none");
   EXPECT_EQ(message_of(with("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}), ErrorCode::kUnsupported),

@@ -18,13 +18,15 @@ Status Model::bind_ops() {
 }
 
 Result<std::shared_ptr<const Model>> Model::bind(const ModelConfig& config, WeightSource& source, const OpTable& ops,
-                                                 const ModelOptions& options, ThreadPool& pool) {
+                                                 const ModelOptions& options, std::optional<KvFormatId> kv_format,
+                                                 ThreadPool& pool) {
   if (options.activation != DType::kF32 && options.activation != DType::kBf16)
     return invalid_argument("activations of type {}; wanted f32 or bf16", dtype_name(options.activation));
   std::shared_ptr<Model> model(new Model);
   model->config_ = config;
   model->ops_ = &ops;
   model->activation_ = options.activation;
+  model->kv_format_ = kv_format;
   model->shard_ = options.shard;
   HEARTH_TRY_ASSIGN(model->weights_,
                     load_weights(source, config, options.activation, options.shard, pool, options.progress));
@@ -36,8 +38,9 @@ Result<std::shared_ptr<const Model>> Model::load(const Checkpoint& checkpoint, c
                                                  const ModelOptions& options, ThreadPool& pool) {
   const std::string where = checkpoint.dir().string();
   HEARTH_TRY_ASSIGN(const ModelConfig config, parse_model_config(checkpoint.config()).with_context(where));
-  CheckpointSource source(checkpoint);
-  HEARTH_TRY_ASSIGN(auto model, bind(config, source, ops, options, pool).with_context(where));
+  HEARTH_TRY_ASSIGN(const Quantization quantization, Quantization::parse(checkpoint).with_context(where));
+  CheckpointSource source(checkpoint, quantization);
+  HEARTH_TRY_ASSIGN(auto model, bind(config, source, ops, options, quantization.kv_format(), pool).with_context(where));
   HEARTH_TRY(source.check_all_used().with_context(where));
   return model;
 }
@@ -46,7 +49,7 @@ Result<std::shared_ptr<const Model>> Model::dummy(const ModelConfig& config, con
                                                   const ModelOptions& options, DType weight_dtype, uint64_t seed,
                                                   ThreadPool& pool) {
   DummySource source(config, weight_dtype, seed);
-  return bind(config, source, ops, options, pool);
+  return bind(config, source, ops, options, std::nullopt, pool);
 }
 
 }  // namespace hearth

@@ -44,6 +44,8 @@ class Model {
   const ModelWeights& weights() const { return weights_; }
   const OpTable& ops() const { return *ops_; }
   DType activation() const { return activation_; }
+  // The KV format that the checkpoint was made for; nullopt: it names none.
+  std::optional<KvFormatId> kv_format() const { return kv_format_; }
   const Shard& shard() const { return shard_; }
   // Heads on this rank.
   int64_t local_heads() const { return config_.heads / shard_.size; }
@@ -56,7 +58,8 @@ class Model {
  private:
   Model() = default;
   static Result<std::shared_ptr<const Model>> bind(const ModelConfig& config, WeightSource& source, const OpTable& ops,
-                                                   const ModelOptions& options, ThreadPool& pool);
+                                                   const ModelOptions& options, std::optional<KvFormatId> kv_format,
+                                                   ThreadPool& pool);
   // Looks up all ops for the bound weights; Unsupported names the weight and format without one.
   Status bind_ops();
 
@@ -64,6 +67,7 @@ class Model {
   ModelWeights weights_;
   const OpTable* ops_ = nullptr;
   DType activation_ = DType::kF32;
+  std::optional<KvFormatId> kv_format_;
   Shard shard_;
   std::vector<BlockOps> layer_ops_;
   LinearOps lm_head_op_;

@@ -44,6 +44,15 @@ void fill(uint64_t seed, uint64_t stream, bool is_norm, int64_t first, std::span
 
 }  // namespace
 
+Result<std::optional<WeightFormat>> CheckpointSource::quantized_format(const std::string& module, int64_t n,
+                                                                       int64_t k) {
+  HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format, quantization_.format(checkpoint_, module, n, k));
+  if (format) {
+    for (std::string& tensor : quantization_.tensors(checkpoint_, module)) asked_.insert(std::move(tensor));
+  }
+  return format;
+}
+
 Status CheckpointSource::check_all_used() const {
   for (const TensorEntry& entry : checkpoint_.tensors()) {
     if (asked_.contains(entry.name) || entry.name.ends_with("rotary_emb.inv_freq")) continue;

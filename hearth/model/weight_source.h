@@ -10,6 +10,7 @@
 
 #include "hearth/base/result.h"
 #include "hearth/checkpoint/checkpoint.h"
+#include "hearth/checkpoint/quantization.h"
 #include "hearth/model/config.h"
 
 namespace hearth {
@@ -21,20 +22,41 @@ class WeightSource {
   virtual const TensorEntry* find(const std::string& name, const Shape& wanted) = 0;
   // Bytes [begin, begin + dst.size()) of a tensor that find() returned. Thread-safe.
   virtual Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const = 0;
+  // As find(), for a tensor that a model may have or not, of whatever shape.
+  virtual const TensorEntry* find_optional(const std::string& name) {
+    (void)name;
+    return nullptr;
+  }
+  // The format of linear `module` ("model.layers.0.self_attn.q_proj") of n x k; nullopt: plain, in `<module>.weight`.
+  virtual Result<std::optional<WeightFormat>> quantized_format(const std::string& module, int64_t n, int64_t k) {
+    (void)module, (void)n, (void)k;
+    return std::optional<WeightFormat>();
+  }
+  // REQUIRES: quantized_format() gave one.
+  virtual Result<QuantizedMatrix> read_quantized(const std::string& module, int64_t n, int64_t k) const {
+    (void)n, (void)k;
+    return internal_error("{} has no quantized {}", name(), module);
+  }
   // For messages.
   virtual std::string name() const = 0;
 };
 
 class CheckpointSource final : public WeightSource {
  public:
-  // REQUIRES: `checkpoint` outlives this.
-  explicit CheckpointSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  // REQUIRES: both outlive this.
+  CheckpointSource(const Checkpoint& checkpoint, const Quantization& quantization)
+      : checkpoint_(checkpoint), quantization_(quantization) {}
   const TensorEntry* find(const std::string& name, const Shape&) override {
     asked_.insert(name);
     return checkpoint_.find(name);
   }
+  const TensorEntry* find_optional(const std::string& name) override { return find(name, {}); }
   Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const override {
     return checkpoint_.read_part(entry, begin, dst);
+  }
+  Result<std::optional<WeightFormat>> quantized_format(const std::string& module, int64_t n, int64_t k) override;
+  Result<QuantizedMatrix> read_quantized(const std::string& module, int64_t n, int64_t k) const override {
+    return quantization_.read(checkpoint_, module, n, k);
   }
   std::string name() const override { return checkpoint_.dir().string(); }
 
@@ -44,6 +66,7 @@ class CheckpointSource final : public WeightSource {
 
  private:
   const Checkpoint& checkpoint_;
+  const Quantization& quantization_;
   std::set<std::string, std::less<>> asked_;
 };
 

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 
 #include "hearth/base/log.h"
 #include "hearth/checkpoint/convert.h"
 #include "hearth/checkpoint/quote.h"
 #include "hearth/model/rope_frequencies.h"
+#include "hearth/tensor/quantized_weight.h"
 
 namespace hearth {
 namespace {
@@ -90,6 +92,12 @@ class Binder {
         spdlog::warn(
             "tie_word_embeddings is true, but lm_head.weight differs from the embedding: using lm_head.weight");
     }
+    HEARTH_TRY_ASSIGN(const bool quantized, is_quantized("lm_head", c.vocab_size, c.hidden_size));
+    if (quantized) {
+      HEARTH_TRY_ASSIGN(LinearWeight head, quantized_part("lm_head", c.vocab_size, c.hidden_size));
+      w.lm_head.parts = {std::move(head)};
+      return {};
+    }
     HEARTH_TRY_ASSIGN(const Part part, whole("lm_head.weight", c.vocab_size, c.hidden_size));
     HEARTH_TRY_ASSIGN(w.lm_head, linear({&part, 1}, {}));
     return {};
@@ -115,7 +123,54 @@ class Binder {
     HEARTH_TRY_ASSIGN(dense.gate_up, column_parallel(gate_up, c.mlp_bias));
     HEARTH_TRY_ASSIGN(dense.down, row_parallel(mlp + "down_proj", ffn, c.mlp_bias));
     layer.ffn = std::move(dense);
+    HEARTH_TRY_ASSIGN(layer.k_channel_scale, head_scales(attention + "k_channel_scale", c.head_dim));
+    HEARTH_TRY_ASSIGN(layer.k_scale, head_scales(attention + "k_scale", 1));
+    HEARTH_TRY_ASSIGN(layer.v_scale, head_scales(attention + "v_scale", 1));
     return {};
+  }
+
+  // Scales of this rank's kv heads, `width` for each; empty where the checkpoint has none. One scale for all heads stays
+  // one where width is 1.
+  Result<ConstTensorView> head_scales(const std::string& name, int64_t width) {
+    const TensorEntry* entry = source_.find_optional(name);
+    if (!entry) return ConstTensorView();
+    const int64_t count = entry->shape.count();
+    if (!is_float(entry->dtype) || (count != config_.kv_heads * width && !(width == 1 && count == 1)))
+      return unsupported("tensor '{}' is {} {}; wanted floats for {} key-value heads of {}", name,
+                         dtype_name(entry->dtype), to_string(entry->shape), config_.kv_heads, width);
+    const bool shared = count == 1;
+    const int64_t mine = shared ? 1 : config_.kv_heads / shard_.size * width;
+    TensorEntry& row = flattened_.emplace_back(*entry);
+    row.shape = {count};
+    const Part part{&row, 0, 1, shared ? 0 : mine * shard_.rank, mine};
+    return place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width});
+  }
+
+  Result<bool> is_quantized(const std::string& module, int64_t n, int64_t k) {
+    HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format, source_.quantized_format(module, n, k));
+    return format.has_value();
+  }
+
+  // A whole quantized module; REQUIRES: is_quantized().
+  Result<LinearWeight> quantized_part(const std::string& module, int64_t n, int64_t k) {
+    if (shard_.size != 1) return unsupported("{}: quantized weights are not split over {} ranks", module, shard_.size);
+    HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format, source_.quantized_format(module, n, k));
+    const int64_t bytes = quantized_weight_bytes(*format, n, k, true);
+    const int64_t at = take(bytes);
+    source_bytes_ += format->stored_bytes(n, k);
+    LinearWeight out;
+    if (base_) {
+      HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, source_.read_quantized(module, n, k));
+      HEARTH_TRY(matrix.validate().with_context(module));
+      out = place_quantized(matrix, base_ + at);
+      done_ += format->stored_bytes(n, k);
+      if (progress_) progress_(done_, total_);
+    } else {
+      out.format = *format;
+      out.n = n;
+      out.k = k;
+    }
+    return out;
   }
 
   struct Slice {
@@ -125,6 +180,30 @@ class Binder {
 
   // Output rows are split over the ranks.
   Result<Linear> column_parallel(std::span<const Slice> slices, bool with_bias) {
+    bool quantized = false;
+    for (const Slice& slice : slices) {
+      HEARTH_TRY_ASSIGN(const bool found, is_quantized(slice.name, slice.rows * shard_.size, config_.hidden_size));
+      quantized |= found;
+    }
+    if (!quantized) return plain_columns(slices, with_bias);
+    Linear out;
+    for (const Slice& slice : slices) {
+      HEARTH_TRY_ASSIGN(const bool found, is_quantized(slice.name, slice.rows, config_.hidden_size));
+      if (!found) {
+        HEARTH_TRY_ASSIGN(Linear plain, plain_columns({&slice, 1}, with_bias));
+        out.parts.push_back(std::move(plain.parts.front()));
+        continue;
+      }
+      HEARTH_TRY_ASSIGN(LinearWeight part, quantized_part(slice.name, slice.rows, config_.hidden_size));
+      if (with_bias) {
+        HEARTH_TRY_ASSIGN(part.bias, vector(slice.name + ".bias", slice.rows));
+      }
+      out.parts.push_back(std::move(part));
+    }
+    return out;
+  }
+
+  Result<Linear> plain_columns(std::span<const Slice> slices, bool with_bias) {
     std::vector<Part> weights, biases;
     for (const Slice& slice : slices) {
       const int64_t begin = slice.rows * shard_.rank, all = slice.rows * shard_.size;
@@ -139,6 +218,14 @@ class Binder {
 
   // Input columns are split over the ranks; the bias is rank 0's alone, since the ranks' results add up.
   Result<Linear> row_parallel(const std::string& name, int64_t cols, bool with_bias) {
+    HEARTH_TRY_ASSIGN(const bool quantized, is_quantized(name, config_.hidden_size, cols * shard_.size));
+    if (quantized) {
+      HEARTH_TRY_ASSIGN(LinearWeight part, quantized_part(name, config_.hidden_size, cols));
+      if (with_bias) {
+        HEARTH_TRY_ASSIGN(part.bias, vector(name + ".bias", config_.hidden_size));
+      }
+      return Linear{{part}};
+    }
     HEARTH_TRY_ASSIGN(const TensorEntry* entry, find(name + ".weight", Shape{config_.hidden_size, cols * shard_.size}));
     const Part weight{entry, 0, config_.hidden_size, cols * shard_.rank, cols};
     std::vector<Part> biases;
@@ -317,6 +404,7 @@ class Binder {
   int64_t source_bytes_ = 0;   // bytes of the checkpoint wanted
   int64_t done_ = 0, total_ = 0;
   std::optional<bool> same_head_;
+  std::deque<TensorEntry> flattened_;  // entries whose shape is read as one row
 };
 
 }  // namespace

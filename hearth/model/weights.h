@@ -54,6 +54,8 @@ struct LayerWeights {
   ConstTensorView input_norm;  // [hidden]
   Linear qkv;
   ConstTensorView q_norm, k_norm;  // [head_dim], optional
+  // What the KV formats need (rope.h), f32, optional: [kv_heads, head_dim]; [1] or [kv_heads].
+  ConstTensorView k_channel_scale, k_scale, v_scale;
   Linear o;
   ConstTensorView post_attention_norm;  // [hidden]
   Ffn ffn;
