@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <condition_variable>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <mutex>
 #include <thread>
@@ -55,16 +57,23 @@ class PidFile {
     // Held while the file is made: a signal that ends the process waits for it, and none is made after that.
     const std::lock_guard lock(mutex_);
     if (removed_) return cancelled("pid-file: the process ends");
+    // A file that a killed server left behind is taken over; its number may belong to another program by now.
+    pid_t owner = 0;
+    std::string program;
+    if (std::ifstream(path) >> owner && owner != getpid() &&
+        std::getline(std::ifstream(fmt::format("/proc/{}/comm", owner)), program) && program == "hearth")
+      return unavailable("pid-file: {} belongs to a server that runs (pid {}); wanted a file of our own", path, owner);
     const std::string temporary = fmt::format("{}.{}", path, getpid());
     {
       std::ofstream file(temporary, std::ios::trunc);
       file << getpid() << '\n';
       file.close();
-      if (!file) return unavailable("pid-file: cannot write {}", temporary);
+      if (!file) return unavailable("pid-file: cannot write {}: {}", temporary, std::strerror(errno));
     }
     if (std::rename(temporary.c_str(), path.c_str()) != 0) {
+      const int error = errno;
       ::unlink(temporary.c_str());
-      return unavailable("pid-file: cannot write {}", path);
+      return unavailable("pid-file: cannot write {}: {}", path, std::strerror(error));
     }
     path_ = path;
     return {};
@@ -194,6 +203,10 @@ Result<int> run_serve(const ServeCommand& command) {
   // `hearth --log-level debug serve` is a choice too, and app.cpp has made it already.
   if (command.log_level->count() == 0 || settings.origins[static_cast<size_t>(row)] != "default")
     HEARTH_TRY(init_log(settings.values.log_level));
+  size_t variables = 0;
+  while (environ[variables] != nullptr) ++variables;
+  for (const std::string& name : unknown_variables({environ, variables}))
+    spdlog::warn("{} is no setting of the server and has no effect", name);
   HEARTH_TRY_ASSIGN(ServeOptions options, make_serve_options(settings.values));
   return run_server(settings.values, std::move(options));
 }

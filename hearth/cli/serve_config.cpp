@@ -246,6 +246,20 @@ Result<EffectiveSettings> effective_settings(const ServeFlags& flags, const Envi
   return out;
 }
 
+std::vector<std::string> unknown_variables(std::span<const char* const> variables) {
+  // Of other commands, of the build and of the tests.
+  constexpr std::string_view kOthers[] = {"HEARTH_CONFIG", "HEARTH_DATA",       "HEARTH_JOBS",
+                                          "HEARTH_BINARY", "HEARTH_CMAKE_ARGS", "HEARTH_COMMIT"};
+  std::vector<std::string> unknown;
+  for (const std::string_view variable : variables) {
+    const std::string_view name = variable.substr(0, variable.find('='));
+    if (!name.starts_with("HEARTH_") || std::ranges::find(kOthers, name) != std::end(kOthers)) continue;
+    const auto is_it = [&](const ServeSetting& setting) { return setting.variable() == name; };
+    if (std::ranges::none_of(serve_settings(), is_it)) unknown.emplace_back(name);
+  }
+  return unknown;
+}
+
 Result<ServeOptions> make_serve_options(ServeSettings s) {
   ServeOptions& options = s.options;
   if (s.models.empty())

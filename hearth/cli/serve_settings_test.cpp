@@ -299,6 +299,12 @@ TEST(ServeSettings, SwitchesCanBeTakenBack) {
   EXPECT_EQ(from({"--port", "1", "--port", "2"})->values.options.port, 2);
 }
 
+TEST(ServeSettings, MistypedVariablesAreTold) {
+  const char* const variables[] = {"PATH=/bin",      "HEARTH_API_KEYS=k",  "HEARTH_API_KEY=k", "HEARTH_PORT=1",
+                                   "HEARTH_DATA=/d", "HEARTH_HTTP_BODY=1", "HEARTH_"};
+  EXPECT_THAT(unknown_variables(variables), ElementsAre("HEARTH_API_KEYS", "HEARTH_HTTP_BODY", "HEARTH_"));
+}
+
 // docs/guides/settings.md is written from the table: hearth serve --print-settings-doc > docs/guides/settings.md
 TEST(ServeSettings, ThePageOfTheGuideIsCurrent) {
   std::ifstream file("docs/guides/settings.md");

@@ -152,6 +152,10 @@ TEST(Serve, ASecondSignalEndsItAtOnce) {
   RunningServer server("second", {"--pid-file", pid_file.string(), "--drain-timeout", "50"});
   const int stream = server.begin_stream(1000);
   EXPECT_TRUE(fs::exists(pid_file));
+  const ProcessResult other = serve({"models/fable-13m", "--port", "0", "--pid-file", pid_file.string()});
+  EXPECT_EQ(other.exit_code, kUnavailable) << other.err;
+  EXPECT_THAT(other.err, HasSubstr("belongs to a server that runs"));
+  EXPECT_TRUE(fs::exists(pid_file)) << "the file of the one that runs";
   server.signal(SIGTERM);
   std::this_thread::sleep_for(std::chrono::milliseconds(200));  // two of one kind at once are one
   server.signal(SIGTERM);
@@ -163,6 +167,7 @@ TEST(Serve, ASecondSignalEndsItAtOnce) {
 
 TEST(Serve, SaysWhereItIsAndEndsCleanlyAtASignal) {
   const fs::path pid_file = fs::path(testing::TempDir()) / "hearth_e2e_serve.pid";
+  std::ofstream(pid_file) << "1\n";  // left behind: process 1 is another program
   const ProcessResult result = serve({"models/fable-13m", "--port", "0", "--pid-file", pid_file.string()},
                                      {.interrupt_after_bytes = 1, .timeout_s = 60});
   EXPECT_EQ(result.exit_code, 0) << "signal " << result.signal << "\n" << result.err;
