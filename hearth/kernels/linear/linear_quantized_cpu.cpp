@@ -28,6 +28,7 @@
 #include "hearth/kernels/linear/quantized_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
+#include "hearth/kernels/linear/vnni-inl.h"
 namespace hearth {
 namespace HWY_NAMESPACE {
 namespace {
@@ -36,10 +37,6 @@ namespace qp = quantized_plan;
 
 // Tokens per register tile, as in linear_cpu.
 constexpr int64_t kTokens = HWY_TARGET <= HWY_AVX3 ? 6 : 3;
-
-// Vectors of packed x of one unit: its columns and, where groups have sums of their own, the scales.
-template <class Row>
-constexpr int64_t kUnitVectors = Row::kPer + (Row::kGrouped ? 1 : 0);
 
 template <class Row>
 int64_t units_of(int64_t columns) {
@@ -127,22 +124,21 @@ float prepare_row(const qp::Job& job, int64_t token, float* row, float* group_sc
   return scale;
 }
 
-// Tokens [begin, begin + count) become [unit][vector][token][lane], lane i of vector j being column i kPer + j of the
-// unit; where groups have sums of their own one more vector holds the scales of the lanes.
+// Tokens [begin, begin + count) become [unit][vector][token][lane], as Row says; where groups have sums of their own one more vector holds the scales of the lanes.
 template <class Row>
 void pack_tile(const qp::Job& job, int64_t begin, int64_t count, float* packed, float* scales, float* scratch) {
   constexpr int64_t kUnit = Row::kPer * kLanes;
   float* row = scratch;
   float* group_scales = scratch + job.tile.padded_k;
   const hn::RebindToSigned<D> di;
-  const auto places = hn::Mul(hn::Iota(di, 0), hn::Set(di, Row::kPer));
+  const auto places = hn::Mul(hn::Iota(di, 0), hn::Set(di, Row::kColumnStride));
   const LaneScales lanes(job.group, Row::kPer);
   for (int64_t token = 0; token < count; ++token) {
     scales[token] = prepare_row(job, begin + token, row, group_scales);
     float* to = packed + token * kLanes;
     for (int64_t unit = 0; unit < units_of<Row>(job.tile.k); ++unit) {
       for (int64_t j = 0; j < Row::kPer; ++j, to += count * kLanes)
-        hn::Store(hn::GatherIndex(D(), row + unit * kUnit + j, places), D(), to);
+        hn::Store(hn::GatherIndex(D(), row + unit * kUnit + Row::first_column(j), places), D(), to);
       if constexpr (Row::kGrouped) {
         hn::Store(lanes.load(group_scales, unit), D(), to);
         to += count * kLanes;
@@ -153,7 +149,7 @@ void pack_tile(const qp::Job& job, int64_t begin, int64_t count, float* packed, 
 
 template <class Row>
 int64_t packed_stride(const qp::Job& job) {
-  return units_of<Row>(job.tile.padded_k) * kUnitVectors<Row> * kLanes;
+  return units_of<Row>(job.tile.padded_k) * Row::kUnitVectors * kLanes;
 }
 
 // out[token][row ...] = sums scale + bias + residual.
@@ -172,7 +168,7 @@ HWY_INLINE void tile_rows(const Row* rows, const float* x, int64_t first_unit, i
   V acc[4][kCount];
   for (auto& row : acc)
     for (V& v : row) v = hn::Zero(D());
-  for (int64_t u = first_unit; u < first_unit + units; ++u, x += kUnitVectors<Row> * kCount * kLanes) {
+  for (int64_t u = first_unit; u < first_unit + units; ++u, x += Row::kUnitVectors * kCount * kLanes) {
     HWY_UNROLL(4)
     for (int r = 0; r < 4; ++r) {
       typename Row::Unit unit(rows[r], u);
@@ -248,7 +244,7 @@ void direct(const qp::Job& job, lp::Range rows, std::byte* scratch) {
         const int64_t units = units_of<Row>(std::min(tile.blocks.size, tile.k - k));
         for (int64_t token = 0; token < tile.m; token += kTokens) {
           const int64_t in_tile = std::min(kTokens, tile.m - token);
-          tile_rows<Row>(in_tile, four, x + token * stride + first_unit * kUnitVectors<Row> * in_tile * kLanes,
+          tile_rows<Row>(in_tile, four, x + token * stride + first_unit * Row::kUnitVectors * in_tile * kLanes,
                          first_unit, units, block == 0, tile_sums + token * lp::kDirectRows + 4 * i);
         }
       }
@@ -271,7 +267,7 @@ void fill_panel(const typename Row::Shared& shared, int64_t row, int64_t rows, i
                 float* row_scales, float* panel) {
   for (int64_t r = 0; r < lp::round_up(rows, 4); ++r) {
     const Row from(shared, row + std::min(r, rows - 1), row_scales);
-    float* to = panel + r / 4 * (units * kUnitVectors<Row> * 4 * kLanes) + r % 4 * kLanes;
+    float* to = panel + r / 4 * (units * Row::kUnitVectors * 4 * kLanes) + r % 4 * kLanes;
     for (int64_t u = first_unit; u < first_unit + units; ++u) {
       typename Row::Unit unit(from, u);
       HWY_UNROLL(8)
@@ -319,7 +315,7 @@ HWY_INLINE void tile_units(const float* panel, const float* x, int64_t units, bo
 template <class Row, int kCount>
 void multiply_units(const float* panel, int64_t rows, const float* x, int64_t units, bool first_block, float* sums) {
   for (int64_t group = 0; group < rows; group += 4)
-    tile_units<Row, kCount>(panel + group * units * kUnitVectors<Row> * kLanes, x, units, first_block, sums + group);
+    tile_units<Row, kCount>(panel + group * units * Row::kUnitVectors * kLanes, x, units, first_block, sums + group);
 }
 
 // All rows of the panel with one tile of tokens.
@@ -358,7 +354,7 @@ void panels(const qp::Job& job, lp::Range rows, lp::Range tokens, const float* p
       for (int64_t token = tokens.begin; token < tokens.end; token += kTokens) {
         const int64_t in_tile = std::min(kTokens, tokens.end - token);
         multiply<Row>(in_tile, panel, count,
-                      packed + token * stride + first_unit * kUnitVectors<Row> * in_tile * kLanes, units, block == 0,
+                      packed + token * stride + first_unit * Row::kUnitVectors * in_tile * kLanes, units, block == 0,
                       sums + (token - tokens.begin) * lp::kPanelRows);
       }
     }
@@ -382,7 +378,11 @@ void with_row_type(const qp::Job& job, const F& f) {
       grouped ? f(static_cast<LineRow<true>*>(nullptr)) : f(static_cast<LineRow<false>*>(nullptr));
     }
   } else if (format.code == WeightCode::kE4m3) {
-    grouped ? f(static_cast<AnyRow<true>*>(nullptr)) : f(static_cast<E4m3Row*>(nullptr));
+    if (grouped || job.group % (E4m3Row::kPer * kLanes) != 0) {
+      grouped ? f(static_cast<AnyRow<true>*>(nullptr)) : f(static_cast<AnyRow<false>*>(nullptr));
+    } else {
+      f(static_cast<E4m3Row*>(nullptr));
+    }
   } else if (job.group % kNibbleUnit == 0) {
     grouped ? f(static_cast<GroupRow<true>*>(nullptr)) : f(static_cast<GroupRow<false>*>(nullptr));
   } else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How rows of quantized weights become vectors of f32. A Row type has
-//   kPer       columns of a lane in a unit: vector j of a unit holds columns i kPer + j in lane i
+//   kPer       columns of a lane in a unit: vector j of a unit holds columns first_column(j) + i kColumnStride in lane i
 //   kGrouped   false: vectors are f32(scale * value); true: they are the values, and Unit::scale() their scales
 //   Shared     what all rows of a weight have in common
 //   Unit       made from a row and the unit's number; next() gives its kPer vectors in order
@@ -26,6 +26,7 @@
 #include "hearth/kernels/linear/linear_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
+#include "hearth/kernels/linear/vnni-inl.h"
 namespace hearth {
 namespace HWY_NAMESPACE {
 namespace {
@@ -74,7 +75,11 @@ void load_zeros(const qp::Job& job, int64_t row, float* zeros) {
   const int64_t groups = job.reader->groups();
   if (weight.format.scale_layout == ScaleLayout::kGroup) {
     const uint8_t* from = static_cast<const uint8_t*>(weight.zeros.data) + row * weight.zeros.row_stride;
-    for (int64_t g = 0; g < groups; ++g) zeros[g] = from[g];
+    for_channels(groups, [&](auto d, int64_t i) HWY_ATTR {
+      const hn::RebindToSigned<decltype(d)> di;
+      hn::StoreU(hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, decltype(d)>(), from + i))), d,
+                 zeros + i);
+    });
   } else {
     for (int64_t g = 0; g < groups; ++g) zeros[g] = job.reader->zero(row, g);
   }
@@ -186,15 +191,95 @@ struct NibbleCodes {
   }
 };
 
+// The coefficient lines of up to 4 bitvectors.
+class Lines {
+ public:
+  explicit Lines(const LinearWeight& weight)
+      : integers_(weight.format.integer_lines),
+        count_(weight.format.bitvectors),
+        stride_(weight.lines.row_stride),
+        last_(weight.format.lines - 1),
+        data_(static_cast<const uint8_t*>(weight.lines.data)) {
+    for (int code = 0; code < 16; ++code)
+      for (int s = 0; s < 4; ++s) has_[s][code] = s < count_ && (code >> (count_ - 1 - s) & 1) ? ~0u : 0u;
+    for (int code = 0; code < 16; ++code)
+      for (int s = 0; s < 4; ++s) bits_[code][s] = has_[s][code] & 1;
+  }
+
+  // The sums of the 16 codes, in the order of subset_sums().
+  HWY_INLINE Table16 sums(int64_t line) const {
+#if HWY_TARGET <= HWY_AVX3
+    if (integers_) return {{V{_mm512_cvtepi32_ps(integer_sums(line))}}};
+#endif
+    float coefficients[4] = {};
+    if (integers_) {
+      const auto* from = reinterpret_cast<const int8_t*>(data_) + line * stride_;
+      for (int s = 0; s < count_; ++s) coefficients[s] = from[s];
+    } else {
+      const auto* from = static_cast<const f16*>(static_cast<const void*>(data_)) + line * stride_;
+#if HWY_TARGET <= HWY_AVX2
+      uint64_t bits = 0;
+      if (HWY_LIKELY(count_ == 4)) {
+        std::memcpy(&bits, from, 8);
+      } else {
+        std::memcpy(&bits, from, static_cast<size_t>(count_) * 2);
+      }
+      _mm_storeu_ps(coefficients, _mm_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(bits))));
+#else
+      for (int s = 0; s < count_; ++s) coefficients[s] = from[s].to_float();
+#endif
+    }
+    Table16 table;
+    const hn::RebindToUnsigned<D> du;
+    for (int64_t i = 0; i < Table16::kVectors; ++i) {
+      V sum = hn::Zero(D());
+      HWY_UNROLL(4)
+      for (int s = 0; s < 4; ++s)
+        sum =
+            hn::Add(sum, hn::And(hn::BitCast(D(), hn::Load(du, has_[s] + i * kLanes)), hn::Set(D(), coefficients[s])));
+      table.values[i] = sum;
+    }
+    return table;
+  }
+
+#if HWY_TARGET <= HWY_AVX3
+  // The same as 16 integers: the sums of four products of a bit and a coefficient. REQUIRES: integer lines.
+  HWY_INLINE __m512i integer_sums(int64_t line) const {
+    uint32_t coefficients = 0;
+    if (HWY_LIKELY(count_ == 4 || line != last_)) {  // what follows a shorter line meets bits of 0
+      std::memcpy(&coefficients, data_ + line * stride_, 4);
+    } else {
+      std::memcpy(&coefficients, data_ + line * stride_, static_cast<size_t>(count_));
+    }
+    const __m512i bits = _mm512_load_si512(bits_);
+    const __m512i all = _mm512_set1_epi32(static_cast<int>(coefficients));
+#if HEARTH_VNNI
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), bits, all);
+#else
+    return _mm512_madd_epi16(_mm512_maddubs_epi16(bits, all), _mm512_set1_epi16(1));
+#endif
+  }
+#endif
+
+ private:
+  bool integers_;
+  int count_;
+  int64_t stride_, last_;
+  const uint8_t* data_;
+  alignas(64) uint32_t has_[4][16];  // all ones where a code has the bit of coefficient s
+  alignas(64) uint8_t bits_[16][4];  // 1 there
+};
+
 // What the 4-bit codes' rows share.
 struct NibbleShared {
   const qp::Job& job;
   LaneScales lanes;
+  Lines lines;
   bool has_zeros;
   alignas(64) float values[16];
 
   explicit NibbleShared(const qp::Job& j)
-      : job(j), lanes(j.group, kNibblePer), has_zeros(j.weight->format.has_zero_point) {
+      : job(j), lanes(j.group, kNibblePer), lines(*j.weight), has_zeros(j.weight->format.has_zero_point) {
     const WeightFormat& format = j.weight->format;
     if (format.code == WeightCode::kBitvectors) return;
     const std::array<float, 16> of_code = code_values(format.code);
@@ -205,6 +290,8 @@ struct NibbleShared {
 
 struct NibbleRow {
   static constexpr int64_t kPer = kNibblePer;
+  static constexpr int64_t kColumnStride = kPer;
+  static constexpr int64_t first_column(int64_t j) { return j; }
   using Shared = NibbleShared;
   const NibbleShared& shared;
   NibbleCodes codes;
@@ -222,6 +309,7 @@ struct NibbleRow {
 template <bool kGrouped_>
 struct GroupRow : NibbleRow {
   static constexpr bool kGrouped = kGrouped_;
+  static constexpr int64_t kUnitVectors = kPer + kGrouped;
   using NibbleRow::NibbleRow;
 
   class Unit {
@@ -247,10 +335,12 @@ struct GroupRow : NibbleRow {
   };
 };
 
-// Groups smaller than a unit, or that cross its border: lanes have scales and zero points of their own.
+// Groups smaller than a unit, or that cross its border: lanes have scales and zero points of their own. scale value -
+// scale zero is scale (value - zero), exactly for scales of 16 bits, to a rounding of scale zero for f32.
 template <bool kGrouped_>
 struct MixedRow : NibbleRow {
   static constexpr bool kGrouped = kGrouped_;
+  static constexpr int64_t kUnitVectors = kPer + kGrouped;
   using NibbleRow::NibbleRow;
 
   class Unit {
@@ -259,19 +349,23 @@ struct MixedRow : NibbleRow {
         : words_(row.codes.load(unit)),
           table_(Table16::load(row.shared.values)),
           scale_(row.shared.lanes.load(row.scales, unit)),
-          zero_(row.shared.has_zeros ? row.shared.lanes.load(row.zeros, unit) : hn::Zero(D())) {}
+          has_zeros_(row.shared.has_zeros) {
+      if (has_zeros_) zero_ = row.shared.lanes.load(row.zeros, unit);
+      if constexpr (!kGrouped) zero_ = hn::Mul(zero_, scale_);
+    }
     HWY_INLINE V next() {
-      const V v = hn::Sub(table_[words_], zero_);
+      const V v = table_[words_];
       words_ = hn::ShiftRight<4>(words_);
-      if constexpr (kGrouped) return v;
-      return hn::Mul(v, scale_);
+      if constexpr (kGrouped) return hn::Sub(v, zero_);
+      return has_zeros_ ? hn::MulSub(v, scale_, zero_) : hn::Mul(v, scale_);
     }
     HWY_INLINE V scale() const { return scale_; }
 
    private:
     Words words_;
     Table16 table_;
-    V scale_, zero_;
+    V scale_, zero_ = hn::Zero(D());
+    bool has_zeros_;
   };
 };
 
@@ -279,6 +373,7 @@ struct MixedRow : NibbleRow {
 template <bool kGrouped_>
 struct LineRow : NibbleRow {
   static constexpr bool kGrouped = kGrouped_;
+  static constexpr int64_t kUnitVectors = kPer + kGrouped;
   const uint16_t* line_index;
 
   LineRow(const NibbleShared& s, int64_t row, float* scratch)
@@ -290,23 +385,8 @@ struct LineRow : NibbleRow {
    public:
     HWY_INLINE Unit(const LineRow& row, int64_t unit) : words_(row.codes.load(unit)) {
       const int64_t group = row.shared.lanes.group_of(unit);
-      const LinearWeight& weight = *row.shared.job.weight;
-      const int count = weight.format.bitvectors;
-      const int64_t first = row.line_index[group] * weight.lines.row_stride;
       scale_ = row.scales[group];
-      for (V& v : table_.values) v = hn::Zero(D());
-      const hn::RebindToUnsigned<D> du;
-      for (int s = 0; s < count; ++s) {
-        const float coefficient = weight.format.integer_lines
-                                      ? static_cast<float>(static_cast<const int8_t*>(weight.lines.data)[first + s])
-                                      : static_cast<const f16*>(weight.lines.data)[first + s].to_float();
-        const auto bit = hn::Set(du, 1u << (count - 1 - s));
-        for (int64_t i = 0; i < Table16::kVectors; ++i) {
-          const auto code = hn::Iota(du, static_cast<uint32_t>(i * kLanes));
-          const auto has = hn::RebindMask(D(), hn::TestBit(code, bit));
-          table_.values[i] = hn::Add(table_.values[i], hn::IfThenElseZero(has, hn::Set(D(), coefficient)));
-        }
-      }
+      table_ = row.shared.lines.sums(row.line_index[group]);
       if constexpr (!kGrouped) table_.scale(scale_);
     }
     HWY_INLINE V next() {
@@ -325,9 +405,13 @@ struct LineRow : NibbleRow {
 
 // ---- E4M3 -----------------------------------------------------------------------------------------------
 
+// A unit lies in one group. Its vectors are the even columns, then the odd ones, of two halves.
 struct E4m3Row {
-  static constexpr int64_t kPer = 2;
+  static constexpr int64_t kPer = 4;
+  static constexpr int64_t kUnitVectors = kPer;
   static constexpr bool kGrouped = false;
+  static constexpr int64_t kColumnStride = 2;
+  static constexpr int64_t first_column(int64_t j) { return j % 2 * 2 * kLanes + j / 2; }
   struct Shared {
     const qp::Job& job;
     LaneScales lanes;
@@ -344,45 +428,48 @@ struct E4m3Row {
 
   class Unit {
    public:
-    HWY_INLINE Unit(const E4m3Row& row, int64_t unit) : scale_(row.shared.lanes.load(row.scales, unit)) {
-      constexpr int64_t kBytes = 2 * kLanes;
+    HWY_INLINE Unit(const E4m3Row& row, int64_t unit) {
+      constexpr int64_t kBytes = kPer * kLanes;
       const uint8_t* from = row.codes + unit * kBytes;
+      const float scale = row.scales[row.shared.lanes.group_of(unit)];
       hwy::Prefetch(from + lp::kPrefetchBytes);
-      alignas(64) uint8_t padded[kBytes] = {};
+      alignas(64) uint8_t padded[kBytes];
       if (HWY_UNLIKELY((unit + 1) * kBytes > row.shared.job.tile.k)) {
+        std::memset(padded, 0, kBytes);
         std::memcpy(padded, from, row.shared.job.tile.k - unit * kBytes);
         from = padded;
       }
 #if HWY_TARGET > HWY_AVX2  // no conversion from f16
-      for (int64_t i = 0; i < kLanes; ++i) {
-        even_[i] = e4m3{from[2 * i]}.to_float();
-        odd_[i] = e4m3{from[2 * i + 1]}.to_float();
-      }
+      for (int64_t j = 0; j < kPer; ++j)
+        for (int64_t i = 0; i < kLanes; ++i)
+          values_[j * kLanes + i] = e4m3{from[first_column(j) + i * kColumnStride]}.to_float() * scale;
 #else
-      pairs_ = hn::BitCast(d16, hn::LoadU(hn::Repartition<uint8_t, decltype(d16)>(), from));
-      scale_ = hn::Mul(scale_, hn::Set(D(), 256.0f));
+      pairs_ = hn::BitCast(d16, hn::LoadU(hn::Repartition<uint8_t, D>(), from));
+      scale_ = hn::Set(D(), scale * 256);
 #endif
     }
 #if HWY_TARGET > HWY_AVX2
-    HWY_INLINE V next() { return hn::Mul(hn::LoadU(D(), first_++ == 0 ? even_ : odd_), scale_); }
+    HWY_INLINE V next() { return hn::LoadU(D(), values_ + next_++ * kLanes); }
 
    private:
-    float even_[kLanes], odd_[kLanes];
-    int first_ = 0;
-    V scale_;
+    float values_[kPer * kLanes];
+    int64_t next_ = 0;
 #else
     // Exponent and mantissa of E4M3 are those of an f16 that is 2^8 too small, subnormal numbers too.
     HWY_INLINE V next() {
-      const auto code = first_++ == 0 ? hn::ShiftLeft<8>(pairs_) : pairs_;
-      const auto half = hn::And(hn::ShiftRight<1>(code), hn::Set(d16, static_cast<int16_t>(0xBF80)));
+      const hn::Half<decltype(d16)> half;
       const hn::Rebind<hwy::float16_t, D> dh;
-      return hn::Mul(hn::PromoteTo(D(), hn::BitCast(dh, half)), scale_);
+      if (next_ % 2 == 0)
+        halves_ = hn::And(hn::ShiftRight<1>(next_ == 0 ? hn::ShiftLeft<8>(pairs_) : pairs_),
+                          hn::Set(d16, static_cast<int16_t>(0xBF80)));
+      const auto part = next_++ % 2 == 0 ? hn::LowerHalf(half, halves_) : hn::UpperHalf(half, halves_);
+      return hn::Mul(hn::PromoteTo(D(), hn::BitCast(dh, part)), scale_);
     }
 
    private:
-    static constexpr hn::Rebind<int16_t, D> d16{};
-    hn::Vec<hn::Rebind<int16_t, D>> pairs_;
-    int first_ = 0;
+    static constexpr hn::Repartition<int16_t, D> d16{};
+    hn::Vec<hn::Repartition<int16_t, D>> pairs_, halves_;
+    int next_ = 0;
     V scale_;
 #endif
   };
@@ -395,6 +482,9 @@ template <bool kGrouped_>
 struct AnyRow {
   static constexpr int64_t kPer = 8;
   static constexpr bool kGrouped = kGrouped_;
+  static constexpr int64_t kUnitVectors = kPer + kGrouped;
+  static constexpr int64_t kColumnStride = kPer;
+  static constexpr int64_t first_column(int64_t j) { return j; }
   struct Shared {
     const qp::Job& job;
     LaneScales lanes;

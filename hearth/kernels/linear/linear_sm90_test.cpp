@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// The GPU's linear ops for plain weights. Label gpu: without a device every test here fails.
+#include <gtest/gtest.h>
+
+#include "hearth/kernels/gpu_test.h"
+#include "hearth/kernels/linear/linear_cuda.h"
+
+namespace hearth {
+namespace {
+
+struct LinearCase {
+  DType x, weight, out;
+  int64_t m, n, k;
+  bool bias = false, residual = false;
+};
+
+std::string describe(const LinearCase& c) {
+  return fmt::format("x {} weight {} out {} [{}, {}] x [{}]{}{}", dtype_name(c.x), dtype_name(c.weight),
+                     dtype_name(c.out), c.m, c.k, c.n, c.bias ? " bias" : "", c.residual ? " residual" : "");
+}
+
+struct LinearRun {
+  LinearCase c;
+  TestTensor x, codes, bias, residual;
+  LinearWeight weight;
+
+  LinearRun(const LinearCase& linear_case, uint64_t seed)
+      : c(linear_case),
+        x(c.x, c.m, c.k, 8),
+        codes(c.weight, c.n, c.k),
+        bias(DType::kF32, 1, c.n),
+        residual(c.out, c.m, c.n, 8) {
+    Random random(seed);
+    x.fill(random), codes.fill(random, 0.05f), residual.fill(random);
+    for (int64_t i = 0; i < c.n; ++i) bias.set(0, i, bf16::from_float(random.normal()).to_float());
+    weight.format = WeightFormat::plain(c.weight);
+    weight.n = c.n, weight.k = c.k;
+  }
+  TestTensor empty_out() const { return TestTensor(c.out, c.m, c.n, 8); }
+
+  TestTensor reference() {
+    TestTensor out = empty_out();
+    weight.codes = codes.view();
+    weight.bias = c.bias ? bias.vector() : TensorView();
+    ExecContext host;
+    const Status status = linear_ref(
+        {.x = x.view(), .weight = &weight, .residual = c.residual ? residual.view() : TensorView(), .out = out.view()},
+        host);
+    EXPECT_TRUE(status) << status.error().message;
+    return out;
+  }
+  // The loop of the definition with f32 variables; a bf16 result is rounded where there is a bias, as
+  // linear_cublaslt.cu says.
+  TestTensor naive() const {
+    TestTensor out = empty_out();
+    for (int64_t r = 0; r < c.m; ++r)
+      for (int64_t n = 0; n < c.n; ++n) {
+        float sum = 0, added = 0;
+        for (int64_t k = 0; k < c.k; ++k) sum += x.at(r, k) * codes.at(n, k);
+        if (c.bias) added += bias.at(0, n);
+        if (c.residual) added += residual.at(r, n);
+        if (c.bias && c.out == DType::kBf16) added = bf16::from_float(added).to_float();
+        out.set(r, n, sum + added);
+      }
+    return out;
+  }
+
+  // Rows [begin, begin + rows) on the device; `in_place`: the residual's memory is out.
+  Status run(const LinearOp& op, TestTensor& out, int64_t begin, int64_t rows, bool in_place = false) {
+    GpuExec gpu({}, op.workspace_bytes(c.m, c.n, c.k, 1));
+    if (in_place) std::ranges::copy(residual.all_bytes(), out.all_bytes().begin());
+    OnDevice device_x(x), device_codes(codes), device_bias(bias), device_residual(residual), device_out(out);
+    LinearWeight moved = weight;
+    moved.codes = device_codes.view();
+    moved.bias = c.bias ? device_bias.vector() : TensorView();
+    const TensorView added = (in_place ? device_out : device_residual).view().slice_rows(begin, rows);
+    HEARTH_TRY(op.run({.x = device_x.view().slice_rows(begin, rows),
+                       .weight = &moved,
+                       .residual = c.residual ? added : TensorView(),
+                       .out = device_out.view().slice_rows(begin, rows)},
+                      gpu.exec()));
+    HEARTH_TRY(gpu.synchronize());
+    device_out.copy_back();
+    return {};
+  }
+};
+
+constexpr LinearOp kSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
+constexpr LinearOp kCublasLt{"linear_cublaslt", linear_cublaslt_workspace_bytes, linear_cublaslt};
+
+void expect_matches_reference(const LinearCase& c, const LinearOp& op) {
+  constexpr uint64_t kSeed = 20320;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << op.name << " " << describe(c));
+  LinearRun run(c, kSeed);
+  const TestTensor wanted = run.reference(), naive = run.naive();
+  TestTensor out = run.empty_out(), again = run.empty_out();
+  const Status status = run.run(op, out, 0, c.m);
+  ASSERT_TRUE(status) << status.error().message;
+  expect_as_exact_as(naive, out, wanted);
+  ASSERT_TRUE(run.run(op, again, 0, c.m));
+  EXPECT_TRUE(out.same_bits(again)) << "the same run twice";
+}
+
+TEST(LinearSm90, MatchesTheReferenceAtEdges) {
+  for (DType x : {DType::kF32, DType::kBf16})
+    for (DType weight : {DType::kF32, DType::kF16, DType::kBf16})
+      for (DType out : {DType::kF32, x})
+        for (int64_t m : {1, 5, 63, 64, 65})
+          for (bool extras : {false, true}) {
+            expect_matches_reference({x, weight, out, m, 64, 16, extras, extras}, kSm90);
+            expect_matches_reference({x, weight, out, m, 129, 37, extras, extras}, kSm90);
+            expect_matches_reference({x, weight, out, m, 1, 384, extras, extras}, kSm90);
+          }
+}
+
+// What models have: fable, Qwen2.5-7B's 3584 and 18944, Llama-3-8B, and a vocabulary that fills no tile.
+TEST(LinearCublasLt, MatchesTheReferenceOnModelShapes) {
+  constexpr DType kB = DType::kBf16;
+  for (int64_t m : {1, 2, 16, 61})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{384, 384},
+                               {1152, 384},
+                               {384, 1024},
+                               {3584, 128},
+                               {128, 3584},
+                               {64, 18944},
+                               {4096, 256},
+                               {1024, 4096},
+                               {50, 32},
+                               {4097, 64}})
+      for (bool extras : {false, true}) {
+        expect_matches_reference({kB, kB, kB, m, n, k, false, extras}, kCublasLt);
+        expect_matches_reference({kB, kB, kB, m, n, k, true, extras}, kCublasLt);
+        expect_matches_reference({kB, kB, DType::kF32, m, n, k, extras, false}, kCublasLt);
+      }
+}
+
+TEST(LinearCublasLt, ResidualMayBeOut) {
+  for (const LinearOp& op : {kCublasLt, kSm90})
+    for (bool bias : {false, true}) {
+      LinearRun run({DType::kBf16, DType::kBf16, DType::kBf16, 37, 384, 1024, bias, true}, 20321);
+      TestTensor apart = run.empty_out(), in_place = run.empty_out();
+      ASSERT_TRUE(run.run(op, apart, 0, 37));
+      ASSERT_TRUE(run.run(op, in_place, 0, 37, true));
+      for (int64_t r = 0; r < 37; ++r) EXPECT_TRUE(apart.same_row_bits(r, in_place, r)) << op.name << " row " << r;
+    }
+}
+
+TEST(LinearSm90, ARowIsItsOwn) {
+  for (DType dtype : {DType::kF32, DType::kBf16}) {
+    LinearRun run({dtype, DType::kBf16, dtype, 67, 130, 384, true, true}, 20322);
+    TestTensor all = run.empty_out();
+    ASSERT_TRUE(run.run(kSm90, all, 0, 67));
+    for (int64_t r : {0, 1, 63, 64, 66}) {
+      TestTensor one = run.empty_out();
+      ASSERT_TRUE(run.run(kSm90, one, r, 1));
+      EXPECT_TRUE(all.same_row_bits(r, one, r)) << "row " << r;
+    }
+  }
+}
+
+TEST(LinearCublasLt, WrongTypesAreErrors) {
+  LinearRun run({DType::kF32, DType::kBf16, DType::kF32, 1, 8, 8}, 1);
+  run.weight.codes = run.codes.view();
+  TestTensor out = run.empty_out();
+  ExecContext exec;
+  const Status status = linear_cublaslt({.x = run.x.view(), .weight = &run.weight, .out = out.view()}, exec);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().message, "linear: x is f32 and the weight bf16, this op has bf16 for both");
+}
+
+}  // namespace
+}  // namespace hearth
