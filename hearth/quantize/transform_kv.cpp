@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+// Statistics of keys, queries and values, and the search of factors. Everything on one thread: a sample of 512 tokens.
+#include "hearth/quantize/transform_kv.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "hearth/base/check.h"
+#include "hearth/tensor/hadamard.h"
+#include "hearth/tensor/kv_codec.h"
+
+namespace hearth {
+namespace {
+
+constexpr std::array<double, 7> kExponents = {0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5};
+
+// The heads of a row normalised (weight may be empty) and rotated.
+void norm_and_rotate(std::span<float> head, const std::vector<float>& weight, double eps, const float* cos_sin) {
+  const size_t half = head.size() / 2;
+  if (!weight.empty()) {
+    double squares = 0;
+    for (const float x : head) squares += double{x} * x;
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(head.size()) + eps);
+    for (size_t i = 0; i < head.size(); ++i) head[i] = static_cast<float>(head[i] * scale * weight[i]);
+  }
+  for (size_t i = 0; i < half; ++i) {
+    const double a = head[i], b = head[i + half], cos = cos_sin[i], sin = cos_sin[half + i];
+    head[i] = static_cast<float>(a * cos - b * sin);
+    head[i + half] = static_cast<float>(b * cos + a * sin);
+  }
+}
+
+}  // namespace
+
+AttentionStats::AttentionStats(const HeadShape& shape, const LayerTensors& layer, double norm_eps)
+    : shape_(shape), q_norm_(layer.q_norm), k_norm_(layer.k_norm), norm_eps_(norm_eps) {
+  const size_t channels = static_cast<size_t>(shape.kv_heads * shape.head_dim);
+  for (std::vector<double>* sums : {&key_square_, &query_square_, &value_square_, &key_max_}) sums->assign(channels, 0);
+  key_pair_max_.assign(channels / 2, 0);
+}
+
+std::span<const float> AttentionStats::sampled_head(int64_t token, int64_t head) const {
+  return std::span(sample_).subspan(static_cast<size_t>(token * columns() + head * shape_.head_dim),
+                                    static_cast<size_t>(shape_.head_dim));
+}
+
+std::vector<double> AttentionStats::rms(const std::vector<double>& squares, int64_t per_token) const {
+  std::vector<double> out(squares.size(), 0);
+  for (size_t i = 0; i < out.size() && tokens_ > 0; ++i)
+    out[i] = std::sqrt(squares[i] / static_cast<double>(tokens_ * per_token));
+  return out;
+}
+
+Status AttentionStats::observe(ConstTensorView qkv, ConstTensorView cos_sin) {
+  if (qkv.dtype != DType::kF32 || qkv.cols() != columns())
+    return invalid_argument("attention statistics: qkv is {} {}, wanted f32 rows of {}", dtype_name(qkv.dtype),
+                            to_string(qkv.shape), columns());
+  if (cos_sin.dtype != DType::kF32 || cos_sin.cols() != shape_.head_dim || cos_sin.rows() < qkv.rows())
+    return invalid_argument("attention statistics: cos_sin is {} {}, wanted f32 [{}, {}]", dtype_name(cos_sin.dtype),
+                            to_string(cos_sin.shape), qkv.rows(), shape_.head_dim);
+  for (int64_t t = 0; t < qkv.rows(); ++t)
+    for (int64_t i = 0; i < columns(); ++i)
+      if (const float value = qkv.row<float>(t)[i]; !std::isfinite(value))
+        return invalid_argument("attention statistics: qkv is {} at [{}, {}]; wanted finite numbers", value, t, i);
+  std::vector<float> row(static_cast<size_t>(columns()));
+  const size_t dim = static_cast<size_t>(shape_.head_dim);
+  for (int64_t t = 0; t < qkv.rows(); ++t) {
+    std::copy_n(qkv.row<float>(t), row.size(), row.begin());
+    for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h)
+      norm_and_rotate(std::span(row).subspan(static_cast<size_t>(h) * dim, dim), h < shape_.heads ? q_norm_ : k_norm_,
+                      norm_eps_, cos_sin.row<float>(t));
+    add_row(row);
+  }
+  return {};
+}
+
+void AttentionStats::add_row(std::span<const float> row) {
+  const size_t dim = static_cast<size_t>(shape_.head_dim), pairs = dim / 2;
+  const auto head = [&](int64_t h) { return row.data() + static_cast<size_t>(h) * dim; };
+  for (int64_t h = 0; h < shape_.heads; ++h) {
+    double* sums = query_square_.data() + static_cast<size_t>(h / shape_.group()) * dim;
+    for (size_t i = 0; i < dim; ++i) sums[i] += double{head(h)[i]} * head(h)[i];
+  }
+  for (int64_t h = 0; h < shape_.kv_heads; ++h) {
+    const float *k = head(shape_.heads + h), *v = head(shape_.heads + shape_.kv_heads + h);
+    const size_t at = static_cast<size_t>(h) * dim;
+    for (size_t i = 0; i < dim; ++i) {
+      key_square_[at + i] += double{k[i]} * k[i];
+      value_square_[at + i] += double{v[i]} * v[i];
+      key_max_[at + i] = std::max(key_max_[at + i], std::abs(double{k[i]}));
+    }
+    for (size_t f = 0; f < pairs; ++f) {
+      double& largest = key_pair_max_[at / 2 + f];
+      largest = std::max(largest, std::sqrt(double{k[f]} * k[f] + double{k[f + pairs]} * k[f + pairs]));
+    }
+  }
+  if (tokens_ % stride_ == 0) {
+    if (sampled() == kMaxSample) {  // every other one of them stays
+      for (int64_t t = 1; t < kMaxSample / 2; ++t)
+        std::copy_n(sample_.begin() + 2 * t * columns(), columns(), sample_.begin() + t * columns());
+      sample_.resize(static_cast<size_t>(kMaxSample / 2 * columns()));
+      stride_ *= 2;
+    }
+    if (tokens_ % stride_ == 0) sample_.insert(sample_.end(), row.begin(), row.end());
+  }
+  ++tokens_;
+}
+
+std::vector<float> fireq_pair_factors(const AttentionStats& stats, double alpha) {
+  std::vector<float> out;
+  for (const double largest : stats.key_pair_max())
+    out.push_back(largest > 0 ? static_cast<float>(std::clamp(alpha / largest, kMinFactor, kMaxFactor)) : 1.0f);
+  return out;
+}
+
+std::vector<float> fireq_channel_factors(const AttentionStats& stats, int64_t top_k, double beta) {
+  const size_t dim = static_cast<size_t>(stats.shape().head_dim);
+  std::vector<float> out(stats.key_max().size(), 1.0f);
+  std::vector<size_t> order(dim);
+  for (size_t head = 0; head < out.size(); head += dim) {
+    const double* largest = stats.key_max().data() + head;
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return largest[a] > largest[b]; });
+    for (size_t i = 0; i < std::min(dim, static_cast<size_t>(top_k)); ++i)
+      for (const size_t channel : {order[i], (order[i] + dim / 2) % dim})
+        if (largest[channel] > 0)
+          out[head + channel] = static_cast<float>(std::clamp(beta / largest[channel], kMinFactor, kMaxFactor));
+  }
+  return out;
+}
+
+namespace {
+
+// E[x x^T] over the rows that `row(i)` gives, i < count; [dim, dim].
+template <class Row>
+std::vector<double> second_moments(int64_t count, size_t dim, const Row& row) {
+  std::vector<double> sums(dim * dim, 0);
+  for (int64_t n = 0; n < count; ++n) {
+    const std::span<const float> x = row(n);
+    for (size_t i = 0; i < dim; ++i)
+      for (size_t j = 0; j < dim; ++j) sums[i * dim + j] += double{x[i]} * x[j];
+  }
+  for (double& sum : sums) sum /= static_cast<double>(std::max<int64_t>(count, 1));
+  return sums;
+}
+
+double quadratic_form(std::span<const double> m, std::span<const double> x) {
+  double total = 0;
+  std::array<double, 4> sums{};
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double* row = m.data() + i * x.size();
+    sums = {};
+    for (size_t j = 0; j + 4 <= x.size(); j += 4)
+      for (size_t lane = 0; lane < 4; ++lane) sums[lane] += row[j + lane] * x[j + lane];
+    for (size_t j = x.size() / 4 * 4; j < x.size(); ++j) sums[0] += row[j] * x[j];
+    total += x[i] * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return total;
+}
+
+// What a head comes back as, less what it was, when it is stored times `factors` and perhaps rotated, and read back.
+class StoredHead {
+ public:
+  explicit StoredHead(const KvLayout& layout)
+      : layout_(layout),
+        codes_(static_cast<size_t>(layout.token_stride_bytes)),
+        scales_(static_cast<size_t>(std::max<int64_t>(layout.scale_bytes, 1))),
+        scaled_(static_cast<size_t>(layout.head_dim)) {}
+
+  void error(std::span<const float> x, std::span<const float> factors, bool rotate, std::span<double> out) {
+    for (size_t i = 0; i < x.size(); ++i) scaled_[i] = x[i] * factors[i];
+    if (rotate) hadamard_rotate(std::span(scaled_));
+    store_kv_head(layout_.format, scaled_, 1, codes_.data(), scales_.data());
+    load_kv_head(layout_.format, codes_.data(), scales_.data(), 1, scaled_);
+    if (rotate) hadamard_rotate(std::span(scaled_));
+    for (size_t i = 0; i < x.size(); ++i) out[i] = double{scaled_[i]} / factors[i] - x[i];
+  }
+
+ private:
+  const KvLayout& layout_;
+  std::vector<std::byte> codes_, scales_;
+  std::vector<float> scaled_;
+};
+
+Result<KvLayout> layout_for(const AttentionStats& stats, KvFormatId format) {
+  if (format != KvFormatId::kInt4 && format != KvFormatId::kInt4Fireq && format != KvFormatId::kInt4Saw)
+    return invalid_argument("KV format {} takes no factors; wanted int4, int4-fireq or int4-saw",
+                            kv_format_name(format));
+  if (stats.sampled() == 0) return invalid_argument("KV factors need calibration; there were no tokens");
+  return KvLayout::make(format, 1, stats.shape().kv_heads, stats.shape().head_dim, 1);
+}
+
+// Of one kv head: the mean of e^T m e over the errors e of the sample's heads.
+template <class Head>
+double stored_loss(const AttentionStats& stats, const KvLayout& layout, const Head& head,
+                   std::span<const float> factors, bool rotate, std::span<const double> m, bool without_mean) {
+  const size_t dim = static_cast<size_t>(stats.shape().head_dim), count = static_cast<size_t>(stats.sampled());
+  StoredHead stored(layout);
+  std::vector<double> errors(count * dim), mean(dim, 0);
+  for (size_t t = 0; t < count; ++t) {
+    const std::span<double> error = std::span(errors).subspan(t * dim, dim);
+    stored.error(head(static_cast<int64_t>(t)), factors, rotate, error);
+    for (size_t i = 0; i < dim; ++i) mean[i] += error[i] / static_cast<double>(count);
+  }
+  double loss = 0;
+  for (size_t t = 0; t < count; ++t) {
+    const std::span<double> error = std::span(errors).subspan(t * dim, dim);
+    if (without_mean)
+      for (size_t i = 0; i < dim; ++i) error[i] -= mean[i];
+    loss += quadratic_form(m, error);
+  }
+  return loss / static_cast<double>(count);
+}
+
+// The products of O's columns, summed over its rows and the query heads of a group: [dim, dim].
+std::vector<double> output_moments(const LayerLinear& o, const HeadShape& shape, int64_t kv_head) {
+  const int64_t group = shape.group();
+  std::vector<double> m =
+      second_moments(o.n * group, static_cast<size_t>(shape.head_dim), [&](int64_t i) -> std::span<const float> {
+        const int64_t head = kv_head * group + i % group;
+        return o.row(i / group).subspan(static_cast<size_t>(head * shape.head_dim),
+                                        static_cast<size_t>(shape.head_dim));
+      });
+  for (double& x : m) x *= static_cast<double>(o.n);  // the mean over a group's heads of the sum over rows
+  return m;
+}
+
+// [pairs] the pair's channels together, as if both had their root mean square.
+std::vector<double> pair_rms(std::span<const double> head) {
+  const size_t pairs = head.size() / 2;
+  std::vector<double> out(pairs);
+  for (size_t f = 0; f < pairs; ++f) out[f] = std::sqrt((head[f] * head[f] + head[f + pairs] * head[f + pairs]) / 2);
+  return out;
+}
+
+// [kv_heads, head_dim / 2] of K and Q: of each head, or of all heads together where they share a norm.
+struct PairSizes {
+  std::vector<double> key, query;
+};
+
+PairSizes pair_sizes(const AttentionStats& stats, const LayerTensors& layer) {
+  const size_t dim = static_cast<size_t>(stats.shape().head_dim), pairs = dim / 2;
+  const size_t heads = static_cast<size_t>(stats.shape().kv_heads);
+  const auto sizes = [&](const std::vector<double>& channels) {
+    std::vector<double> out;
+    for (size_t h = 0; h < heads; ++h) {
+      const std::vector<double> head = pair_rms(std::span(channels).subspan(h * dim, dim));
+      out.insert(out.end(), head.begin(), head.end());
+    }
+    if (layer.k_norm.empty()) return out;
+    for (size_t f = 0; f < pairs; ++f) {
+      double squares = 0;
+      for (size_t h = 0; h < heads; ++h) squares += out[h * pairs + f] * out[h * pairs + f];
+      for (size_t h = 0; h < heads; ++h) out[h * pairs + f] = std::sqrt(squares / static_cast<double>(heads));
+    }
+    return out;
+  };
+  return {sizes(stats.key_rms()), sizes(stats.query_rms())};
+}
+
+}  // namespace
+
+std::vector<float> even_pair_factors(const AttentionStats& stats, const LayerTensors& layer) {
+  const PairSizes sizes = pair_sizes(stats, layer);
+  std::vector<float> factors = balancing_factors(sizes.key, sizes.query, 0.5);
+  for (float& n : factors) n = std::exp2(std::round(std::log2(n)));
+  return factors;
+}
+
+Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format) {
+  HEARTH_TRY_ASSIGN(const KvLayout layout, layout_for(stats, format));
+  const HeadShape& shape = stats.shape();
+  const size_t dim = static_cast<size_t>(shape.head_dim), pairs = dim / 2;
+  const size_t heads = static_cast<size_t>(shape.kv_heads);
+  const bool rotate = layout.query_transform == QueryTransform::kHadamard;
+  const bool per_channel = layout.query_transform == QueryTransform::kChannelScale;
+  const std::vector<double> key = stats.key_rms(), query = stats.query_rms();
+
+  const PairSizes sizes = pair_sizes(stats, layer);
+  std::vector<std::vector<double>> moments;
+  for (int64_t h = 0; h < shape.kv_heads; ++h)
+    moments.push_back(second_moments(stats.sampled() * shape.group(), dim, [&](int64_t i) {
+      return stats.sampled_query(i / shape.group(), h * shape.group() + i % shape.group());
+    }));
+  const auto loss_of = [&](const std::vector<float>& factors) {
+    double loss = 0;
+    for (size_t h = 0; h < heads; ++h)
+      loss += stored_loss(
+          stats, layout, [&](int64_t t) { return stats.sampled_key(t, static_cast<int64_t>(h)); },
+          std::span(factors).subspan(h * dim, dim), rotate, moments[h], /*without_mean=*/true);
+    return loss;
+  };
+
+  KeyScales best;
+  best.pairs.assign(heads * pairs, 1.0f);
+  if (per_channel) best.channels.assign(heads * dim, 1.0f);
+  best.loss = best.plain_loss = loss_of(std::vector<float>(heads * dim, 1.0f));
+  for (const double exponent : kExponents) {
+    KeyScales tried{.plain_loss = best.plain_loss};
+    tried.exponent = exponent;
+    tried.pairs = balancing_factors(sizes.key, sizes.query, exponent);
+    std::vector<float> whole(heads * dim);
+    for (size_t i = 0; i < whole.size(); ++i) whole[i] = tried.pairs[i / dim * pairs + i % pairs];
+    if (per_channel) {
+      const std::vector<float> wanted = balancing_factors(key, query, exponent);
+      for (size_t i = 0; i < whole.size(); ++i) {
+        tried.channels.push_back(wanted[i] / whole[i]);
+        whole[i] *= tried.channels[i];
+      }
+    }
+    tried.loss = loss_of(whole);
+    if (tried.loss < best.loss) best = std::move(tried);
+  }
+  return best;
+}
+
+Result<ValueScales> search_value_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format) {
+  HEARTH_TRY_ASSIGN(const KvLayout layout, layout_for(stats, format));
+  const HeadShape& shape = stats.shape();
+  const size_t dim = static_cast<size_t>(shape.head_dim), heads = static_cast<size_t>(shape.kv_heads);
+  std::vector<std::vector<double>> moments;
+  std::vector<double> reader;
+  for (size_t h = 0; h < heads; ++h) {
+    moments.push_back(output_moments(layer.o, shape, static_cast<int64_t>(h)));
+    for (size_t i = 0; i < dim; ++i) reader.push_back(std::sqrt(moments[h][i * dim + i]));
+  }
+  const auto loss_of = [&](const std::vector<float>& factors, bool rotate) {
+    double loss = 0;
+    for (size_t h = 0; h < heads; ++h)
+      loss += stored_loss(
+          stats, layout, [&](int64_t t) { return stats.sampled_value(t, static_cast<int64_t>(h)); },
+          std::span(factors).subspan(h * dim, dim), rotate, moments[h], /*without_mean=*/false);
+    return loss;
+  };
+
+  ValueScales best;
+  best.factors.assign(heads * dim, 1.0f);
+  best.loss = best.plain_loss = loss_of(best.factors, false);
+  const auto consider = [&](double exponent, const std::vector<float>& stored, bool rotate) {
+    const double loss = loss_of(stored, rotate);
+    if (!(loss < best.loss)) return;
+    best.exponent = exponent;
+    best.rotate = rotate;
+    best.loss = loss;
+    // scale_v_o divides V.
+    for (size_t i = 0; i < stored.size(); ++i) best.factors[i] = 1 / stored[i];
+  };
+  const bool can_rotate = std::has_single_bit(dim);
+  if (can_rotate) consider(-1, std::vector<float>(heads * dim, 1.0f), true);
+  const std::vector<double> writer = stats.value_rms();
+  for (const double exponent : kExponents) {
+    const std::vector<float> stored = balancing_factors(writer, reader, exponent);
+    consider(exponent, stored, false);
+    if (can_rotate) consider(exponent, stored, true);
+  }
+  return best;
+}
+
+}  // namespace hearth
