@@ -200,6 +200,23 @@ Result<Checkpoint> Checkpoint::open(const fs::path& dir) {
   return Checkpoint(std::move(state));
 }
 
+Result<Checkpoint> Checkpoint::open_files(const fs::path& dir, nlohmann::json config, std::span<const fs::path> files) {
+  auto state = std::make_unique<State>();
+  state->dir = dir;
+  state->config = std::move(config);
+  for (const fs::path& path : files) {
+    HEARTH_TRY_ASSIGN(SafetensorsFile file, SafetensorsFile::open(path, static_cast<int>(state->weights.files.size())));
+    state->weights.tensors.insert(state->weights.tensors.end(), file.tensors().begin(), file.tensors().end());
+    state->weights.files.push_back(std::move(file));
+  }
+  for (const TensorEntry& entry : state->weights.tensors) {
+    if (!state->by_name.emplace(entry.name, &entry).second)
+      return corrupt("{}: tensor {} is in two files", dir.string(), quote_name(entry.name));
+    state->total_bytes += entry.size_bytes;
+  }
+  return Checkpoint(std::move(state));
+}
+
 const fs::path& Checkpoint::dir() const { return state_->dir; }
 const nlohmann::json& Checkpoint::config() const { return state_->config; }
 const nlohmann::json* Checkpoint::generation_config() const {

@@ -24,6 +24,9 @@ class Checkpoint {
  public:
   // Reads the configuration and every header. Errors name the file, and what was found and wanted.
   static Result<Checkpoint> open(const std::filesystem::path& dir);
+  // Of some files that are all there is so far, with the configuration that the whole will have. `dir` is for messages.
+  static Result<Checkpoint> open_files(const std::filesystem::path& dir, nlohmann::json config,
+                                       std::span<const std::filesystem::path> files);
   ~Checkpoint();
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;

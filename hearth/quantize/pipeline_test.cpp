@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+// The quantizer from a folder to a folder, on fable-13m.
+#include "hearth/quantize/pipeline.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <bit>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "hearth/checkpoint/test_util.h"
+#include "hearth/model/golden_for_test.h"
+
+namespace hearth {
+namespace {
+
+namespace fs = std::filesystem;
+using testing_util::read_bytes;
+using testing_util::TempFolder;
+
+constexpr const char* kModel = "models/fable-13m";
+
+QuantizeOptions options_to(const std::string& format, const std::string& method) {
+  QuantizeOptions options;
+  options.to = format;
+  options.method = method;
+  return options;
+}
+
+// A few windows of the text that the repository has.
+QuantizeOptions calibrated(const std::string& format, const std::string& method) {
+  QuantizeOptions options = options_to(format, method);
+  options.calibration = CalibrationOptions{.file = "docs/design/engine.md", .samples = 4, .length = 128};
+  return options;
+}
+
+Result<QuantizeSummary> quantize(const QuantizeOptions& options, const fs::path& out, int threads = 2,
+                                 const QuantizeControl& control = {}, const fs::path& model = kModel) {
+  ThreadPool pool(threads);
+  return quantize_model(model, out, options, pool, control);
+}
+
+// Every file but the report, which has times.
+std::map<std::string, std::string> contents(const fs::path& dir) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(dir))
+    if (entry.path().filename() != "quantize_report.jsonl") files[entry.path().filename()] = read_bytes(entry.path());
+  return files;
+}
+
+void expect_same(const fs::path& a, const fs::path& b) {
+  const auto left = contents(a), right = contents(b);
+  ASSERT_EQ(left.size(), right.size());
+  for (const auto& [name, bytes] : left) EXPECT_TRUE(right.at(name) == bytes) << name << " differs";
+}
+
+// Mean negative log likelihood of the golden prompts' ids.
+double golden_loss(const fs::path& dir) {
+  ThreadPool pool(2);
+  Runner runner = testing::make_runner(testing::load_model(dir, pool), pool, {.max_context = 512});
+  double sum = 0;
+  int64_t count = 0;
+  for (const testing::GoldenPrompt& prompt : testing::read_golden(kModel)) {
+    runner.cut(0, 0);
+    const testing::Rows rows = testing::all_logits(runner, 0, prompt.ids, 512);
+    for (size_t i = 1; i < prompt.ids.size(); ++i, ++count) sum -= testing::log_softmax(rows[i - 1], prompt.ids[i]);
+  }
+  return sum / static_cast<double>(count);
+}
+
+struct FormatCase {
+  const char* format;
+  const char* method;
+  double most_bits;
+  double most_loss;  // above that of the plain model, nats a token
+};
+
+void PrintTo(const FormatCase& c, std::ostream* os) { *os << c.format << " " << c.method; }
+
+class Formats : public ::testing::TestWithParam<FormatCase> {};
+
+// The bound on the loss tells a working format from a broken one: weights that are wrong give several nats.
+TEST_P(Formats, GiveAModelThatRuns) {
+  const FormatCase& c = GetParam();
+  const TempFolder folder;
+  const auto summary = quantize(calibrated(c.format, c.method), folder.path() / "out");
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_EQ(summary->modules, 6 * 7);
+  EXPECT_LE(summary->bits_per_weight, c.most_bits);
+  EXPECT_GT(summary->rel_error, 0);
+  static const double plain = golden_loss(kModel);
+  EXPECT_LT(golden_loss(folder.path() / "out"), plain + c.most_loss);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Formats,
+                         ::testing::Values(FormatCase{"fp8", "rtn", 8.1, 0.05}, FormatCase{"fp8", "auto", 8.1, 0.05},
+                                           FormatCase{"int4", "rtn", 4.13, 0.3}, FormatCase{"int4", "clip", 4.13, 0.3},
+                                           FormatCase{"int4", "gptq", 4.13, 0.3},
+                                           FormatCase{"fireq", "gptq", 4.13, 0.3},
+                                           FormatCase{"fireq-c4", "gptq", 4.13, 0.3},
+                                           FormatCase{"sbvr", "gptq", 4.2, 0.3}));
+
+// The folded steps leave the model as it was, up to the rounding of its bf16 weights.
+TEST(Pipeline, PreparesForKvFormatsWithoutChangingTheModel) {
+  const TempFolder folder;
+  const double plain = golden_loss(kModel);
+  for (const KvFormatId kv : {KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw, KvFormatId::kFp8}) {
+    SCOPED_TRACE(kv_format_name(kv));
+    QuantizeOptions options = calibrated("bf16", "auto");
+    options.kv = kv;
+    const fs::path out = folder.path() / kv_format_name(kv);
+    const auto summary = quantize(options, out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    EXPECT_EQ(summary->kept, 6 * 7);
+    const auto checkpoint = Checkpoint::open(out);
+    ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+    const bool fp8 = kv == KvFormatId::kFp8;
+    EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_scale") != nullptr, fp8);
+    EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_channel_scale") != nullptr, kv == KvFormatId::kInt4Fireq);
+    // bf16 has 8 bits; 13 M weights' errors of 2^-9 each move the loss by far less than a format that is wrong.
+    EXPECT_NEAR(golden_loss(out), plain, 0.01);
+  }
+}
+
+TEST(Pipeline, GivesTheSameBytesForAnyNumberOfThreads) {
+  const TempFolder folder;
+  const QuantizeOptions options = calibrated("int4", "gptq");
+  ASSERT_TRUE(quantize(options, folder.path() / "one", 1));
+  ASSERT_TRUE(quantize(options, folder.path() / "three", 3));
+  expect_same(folder.path() / "one", folder.path() / "three");
+}
+
+TEST(Pipeline, GoesOnWhereItWasCutOff) {
+  const TempFolder folder;
+  const QuantizeOptions options = calibrated("int4", "gptq");
+  ASSERT_TRUE(quantize(options, folder.path() / "whole"));
+  // Cut off in the first layer, in the third, and in the fifth.
+  const fs::path cut = folder.path() / "cut";
+  for (const int linears : {3, 16, 20}) {
+    std::atomic<bool> stop = false;
+    int seen = 0;
+    const QuantizeControl control{.progress = [&](int64_t, int64_t) { stop = ++seen == linears; }, .stop = &stop};
+    const auto result = quantize(options, cut, 2, control);
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().code, ErrorCode::kCancelled);
+    EXPECT_FALSE(Checkpoint::open(cut));
+  }
+  QuantizeOptions other = options;
+  other.seed = 1;
+  const auto refused = quantize(other, cut);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  const auto summary = quantize(options, cut);
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_GT(summary->resumed_shards, 1);
+  EXPECT_EQ(summary->modules, 6 * 7);
+  expect_same(folder.path() / "whole", cut);
+  EXPECT_EQ(quantize(options, cut).error().code, ErrorCode::kInvalidArgument) << "a finished folder is not empty";
+}
+
+TEST(Pipeline, KeepsModulesByRule) {
+  const TempFolder folder;
+  QuantizeOptions options = options_to("int4", "rtn");
+  options.rules = *parse_format_rules("layers.0=fp8,layers.5.mlp.down_proj=bf16");
+  const auto summary = quantize(options, folder.path() / "out");
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_EQ(summary->kept, 1);
+  std::map<std::string, std::string> formats;
+  std::ifstream report(folder.path() / "out/quantize_report.jsonl");
+  for (std::string line; std::getline(report, line);) {
+    const auto json = nlohmann::json::parse(line);
+    formats[json["module"]] = json["format"];
+  }
+  EXPECT_EQ(formats.size(), 42u);
+  EXPECT_EQ(formats["model.layers.0.mlp.up_proj"], "fp8");
+  EXPECT_EQ(formats["model.layers.1.mlp.up_proj"], "int4");
+  EXPECT_EQ(formats["model.layers.5.mlp.down_proj"], "bf16");
+  EXPECT_LT(golden_loss(folder.path() / "out"), golden_loss(kModel) + 0.3);
+}
+
+// A copy of fable-13m with one value replaced.
+void copy_with(const fs::path& dir, const std::string& tensor, int64_t element, uint16_t bits) {
+  fs::copy(kModel, dir);
+  fs::permissions(dir / "model.safetensors", fs::perms::owner_write, fs::perm_options::add);
+  const auto file = SafetensorsFile::open(dir / "model.safetensors");
+  HEARTH_CHECK(file.has_value(), "{}", file.error().message);
+  for (const TensorEntry& entry : file->tensors()) {
+    if (entry.name != tensor) continue;
+    HEARTH_CHECK(entry.dtype == DType::kBf16, "{}", dtype_name(entry.dtype));
+    std::fstream out(dir / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(entry.offset_bytes + 2 * element);
+    out.write(reinterpret_cast<const char*>(&bits), sizeof bits);
+    return;
+  }
+  HEARTH_CHECK(false, "no tensor {}", tensor);
+}
+
+TEST(PipelineRefuses, WeightsThatAreNoNumbers) {
+  const TempFolder folder;
+  const std::string name = "model.layers.2.self_attn.o_proj.weight";
+  copy_with(folder.path() / "model", name, 385, 0x7FC0);
+  const auto result = quantize(options_to("fp8", "rtn"), folder.path() / "out", 2, {}, folder.path() / "model");
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(result.error().message, ::testing::HasSubstr("'" + name + "' is nan at [1, 1]"));
+  EXPECT_FALSE(Checkpoint::open(folder.path() / "out"));
+}
+
+TEST(PipelineRefuses, ActivationsThatAreNoNumbers) {
+  const TempFolder folder;
+  // A norm's weight of 3e38 is a number; what it makes is none after the next sum.
+  copy_with(folder.path() / "model", "model.layers.1.input_layernorm.weight", 7, 0x7F61);
+  const auto result = quantize(calibrated("int4", "gptq"), folder.path() / "out", 2, {}, folder.path() / "model");
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_THAT(result.error().message, ::testing::HasSubstr("layer 1: "));
+}
+
+TEST(PipelineRefuses, WhatItCannotDo) {
+  const TempFolder folder;
+  const auto code = [&](const Result<QuantizeSummary>& result) {
+    return result ? ErrorCode::kInternal : result.error().code;
+  };
+  const auto uncalibrated = quantize(options_to("int4", "gptq"), folder.path() / "a");
+  ASSERT_FALSE(uncalibrated);
+  EXPECT_THAT(uncalibrated.error().message, ::testing::HasSubstr("--calibration FILE"));
+  EXPECT_FALSE(fs::exists(folder.path() / "a"));
+
+  QuantizeOptions empty = calibrated("int4", "gptq");
+  empty.calibration->file = folder.put("empty.jsonl", "\n\n");
+  EXPECT_EQ(code(quantize(empty, folder.path() / "b")), ErrorCode::kInvalidArgument);
+
+  folder.put("c/mine.txt", "kept");
+  EXPECT_EQ(code(quantize(options_to("fp8", "rtn"), folder.path() / "c")), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(read_bytes(folder.path() / "c/mine.txt"), "kept");
+
+  ASSERT_TRUE(quantize(options_to("fp8", "rtn"), folder.path() / "d"));
+  const auto twice = quantize(options_to("fp8", "rtn"), folder.path() / "e", 2, {}, folder.path() / "d");
+  ASSERT_FALSE(twice);
+  EXPECT_EQ(twice.error().code, ErrorCode::kUnsupported);
+  EXPECT_THAT(twice.error().message, ::testing::HasSubstr("is quantized already"));
+
+  QuantizeOptions tied = options_to("fp8", "rtn");
+  tied.rules = *parse_format_rules("lm_head=fp8");
+  EXPECT_EQ(code(quantize(tied, folder.path() / "f")), ErrorCode::kUnsupported);
+}
+
+// Stands for a full disk: no file may grow beyond a limit that a layer's shard needs.
+TEST(PipelineRefuses, AFullDiskAndGoesOnAfterIt) {
+  const TempFolder folder;
+  const QuantizeOptions options = options_to("fp8", "rtn");
+  ASSERT_TRUE(quantize(options, folder.path() / "whole"));
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto old_handler = ::signal(SIGXFSZ, SIG_IGN);
+  rlimit small = before;
+  small.rlim_cur = 1 << 20;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto result = quantize(options, folder.path() / "out");
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, old_handler);
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_FALSE(Checkpoint::open(folder.path() / "out"));
+  ASSERT_TRUE(quantize(options, folder.path() / "out"));
+  expect_same(folder.path() / "whole", folder.path() / "out");
+}
+
+}  // namespace
+}  // namespace hearth

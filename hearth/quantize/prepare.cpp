@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/quantize/prepare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "hearth/quantize/transform_kv.h"
+#include "hearth/quantize/transform_scales.h"
+
+namespace hearth {
+namespace {
+
+// Rows of each matrix that judge a choice of scales, evenly spaced.
+constexpr int64_t kJudgedRows = 128;
+// E4M3 ends at 448. Half of it for what calibration saw: a float code loses nothing by room above.
+constexpr double kFp8Largest = 224;
+
+using Member = LayerLinear LayerTensors::*;
+
+struct Site {
+  ScaleSite site;
+  BlockPoint input;
+  std::vector<size_t> readers;  // of LayerTensors::linears()
+};
+const std::vector<Site>& sites() {
+  static const std::vector<Site> kSites = {{ScaleSite::kQkvInput, BlockPoint::kQkvInput, {0, 1, 2}},
+                                           {ScaleSite::kOInput, BlockPoint::kOInput, {3}},
+                                           {ScaleSite::kGateUpInput, BlockPoint::kGateUpInput, {4, 5}},
+                                           {ScaleSite::kDownInput, BlockPoint::kDownInput, {6}}};
+  return kSites;
+}
+
+Member member(size_t linear) { return LayerTensors::linears()[linear].linear; }
+
+bool is_four_bit(const ModuleRecipe& recipe) {
+  return !recipe.plain() && recipe.encode.format.code != WeightCode::kE4m3;
+}
+
+// The format that judges: round to nearest is quick for all codes but lines, for which a uniform one stands.
+WeightFormat judging_format(const WeightFormat& format) {
+  if (format.code != WeightCode::kBitvectors) return format;
+  return {.code = WeightCode::kI4SignMagnitude,
+          .scale_layout = ScaleLayout::kGroup,
+          .scale_dtype = DType::kF16,
+          .group_k = format.group_k};
+}
+
+// By how much row i of `after` differs from that of `before`, a multiple of it.
+double row_factor(const LayerLinear& before, const LayerLinear& after, int64_t i) {
+  const std::span<const float> old = before.row(i);
+  const auto largest = std::ranges::max_element(old, {}, [](float w) { return std::fabs(w); });
+  return *largest == 0 ? 1 : double{after.row(i)[static_cast<size_t>(largest - old.begin())]} / double{*largest};
+}
+
+// What the inputs of the site's readers were multiplied by between the two.
+std::vector<float> input_factors(const LayerTensors& before, const LayerTensors& after, const HeadShape& shape,
+                                 ScaleSite site) {
+  std::vector<float> factors;
+  const auto norm = [&](const std::vector<float>& old, const std::vector<float>& now) {
+    for (size_t j = 0; j < old.size(); ++j) factors.push_back(old[j] == 0 ? 1.0f : now[j] / old[j]);
+  };
+  switch (site) {
+    case ScaleSite::kQkvInput: norm(before.input_norm, after.input_norm); break;
+    case ScaleSite::kGateUpInput: norm(before.post_attention_norm, after.post_attention_norm); break;
+    case ScaleSite::kDownInput:
+      for (int64_t i = 0; i < before.up.n; ++i)
+        factors.push_back(static_cast<float>(row_factor(before.up, after.up, i)));
+      break;
+    case ScaleSite::kOInput:
+      for (int64_t h = 0; h < shape.heads; ++h)
+        for (int64_t i = 0; i < shape.head_dim; ++i)
+          factors.push_back(static_cast<float>(row_factor(before.v, after.v, h / shape.group() * shape.head_dim + i)));
+      break;
+  }
+  return factors;
+}
+
+// The mean squared error of what the site's readers give, rounded to nearest, for a choice of scales.
+class SiteLoss {
+ public:
+  SiteLoss(const LayerTensors& before, const HeadShape& shape, const Site& site,
+           const std::vector<ModuleRecipe>& recipes, const SecondMoments& moments, Compute& compute)
+      : before_(before), shape_(shape), site_(site), recipes_(recipes), k_(moments.k()), compute_(compute) {
+    h_.resize(static_cast<size_t>(k_ * k_));
+    const double tokens = static_cast<double>(std::max<int64_t>(1, moments.tokens()));
+    for (int64_t i = 0; i < k_; ++i)
+      for (int64_t j = i; j < k_; ++j)
+        h_[static_cast<size_t>(i * k_ + j)] = h_[static_cast<size_t>(j * k_ + i)] =
+            static_cast<float>(moments.sums()[static_cast<size_t>(i * k_ + j)] / tokens);
+  }
+
+  Result<double> operator()(const LayerTensors& scaled) const {
+    const std::vector<float> factors = input_factors(before_, scaled, shape_, site_.site);
+    double loss = 0;
+    for (const size_t reader : site_.readers) {
+      if (!is_four_bit(recipes_[reader])) continue;
+      HEARTH_TRY_ASSIGN(const double part, matrix_loss(scaled.*member(reader), recipes_[reader], factors));
+      loss += part;
+    }
+    return loss;
+  }
+
+ private:
+  Result<double> matrix_loss(const LayerLinear& linear, const ModuleRecipe& recipe,
+                             const std::vector<float>& factors) const {
+    const int64_t rows = std::min(kJudgedRows, linear.n);
+    std::vector<float> w(static_cast<size_t>(rows * k_));
+    for (int64_t r = 0; r < rows; ++r)
+      std::ranges::copy(linear.row(r * linear.n / rows), w.begin() + static_cast<std::ptrdiff_t>(r * k_));
+    EncodeOptions options;
+    options.format = judging_format(recipe.encode.format);
+    options.method = EncodeMethod::kNearest;
+    HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, encode(w, rows, k_, nullptr, options, compute_));
+    // Errors as if the input had not been scaled.
+    std::vector<float> error(w.size()), product(w.size()), row(static_cast<size_t>(k_));
+    for (int64_t r = 0; r < rows; ++r) {
+      matrix.dequantize_row(r, row);
+      for (int64_t j = 0; j < k_; ++j)
+        error[static_cast<size_t>(j * rows + r)] =
+            (w[static_cast<size_t>(r * k_ + j)] - row[static_cast<size_t>(j)]) * factors[static_cast<size_t>(j)];
+    }
+    HEARTH_TRY(compute_.subtract_product({.m = k_,
+                                          .n = rows,
+                                          .p = k_,
+                                          .a = h_.data(),
+                                          .lda = k_,
+                                          .b = error.data(),
+                                          .ldb = rows,
+                                          .c = product.data(),
+                                          .ldc = rows}));
+    double loss = 0;
+    for (size_t i = 0; i < error.size(); ++i) loss -= double{error[i]} * double{product[i]};
+    return loss * static_cast<double>(linear.n) / static_cast<double>(rows);
+  }
+
+  const LayerTensors& before_;
+  const HeadShape shape_;
+  const Site& site_;
+  const std::vector<ModuleRecipe>& recipes_;
+  const int64_t k_;
+  Compute& compute_;
+  std::vector<float> h_;  // [k, k] mean second moments
+};
+
+bool is_coded(std::optional<KvFormatId> kv) {
+  return kv == KvFormatId::kInt4 || kv == KvFormatId::kInt4Fireq || kv == KvFormatId::kInt4Saw;
+}
+// int4 is the plain format: what it stores is what the model has.
+bool searches_kv(const QuantizeOptions& options) { return is_coded(options.kv) && options.kv != KvFormatId::kInt4; }
+
+class Preparer {
+ public:
+  Preparer(LayerTensors& layer, const PrepareArgs& args)
+      : layer_(layer), args_(args), options_(*args.options), shape_(HeadShape::of(*args.config)) {}
+
+  Result<Fp8KvScales> run() {
+    HEARTH_TRY(prepare_kv());
+    if (args_.stream != nullptr && scales_inputs(options_))
+      for (const Site& site : sites()) HEARTH_TRY(scale_site(site));
+    if (options_.kv == KvFormatId::kFp8 && args_.stream != nullptr) return fp8_scales();
+    return Fp8KvScales{};
+  }
+
+ private:
+  Status observe(BlockPoint last, FunctionRef<Status(BlockPoint point, ConstTensorView values)> look) {
+    const BlockObserver observer(look);
+    return args_.stream->run({.layer = &layer_, .index = args_.index, .observer = &observer, .until = last});
+  }
+
+  Result<AttentionStats> attention_stats() {
+    AttentionStats stats(shape_, layer_, args_.config->rms_norm_eps);
+    HEARTH_TRY(observe(BlockPoint::kQkv, [&](BlockPoint point, ConstTensorView values) -> Status {
+      return point == BlockPoint::kQkv ? stats.observe(values, args_.stream->cos_sin()) : Status();
+    }));
+    return stats;
+  }
+
+  Status prepare_kv() {
+    if (!searches_kv(options_)) return options_.rotate_v.value_or(false) ? rotate_v(layer_, shape_) : Status();
+    HEARTH_CHECK(args_.stream != nullptr, "a search without activations");
+    HEARTH_TRY_ASSIGN(const AttentionStats stats, attention_stats());
+    HEARTH_TRY_ASSIGN(const KeyScales keys, search_key_scales(stats, layer_, *options_.kv));
+    HEARTH_TRY_ASSIGN(const ValueScales values, search_value_scales(stats, layer_, *options_.kv));
+    if (!keys.pairs.empty()) HEARTH_TRY(scale_rope_pairs(layer_, shape_, keys.pairs));
+    if (!keys.channels.empty()) scale_k_channels(layer_, shape_, keys.channels);
+    if (!values.factors.empty()) scale_v_o(layer_, shape_, values.factors);
+    return options_.rotate_v.value_or(values.rotate) ? rotate_v(layer_, shape_) : Status();
+  }
+
+  Status scale_site(const Site& site) {
+    // A coded cache wants V as it is now.
+    if (site.site == ScaleSite::kOInput && is_coded(options_.kv)) return {};
+    const std::vector<ModuleRecipe>& recipes = *args_.recipes;
+    if (std::ranges::none_of(site.readers, [&](size_t m) { return is_four_bit(recipes[m]); })) return {};
+    SecondMoments moments((layer_.*member(site.readers.front())).k);
+    HEARTH_TRY(observe(site.input, [&](BlockPoint point, ConstTensorView values) -> Status {
+      if (point != site.input) return {};
+      return moments.add({static_cast<const float*>(values.data), static_cast<size_t>(values.shape.count())},
+                         *args_.compute);
+    }));
+    std::vector<double> rms(static_cast<size_t>(moments.k()));
+    for (int64_t i = 0; i < moments.k(); ++i)
+      rms[static_cast<size_t>(i)] = std::sqrt(moments.diagonal(i) / static_cast<double>(moments.tokens()));
+    const LayerTensors before = layer_;
+    const SiteLoss loss(before, shape_, site, recipes, moments, *args_.compute);
+    ScaleSearch search{.shape = shape_, .site = site.site, .input_rms = rms, .stored = args_.stored};
+    const auto choice = search_scales(layer_, search, [&](const LayerTensors& scaled) { return loss(scaled); });
+    if (choice) return {};
+    return Error(choice.error())
+        .with_context(fmt::format("layer {}: scales for the {}", args_.index, block_point_name(site.input)));
+  }
+
+  Result<Fp8KvScales> fp8_scales() {
+    AttentionStats stats(shape_, layer_, args_.config->rms_norm_eps);
+    double value = 0;
+    HEARTH_TRY(observe(BlockPoint::kQkv, [&](BlockPoint point, ConstTensorView values) -> Status {
+      if (point != BlockPoint::kQkv) return {};
+      const int64_t columns = shape_.kv_heads * shape_.head_dim;
+      const ConstTensorView v = values.slice_cols(values.cols() - columns, columns);
+      for (int64_t t = 0; t < values.rows(); ++t)
+        for (int64_t c = 0; c < columns; ++c) value = std::max(value, std::fabs(double{v.row<float>(t)[c]}));
+      return stats.observe(values, args_.stream->cos_sin());
+    }));
+    const double key = *std::ranges::max_element(stats.key_max());
+    const auto scale = [](double largest) { return static_cast<float>(largest > 0 ? largest / kFp8Largest : 1); };
+    return Fp8KvScales{scale(key), scale(value)};
+  }
+
+  LayerTensors& layer_;
+  const PrepareArgs& args_;
+  const QuantizeOptions& options_;
+  const HeadShape shape_;
+};
+
+}  // namespace
+
+bool scales_inputs(const QuantizeOptions& options) {
+  if (options.awq) return *options.awq;
+  return options.to != "fp8" && (options.method == "auto" || options.method == "gptq");
+}
+
+bool prepare_needs_calibration(const QuantizeOptions& options) {
+  return searches_kv(options) || options.kv == KvFormatId::kFp8 || options.awq.value_or(false);
+}
+
+Result<Fp8KvScales> prepare_layer(LayerTensors& layer, const PrepareArgs& args) { return Preparer(layer, args).run(); }
+
+}  // namespace hearth

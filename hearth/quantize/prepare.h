@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a layer goes through before its linears are encoded: function-preserving steps (transform.h) whose factors are
+// searched on the calibration's activations, so that the format of weights and KV cache loses less.
+//   I1. What the layer computes does not change, but for one rounding of a weight per step.
+// One owner; the work runs on the threads of `compute`.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "hearth/base/result.h"
+#include "hearth/quantize/calibrate.h"
+#include "hearth/quantize/compute.h"
+#include "hearth/quantize/layer.h"
+#include "hearth/quantize/options.h"
+
+namespace hearth {
+
+struct PrepareArgs {
+  const ModelConfig* config = nullptr;
+  const QuantizeOptions* options = nullptr;
+  const std::vector<ModuleRecipe>* recipes = nullptr;  // of LayerTensors::linears()
+  int64_t index = 0;                                   // of the layer
+  DType stored = DType::kF32;                          // of the norms
+  ActivationStream* stream = nullptr;                  // null: only what needs no activations
+  Compute* compute = nullptr;
+};
+
+// What the layer stores for an FP8 cache: what a stored 1 stands for. 0: none.
+struct Fp8KvScales {
+  float key = 0;
+  float value = 0;
+};
+
+// Whether the steps need activations: InvalidArgument without a calibration then.
+bool prepare_needs_calibration(const QuantizeOptions& options);
+// Whether inputs of linears are scaled: asked for, or by default for 4-bit weights by GPTQ.
+bool scales_inputs(const QuantizeOptions& options);
+
+// In this order: factors of K and Q, of V and O for the KV format, rotation of V, scales of the linears' inputs.
+Result<Fp8KvScales> prepare_layer(LayerTensors& layer, const PrepareArgs& args);
+
+}  // namespace hearth
