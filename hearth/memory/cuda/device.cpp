@@ -67,6 +67,8 @@ Status DeviceBuffer::copy_from_host(std::span<const std::byte> from) {
   HEARTH_CHECK(static_cast<int64_t>(from.size()) <= size_bytes_, "{} bytes into a buffer of {}", from.size(),
                size_bytes_);
   HEARTH_CUDA_TRY(cudaMemcpy(data_, from.data(), from.size(), cudaMemcpyHostToDevice));
+  // From pageable memory the call returns before the last bytes have arrived, and our streams wait for no other.
+  HEARTH_CUDA_TRY(cudaStreamSynchronize(nullptr));
   return {};
 }
 
@@ -74,6 +76,19 @@ Status DeviceBuffer::copy_to_host(std::span<std::byte> to) const {
   HEARTH_CHECK(static_cast<int64_t>(to.size()) <= size_bytes_, "{} bytes from a buffer of {}", to.size(), size_bytes_);
   HEARTH_CUDA_TRY(cudaMemcpy(to.data(), data_, to.size(), cudaMemcpyDeviceToHost));
   return {};
+}
+
+Result<PinnedBuffer> PinnedBuffer::allocate(int64_t size_bytes) {
+  if (size_bytes < 0) return invalid_argument("pinned buffer of {} bytes, wanted at least 0", size_bytes);
+  if (size_bytes == 0) return PinnedBuffer();
+  void* data = nullptr;
+  if (const cudaError_t error = cudaMallocHost(&data, static_cast<size_t>(size_bytes)); error != cudaSuccess)
+    return cuda_error(error, "cudaMallocHost").with_context(fmt::format("pinned buffer of {} bytes", size_bytes));
+  return PinnedBuffer(static_cast<std::byte*>(data), size_bytes);
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) log_failure(cudaFreeHost(data_), "cudaFreeHost");
 }
 
 Result<Event> Event::create() {

@@ -69,6 +69,30 @@ class DeviceBuffer {
   int64_t size_bytes_ = 0;
 };
 
+// Host memory that the GPU copies from and to at full speed, beside running kernels.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  ~PinnedBuffer();
+  PinnedBuffer(PinnedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_bytes_, other.size_bytes_);
+    return *this;
+  }
+  // Uninitialised, page-aligned; 0 bytes are legal. ResourceExhausted where the machine cannot pin so much.
+  static Result<PinnedBuffer> allocate(int64_t size_bytes);
+
+  std::byte* data() const { return data_; }
+  int64_t size_bytes() const { return size_bytes_; }
+
+ private:
+  PinnedBuffer(std::byte* data, int64_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  std::byte* data_ = nullptr;
+  int64_t size_bytes_ = 0;
+};
+
 // A point in a stream, with a time.
 class Event {
  public:

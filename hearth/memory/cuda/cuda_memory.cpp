@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/memory/cuda/cuda_memory.h"
+
+#include <cuda_runtime_api.h>
+
+#include "hearth/memory/cuda/cuda_status.h"
+#include "hearth/memory/cuda/device.h"
+
+namespace hearth {
+namespace {
+
+class CudaQueue final : public Queue {
+ public:
+  explicit CudaQueue(Stream stream) : stream_(std::move(stream)) {}
+  void* stream() const override { return stream_.handle(); }
+  Status copy_in(std::byte* to, std::span<const std::byte> from) override {
+    HEARTH_CUDA_TRY(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, handle()));
+    return {};
+  }
+  Status copy_out(std::span<std::byte> to, const std::byte* from) override {
+    HEARTH_CUDA_TRY(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, handle()));
+    return {};
+  }
+  Status synchronize() override { return stream_.synchronize(); }
+
+ private:
+  cudaStream_t handle() const { return static_cast<cudaStream_t>(stream_.handle()); }
+  Stream stream_;
+};
+
+class CudaMemory final : public Memory {
+ public:
+  std::string_view name() const override { return "cuda"; }
+  bool is_host() const override { return false; }
+  Result<Buffer> allocate(int64_t size_bytes) const override {
+    HEARTH_TRY_ASSIGN(DeviceBuffer buffer, DeviceBuffer::allocate(size_bytes));
+    return Buffer(std::move(buffer));
+  }
+  Result<Buffer> allocate_staging(int64_t size_bytes) const override {
+    HEARTH_TRY_ASSIGN(PinnedBuffer buffer, PinnedBuffer::allocate(size_bytes));
+    return Buffer(std::move(buffer));
+  }
+  Result<std::unique_ptr<Queue>> create_queue() const override {
+    HEARTH_TRY_ASSIGN(Stream stream, Stream::create());
+    return std::unique_ptr<Queue>(std::make_unique<CudaQueue>(std::move(stream)));
+  }
+};
+
+}  // namespace
+
+const Memory& cuda_memory() {
+  static const CudaMemory memory;
+  return memory;
+}
+
+}  // namespace hearth

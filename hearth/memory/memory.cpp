@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host memory behind the interface of memory.h: HostBuffers, and copies that are done when the call returns.
+#include "hearth/memory/memory.h"
+
+#include <cstring>
+
+#include "hearth/memory/host_buffer.h"
+
+namespace hearth {
+namespace {
+
+class HostQueue final : public Queue {
+ public:
+  void* stream() const override { return nullptr; }
+  Status copy_in(std::byte* to, std::span<const std::byte> from) override {
+    if (!from.empty()) std::memcpy(to, from.data(), from.size());
+    return {};
+  }
+  Status copy_out(std::span<std::byte> to, const std::byte* from) override {
+    if (!to.empty()) std::memcpy(to.data(), from, to.size());
+    return {};
+  }
+  Status synchronize() override { return {}; }
+};
+
+class HostMemory final : public Memory {
+ public:
+  std::string_view name() const override { return "host"; }
+  bool is_host() const override { return true; }
+  Result<Buffer> allocate(int64_t size_bytes) const override {
+    HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));
+    return Buffer(std::move(buffer));
+  }
+  Result<Buffer> allocate_staging(int64_t size_bytes) const override { return allocate(size_bytes); }
+  Result<std::unique_ptr<Queue>> create_queue() const override {
+    return std::unique_ptr<Queue>(std::make_unique<HostQueue>());
+  }
+};
+
+}  // namespace
+
+const Memory& host_memory() {
+  static const HostMemory memory;
+  return memory;
+}
+
+}  // namespace hearth

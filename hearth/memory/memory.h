@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a model lies and its steps run, as the model sees it: host memory, or that of a GPU. A backend's op table
+// names one; whoever holds weights, a KV pool or activations allocates there and never asks which it is.
+//   I1. A Buffer frees itself, keeps its address while it is moved, and outlives neither its process nor its device.
+//   I2. Work of a queue runs in the order in which it was put in; queues know nothing of each other.
+// Memory is stateless and for any thread; a queue and a buffer are used by one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "hearth/base/result.h"
+
+namespace hearth {
+
+// An owned piece of memory. Only host memory may be touched by the CPU.
+class Buffer {
+ public:
+  Buffer() = default;
+  // Of an owner with data() and size_bytes(), such as HostBuffer.
+  template <class Owner>
+  explicit Buffer(Owner owner) {
+    auto kept = std::make_shared<Owner>(std::move(owner));
+    data_ = kept->data();
+    size_bytes_ = kept->size_bytes();
+    owner_ = std::move(kept);
+  }
+  Buffer(Buffer&& other) noexcept
+      : owner_(std::move(other.owner_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(owner_, other.owner_);
+    std::swap(data_, other.data_);
+    std::swap(size_bytes_, other.size_bytes_);
+    return *this;
+  }
+
+  std::byte* data() const { return data_; }
+  int64_t size_bytes() const { return size_bytes_; }
+
+ private:
+  std::shared_ptr<void> owner_;
+  std::byte* data_ = nullptr;
+  int64_t size_bytes_ = 0;
+};
+
+// Work in order.
+class Queue {
+ public:
+  virtual ~Queue() = default;
+  // What an ExecContext takes: a cudaStream_t, or null on the host.
+  virtual void* stream() const = 0;
+  // Copies between the host and this memory, in order with the rest; they may still run when the call returns, so
+  // the host's side stays until synchronize(). At full speed where it came from allocate_staging().
+  virtual Status copy_in(std::byte* to, std::span<const std::byte> from) = 0;
+  virtual Status copy_out(std::span<std::byte> to, const std::byte* from) = 0;
+  // Waits for all of it, and returns what went wrong.
+  virtual Status synchronize() = 0;
+};
+
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  virtual std::string_view name() const = 0;
+  // Whether the CPU may touch what allocate() returns.
+  virtual bool is_host() const = 0;
+  // Uninitialised bytes, aligned to 64 at least. ResourceExhausted where they do not fit, Unavailable where the
+  // machine has no such memory.
+  virtual Result<Buffer> allocate(int64_t size_bytes) const = 0;
+  // Host memory from which and to which a queue copies at full speed.
+  virtual Result<Buffer> allocate_staging(int64_t size_bytes) const = 0;
+  virtual Result<std::unique_ptr<Queue>> create_queue() const = 0;
+};
+
+const Memory& host_memory();
+
+}  // namespace hearth
