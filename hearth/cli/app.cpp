@@ -19,6 +19,7 @@ constexpr const char* kExamples =
     "  hearth serve models/fable-13m --port 8000\n"
     "  hearth bench serve --base-url http://127.0.0.1:8000 --request-rate 4 --random-input-len 128\n"
     "  hearth eval ppl models/fable-13m --text book.txt\n"
+    "  hearth quantize models/fable-13m --to fp8 -o fable-fp8\n"
     "  hearth inspect models/fable-13m --tensors\n"
     "\n"
     "`hearth COMMAND --help` explains a command. Exit codes: 0 done, 2 wrong input, 3 not found, 4 corrupt file,\n"
@@ -80,7 +81,7 @@ Error parse_error(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> remaining = app.remaining(true);
   if (!remaining.empty()) return unexpected_word(app, remaining.front());
   const CLI::App* command = chosen_command(&app);
-  if (!command_names(*command).empty())
+  if (!command_names(*command).empty() && error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError))
     return invalid_argument("no command given; one of {}", fmt::join(command_names(*command), ", "));
   return invalid_argument("{}", error.what());
 }
@@ -102,6 +103,7 @@ Result<int> run(std::span<const char* const> args) {
   for (Command& command : add_eval_commands(app, {args})) commands.push_back(std::move(command));
   commands.push_back(add_serve_command(app));
   for (Command& command : add_bench_commands(app, {args})) commands.push_back(std::move(command));
+  commands.push_back(add_quantize_command(app, {args}));
   commands.push_back(add_inspect_command(app));
   commands.push_back(add_version_command(app));
   app.footer(kExamples);  // after the commands, which would inherit it
