@@ -5,7 +5,7 @@
 //       adds its products of a unit in order with fused multiply-adds (kI8PerGroup: to a sum of the unit, which times
 //       its scale is added to the accumulator); a fixed tree adds the lanes, blocks are added in order, then the
 //       token's scale, bias, residual. Both paths and every tile do exactly this.
-//   I2. No read beyond the last element of a row of x or W.
+//   I2. No read beyond the last element of a row of x, or of W.
 // Runs on the threads of exec.pool; each has its own part of the workspace.
 #include <algorithm>
 #include <bit>
@@ -137,8 +137,13 @@ void pack_tile(const qp::Job& job, int64_t begin, int64_t count, float* packed, 
     scales[token] = prepare_row(job, begin + token, row, group_scales);
     float* to = packed + token * kLanes;
     for (int64_t unit = 0; unit < units_of<Row>(job.tile.k); ++unit) {
-      for (int64_t j = 0; j < Row::kPer; ++j, to += count * kLanes)
-        hn::Store(hn::GatherIndex(D(), row + unit * kUnit + Row::first_column(j), places), D(), to);
+      for (int64_t j = 0; j < Row::kVectors; ++j, to += count * kLanes) {
+        if constexpr (requires { &Row::pack; }) {
+          Row::pack(row + unit * kUnit, j, to);
+        } else {
+          hn::Store(hn::GatherIndex(D(), row + unit * kUnit + Row::first_column(j), places), D(), to);
+        }
+      }
       if constexpr (Row::kGrouped) {
         hn::Store(lanes.load(group_scales, unit), D(), to);
         to += count * kLanes;
@@ -173,22 +178,22 @@ HWY_INLINE void tile_rows(const Row* rows, const float* x, int64_t first_unit, i
     for (int r = 0; r < 4; ++r) {
       typename Row::Unit unit(rows[r], u);
       if constexpr (Row::kGrouped) {
-        V sum[kCount];
-        for (V& v : sum) v = hn::Zero(D());
+        typename Row::Sum sum[kCount];
+        for (auto& v : sum) v = Row::zero();
         HWY_UNROLL(8)
-        for (int j = 0; j < Row::kPer; ++j) {
-          const V w = unit.next();
+        for (int j = 0; j < Row::kVectors; ++j) {
+          const auto w = unit.next();
           HWY_UNROLL(6)
-          for (int t = 0; t < kCount; ++t) sum[t] = hn::MulAdd(w, hn::Load(D(), x + (j * kCount + t) * kLanes), sum[t]);
+          for (int t = 0; t < kCount; ++t) sum[t] = Row::multiply_add(w, x + (j * kCount + t) * kLanes, sum[t]);
         }
         const V scale = unit.scale();
         HWY_UNROLL(6)
         for (int t = 0; t < kCount; ++t)
-          acc[r][t] =
-              hn::MulAdd(sum[t], hn::Mul(scale, hn::Load(D(), x + (Row::kPer * kCount + t) * kLanes)), acc[r][t]);
+          acc[r][t] = hn::MulAdd(Row::to_float(sum[t]),
+                                 hn::Mul(scale, hn::Load(D(), x + (Row::kVectors * kCount + t) * kLanes)), acc[r][t]);
       } else {
         HWY_UNROLL(8)
-        for (int j = 0; j < Row::kPer; ++j) {
+        for (int j = 0; j < Row::kVectors; ++j) {
           const V w = unit.next();
           HWY_UNROLL(6)
           for (int t = 0; t < kCount; ++t)
@@ -271,7 +276,7 @@ void fill_panel(const typename Row::Shared& shared, int64_t row, int64_t rows, i
     for (int64_t u = first_unit; u < first_unit + units; ++u) {
       typename Row::Unit unit(from, u);
       HWY_UNROLL(8)
-      for (int j = 0; j < Row::kPer; ++j, to += 4 * kLanes) hn::Store(unit.next(), D(), to);
+      for (int j = 0; j < Row::kVectors; ++j, to += 4 * kLanes) Row::store(unit.next(), to);
       if constexpr (Row::kGrouped) {
         hn::Store(unit.scale(), D(), to);
         to += 4 * kLanes;
@@ -287,15 +292,15 @@ HWY_INLINE void tile_units(const float* panel, const float* x, int64_t units, bo
   for (auto& row : acc)
     for (V& v : row) v = hn::Zero(D());
   for (int64_t u = 0; u < units; ++u) {
-    V sum[4][kCount];
+    typename Row::Sum sum[4][kCount];
     for (auto& row : sum)
-      for (V& v : row) v = hn::Zero(D());
-    for (int64_t j = 0; j < Row::kPer; ++j, x += kCount * kLanes, panel += 4 * kLanes) {
+      for (auto& v : row) v = Row::zero();
+    for (int64_t j = 0; j < Row::kVectors; ++j, x += kCount * kLanes, panel += 4 * kLanes) {
       HWY_UNROLL(4)
       for (int r = 0; r < 4; ++r) {
-        const V w = hn::Load(D(), panel + r * kLanes);
+        const auto w = Row::load(panel + r * kLanes);
         HWY_UNROLL(6)
-        for (int t = 0; t < kCount; ++t) sum[r][t] = hn::MulAdd(w, hn::Load(D(), x + t * kLanes), sum[r][t]);
+        for (int t = 0; t < kCount; ++t) sum[r][t] = Row::multiply_add(w, x + t * kLanes, sum[r][t]);
       }
     }
     HWY_UNROLL(4)
@@ -303,7 +308,7 @@ HWY_INLINE void tile_units(const float* panel, const float* x, int64_t units, bo
       const V scale = hn::Load(D(), panel + r * kLanes);
       HWY_UNROLL(6)
       for (int t = 0; t < kCount; ++t)
-        acc[r][t] = hn::MulAdd(sum[r][t], hn::Mul(scale, hn::Load(D(), x + t * kLanes)), acc[r][t]);
+        acc[r][t] = hn::MulAdd(Row::to_float(sum[r][t]), hn::Mul(scale, hn::Load(D(), x + t * kLanes)), acc[r][t]);
     }
     x += kCount * kLanes, panel += 4 * kLanes;
   }
@@ -323,7 +328,7 @@ template <class Row>
 void multiply(int64_t tokens, const float* panel, int64_t rows, const float* x, int64_t units, bool first_block,
               float* sums) {
   if constexpr (!Row::kGrouped) {
-    multiply_panel(tokens, panel, rows, x, units * Row::kPer, first_block, sums);
+    multiply_panel(tokens, panel, rows, x, units * Row::kVectors, first_block, sums);
   } else {
     if (tokens == 1) return multiply_units<Row, 1>(panel, rows, x, units, first_block, sums);
     if (tokens == 2) return multiply_units<Row, 2>(panel, rows, x, units, first_block, sums);
@@ -369,6 +374,11 @@ void with_row_type(const qp::Job& job, const F& f) {
   const WeightFormat& format = job.weight->format;
   const bool grouped = job.act == ActFormat::kI8PerGroup;
   constexpr int64_t kNibbleUnit = 8 * kLanes;
+#if HWY_TARGET <= HWY_AVX3
+  const bool integers = format.code == WeightCode::kU4 || format.code == WeightCode::kI4SignMagnitude ||
+                        (format.integer_lines && format.bitvectors <= 4);
+  if (grouped && integers && job.group % kNibbleUnit == 0) return f(static_cast<IntegerRow*>(nullptr));
+#endif
   if (job.group % 8 != 0 || (format.code == WeightCode::kBitvectors && format.bitvectors > 4)) {
     grouped ? f(static_cast<AnyRow<true>*>(nullptr)) : f(static_cast<AnyRow<false>*>(nullptr));
   } else if (format.code == WeightCode::kBitvectors) {

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// How rows of quantized weights become vectors of f32. A Row type has
-//   kPer       columns of a lane in a unit: vector j of a unit holds columns first_column(j) + i kColumnStride in lane i
-//   kGrouped   false: vectors are f32(scale * value); true: they are the values, and Unit::scale() their scales
-//   Shared     what all rows of a weight have in common
-//   Unit       made from a row and the unit's number; next() gives its kPer vectors in order
-// Row(shared, row, scratch) keeps the row's scales in 2 row_scale_floats() of scratch. No read beyond a row's codes.
+// How rows of quantized weights become vectors. A Row type has
+//   kPer          columns of a lane in a unit
+//   kVectors      vectors of a unit: vector j holds columns first_column(j) + i kColumnStride in lane i (IntegerRow: two)
+//   kGrouped      false: vectors are f32(scale * value); true: they are the values, and Unit::scale() their scales
+//   kUnitVectors  vectors of a unit of packed x or of a panel: kVectors and, where kGrouped, the scales
+//   Shared        what all rows of a weight have in common
+//   Unit          made from a row and the unit's number; next() gives its vectors in order
+//   Sum           and zero, store, multiply_add, to_float (all from FloatProducts but IntegerRow's): how they multiply
+// Row(shared, row, scratch) keeps the row's scales in 2 row_scale_floats() of scratch. No read beyond the last code of W.
 // Included once per instruction set, from files that foreach_target.h includes again; after <hwy/highway.h>.
 #if defined(HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_
@@ -125,6 +128,16 @@ class LaneScales {
   alignas(64) int32_t indices_[kLanes];
 };
 
+// Products with x in f32.
+struct FloatProducts {
+  using Sum = V;
+  static HWY_INLINE V zero() { return hn::Zero(D()); }
+  static HWY_INLINE void store(V v, float* to) { hn::Store(v, D(), to); }
+  static HWY_INLINE V load(const float* from) { return hn::Load(D(), from); }
+  static HWY_INLINE V multiply_add(V w, const float* x, V sum) { return hn::MulAdd(w, hn::Load(D(), x), sum); }
+  static HWY_INLINE V to_float(V sum) { return sum; }
+};
+
 // ---- 4-bit codes ----------------------------------------------------------------------------------------
 
 using Words = hn::Vec<hn::RebindToUnsigned<D>>;
@@ -163,32 +176,61 @@ struct Table16 {
   }
 };
 
-// The codes of a unit: word i holds columns 8 i to 8 i + 7, the first in its low bits.
+// The codes of a row: word i of a unit holds columns 8 i to 8 i + 7, the first in its low bits. Behind the last column of
+// a row may lie codes of the next: they meet zeros of x.
 struct NibbleCodes {
+  static constexpr int64_t kBytes = 4 * kLanes;
+  static constexpr int64_t kBeyond = 3;  // words are also read from up to 3 bytes further
   const uint8_t* row;
-  int64_t k;
+  int64_t bytes;       // from row to the end of W's codes
+  int64_t safe_units;  // that can be read, kBeyond included
 
   NibbleCodes(const qp::Job& job, int64_t at)
-      : row(static_cast<const uint8_t*>(job.tile.weight) + at * job.row_bytes), k(job.tile.k) {}
-  HWY_INLINE Words load(int64_t unit) const {
-    constexpr int64_t kBytes = 4 * kLanes;
+      : row(static_cast<const uint8_t*>(job.tile.weight) + at * job.row_bytes),
+        bytes((job.tile.n - 1 - at) * job.row_bytes + (job.tile.k + 1) / 2),
+        safe_units(std::max<int64_t>(bytes - kBeyond, 0) / kBytes) {}
+};
+
+// The codes of one unit. Stays where it was made.
+class NibbleWords {
+ public:
+  HWY_INLINE NibbleWords(const NibbleCodes& codes, int64_t unit) : from_(codes.row + unit * NibbleCodes::kBytes) {
+    hwy::Prefetch(from_ + lp::kPrefetchBytes);
+    if (HWY_UNLIKELY(unit >= codes.safe_units)) pad(codes.bytes - unit * NibbleCodes::kBytes);
+  }
+  NibbleWords(const NibbleWords&) = delete;
+  NibbleWords& operator=(const NibbleWords&) = delete;
+
+  // Words whose low 4 bits are columns 0, 1, ..., 7 of each lane, one after the other. A second load in place of
+  // every second shift: shifts compete with the multiply-adds, loads do not.
+  HWY_INLINE Words next() {
+    words_ = next_ % 2 == 0 ? load(next_ / 2) : hn::ShiftRight<4>(words_);
+    ++next_;
+    return words_;
+  }
+  // The words from `byte` on.
+  HWY_INLINE Words load(int64_t byte) const {
     const hn::RebindToUnsigned<D> du;
-    const uint8_t* from = row + unit * kBytes;
-    hwy::Prefetch(from + lp::kPrefetchBytes);
-    alignas(64) uint8_t padded[kBytes];
-    if (HWY_UNLIKELY((unit + 1) * kBytes > k / 2)) {
-      std::memset(padded, 0, kBytes);
-      std::memcpy(padded, from, (k + 1) / 2 - unit * kBytes);
-      from = padded;
-    }
 #if HWY_TARGET == HWY_SCALAR
     uint32_t word;
-    std::memcpy(&word, from, sizeof(word));
+    std::memcpy(&word, from_ + byte, sizeof(word));
     return hn::Set(du, word);
 #else
-    return hn::BitCast(du, hn::LoadU(hn::Repartition<uint8_t, D>(), from));
+    return hn::BitCast(du, hn::LoadU(hn::Repartition<uint8_t, D>(), from_ + byte));
 #endif
   }
+
+ private:
+  HWY_NOINLINE void pad(int64_t bytes) {
+    std::memset(padded_, 0, sizeof(padded_));
+    std::memcpy(padded_, from_, static_cast<size_t>(std::min(bytes, NibbleCodes::kBytes)));
+    from_ = padded_;
+  }
+
+  const uint8_t* from_;
+  int next_ = 0;
+  Words words_;
+  alignas(64) uint8_t padded_[NibbleCodes::kBytes + NibbleCodes::kBeyond];
 };
 
 // The coefficient lines of up to 4 bitvectors.
@@ -275,21 +317,26 @@ struct NibbleShared {
   const qp::Job& job;
   LaneScales lanes;
   Lines lines;
-  bool has_zeros;
+  bool has_lines, has_zeros;
   alignas(64) float values[16];
 
   explicit NibbleShared(const qp::Job& j)
-      : job(j), lanes(j.group, kNibblePer), lines(*j.weight), has_zeros(j.weight->format.has_zero_point) {
+      : job(j),
+        lanes(j.group, kNibblePer),
+        lines(*j.weight),
+        has_lines(j.weight->format.code == WeightCode::kBitvectors),
+        has_zeros(j.weight->format.has_zero_point) {
     const WeightFormat& format = j.weight->format;
-    if (format.code == WeightCode::kBitvectors) return;
+    if (has_lines) return;
     const std::array<float, 16> of_code = code_values(format.code);
     const float zero = format.code == WeightCode::kU4 && !has_zeros ? 8.0f : 0.0f;
     for (size_t i = 0; i < 16; ++i) values[i] = of_code[i] - zero;
   }
 };
 
-struct NibbleRow {
+struct NibbleRow : FloatProducts {
   static constexpr int64_t kPer = kNibblePer;
+  static constexpr int64_t kVectors = kPer;
   static constexpr int64_t kColumnStride = kPer;
   static constexpr int64_t first_column(int64_t j) { return j; }
   using Shared = NibbleShared;
@@ -315,21 +362,20 @@ struct GroupRow : NibbleRow {
   class Unit {
    public:
     HWY_INLINE Unit(const GroupRow& row, int64_t unit)
-        : words_(row.codes.load(unit)), table_(Table16::load(row.shared.values)) {
+        : words_(row.codes, unit), table_(Table16::load(row.shared.values)) {
       const int64_t group = row.shared.lanes.group_of(unit);
-      scale_ = row.scales[group];
       if (row.shared.has_zeros) table_.subtract(row.zeros[group]);
-      if constexpr (!kGrouped) table_.scale(scale_);
+      if constexpr (kGrouped) {
+        scale_ = row.scales[group];
+      } else {
+        table_.scale(row.scales[group]);
+      }
     }
-    HWY_INLINE V next() {
-      const V v = table_[words_];
-      words_ = hn::ShiftRight<4>(words_);
-      return v;
-    }
+    HWY_INLINE V next() { return table_[words_.next()]; }
     HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
 
    private:
-    Words words_;
+    NibbleWords words_;
     Table16 table_;
     float scale_;
   };
@@ -346,7 +392,7 @@ struct MixedRow : NibbleRow {
   class Unit {
    public:
     HWY_INLINE Unit(const MixedRow& row, int64_t unit)
-        : words_(row.codes.load(unit)),
+        : words_(row.codes, unit),
           table_(Table16::load(row.shared.values)),
           scale_(row.shared.lanes.load(row.scales, unit)),
           has_zeros_(row.shared.has_zeros) {
@@ -354,15 +400,14 @@ struct MixedRow : NibbleRow {
       if constexpr (!kGrouped) zero_ = hn::Mul(zero_, scale_);
     }
     HWY_INLINE V next() {
-      const V v = table_[words_];
-      words_ = hn::ShiftRight<4>(words_);
+      const V v = table_[words_.next()];
       if constexpr (kGrouped) return hn::Sub(v, zero_);
       return has_zeros_ ? hn::MulSub(v, scale_, zero_) : hn::Mul(v, scale_);
     }
     HWY_INLINE V scale() const { return scale_; }
 
    private:
-    Words words_;
+    NibbleWords words_;
     Table16 table_;
     V scale_, zero_ = hn::Zero(D());
     bool has_zeros_;
@@ -383,31 +428,101 @@ struct LineRow : NibbleRow {
 
   class Unit {
    public:
-    HWY_INLINE Unit(const LineRow& row, int64_t unit) : words_(row.codes.load(unit)) {
+    HWY_INLINE Unit(const LineRow& row, int64_t unit) : words_(row.codes, unit) {
       const int64_t group = row.shared.lanes.group_of(unit);
-      scale_ = row.scales[group];
       table_ = row.shared.lines.sums(row.line_index[group]);
-      if constexpr (!kGrouped) table_.scale(scale_);
+      if constexpr (kGrouped) {
+        scale_ = row.scales[group];
+      } else {
+        table_.scale(row.scales[group]);
+      }
     }
-    HWY_INLINE V next() {
-      const V v = table_[words_];
-      words_ = hn::ShiftRight<4>(words_);
-      return v;
-    }
+    HWY_INLINE V next() { return table_[words_.next()]; }
     HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
 
    private:
-    Words words_;
+    NibbleWords words_;
     Table16 table_;
     float scale_;
   };
 };
 
+#if HWY_TARGET <= HWY_AVX3
+// Integers times INT8: pairs of 16 bits, whose sums are exact. A unit lies in one group.
+struct IntegerRow : NibbleRow {
+  static constexpr int64_t kVectors = 4;
+  static constexpr bool kGrouped = true;
+  static constexpr int64_t kUnitVectors = kVectors + 1;
+  const uint16_t* line_index;
+
+  IntegerRow(const NibbleShared& s, int64_t row, float* scratch)
+      : NibbleRow(s, row, scratch),
+        line_index(static_cast<const uint16_t*>(s.job.weight->line_index.data) +
+                   row * s.job.weight->line_index.row_stride) {}
+
+  using Sum = __m512i;
+  static HWY_INLINE Sum zero() { return _mm512_setzero_si512(); }
+  static HWY_INLINE void store(__m512i v, float* to) { _mm512_store_si512(to, v); }
+  static HWY_INLINE __m512i load(const float* from) { return _mm512_load_si512(from); }
+  static HWY_INLINE Sum multiply_add(__m512i w, const float* x, Sum sum) {
+#if HEARTH_VNNI
+    return _mm512_dpwssd_epi32(sum, w, load(x));
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(w, load(x)));
+#endif
+  }
+  static HWY_INLINE V to_float(Sum sum) { return V{_mm512_cvtepi32_ps(sum)}; }
+  // Vector j of x, integers of 16 columns a lane apart: columns j and 4 + j of each lane.
+  static HWY_INLINE void pack(const float* unit, int64_t j, float* to) {
+    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                              _mm512_set1_epi32(kPer));
+    const __m512i low = _mm512_cvtps_epi32(_mm512_i32gather_ps(places, unit + j, 4));
+    const __m512i high = _mm512_cvtps_epi32(_mm512_i32gather_ps(places, unit + 4 + j, 4));
+    store(_mm512_mask_blend_epi16(0xAAAAAAAA, low, _mm512_slli_epi32(high, 16)), to);
+  }
+
+  class Unit {
+   public:
+    HWY_INLINE Unit(const IntegerRow& row, int64_t unit) : words_(row.codes, unit) {
+      const int64_t group = row.shared.lanes.group_of(unit);
+      const NibbleShared& shared = row.shared;
+      __m512i sums;
+      if (shared.has_lines) {
+        sums = shared.lines.integer_sums(row.line_index[group]);
+      } else {
+        sums = _mm512_cvtps_epi32(_mm512_load_ps(shared.values));
+        if (shared.has_zeros) sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(static_cast<int>(row.zeros[group])));
+      }
+      // Both halves of a word hold its entry: the permutation may see any bit below the code.
+      table_ = _mm512_shuffle_epi8(sums, _mm512_set4_epi32(0x0D0C0D0C, 0x09080908, 0x05040504, 0x01000100));
+      scale_ = row.scales[group];
+      codes_ = words_.load(0).raw;
+    }
+    HWY_INLINE __m512i next() {
+      const int j = next_++;
+      const __m512i index = j == 0   ? _mm512_slli_epi16(codes_, 1)
+                            : j == 1 ? _mm512_srli_epi16(codes_, 3)
+                            : j == 2 ? _mm512_srli_epi16(codes_, 7)
+                                     : _mm512_srli_epi16(codes_, 11);
+      return _mm512_permutexvar_epi16(index, table_);
+    }
+    HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
+
+   private:
+    NibbleWords words_;
+    __m512i codes_, table_;
+    float scale_;
+    int next_ = 0;
+  };
+};
+#endif
+
 // ---- E4M3 -----------------------------------------------------------------------------------------------
 
 // A unit lies in one group. Its vectors are the even columns, then the odd ones, of two halves.
-struct E4m3Row {
+struct E4m3Row : FloatProducts {
   static constexpr int64_t kPer = 4;
+  static constexpr int64_t kVectors = kPer;
   static constexpr int64_t kUnitVectors = kPer;
   static constexpr bool kGrouped = false;
   static constexpr int64_t kColumnStride = 2;
@@ -479,8 +594,9 @@ struct E4m3Row {
 
 // Element by element: wide bitvectors and groups of unusual sizes. Right, and slow.
 template <bool kGrouped_>
-struct AnyRow {
+struct AnyRow : FloatProducts {
   static constexpr int64_t kPer = 8;
+  static constexpr int64_t kVectors = kPer;
   static constexpr bool kGrouped = kGrouped_;
   static constexpr int64_t kUnitVectors = kPer + kGrouped;
   static constexpr int64_t kColumnStride = kPer;
