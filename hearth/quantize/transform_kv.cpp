@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Statistics of keys, queries and values, and the search of factors. Everything on one thread: a sample of 512 tokens.
+// Statistics of keys, queries and values, and the search of factors. Everything on one thread: a sample of about a thousand tokens.
 #include "hearth/quantize/transform_kv.h"
 
 #include <algorithm>
@@ -66,6 +66,7 @@ Status AttentionStats::observe(ConstTensorView qkv, ConstTensorView cos_sin) {
     for (int64_t i = 0; i < columns(); ++i)
       if (const float value = qkv.row<float>(t)[i]; !std::isfinite(value))
         return invalid_argument("attention statistics: qkv is {} at [{}, {}]; wanted finite numbers", value, t, i);
+  const bool sample = std::ssize(starts_) <= kSampledSequences;
   std::vector<float> row(static_cast<size_t>(columns()));
   const size_t dim = static_cast<size_t>(shape_.head_dim);
   for (int64_t t = 0; t < qkv.rows(); ++t) {
@@ -74,7 +75,9 @@ Status AttentionStats::observe(ConstTensorView qkv, ConstTensorView cos_sin) {
       norm_and_rotate(std::span(row).subspan(static_cast<size_t>(h) * dim, dim), h < shape_.heads ? q_norm_ : k_norm_,
                       norm_eps_, cos_sin.row<float>(t));
     add_row(row);
+    if (sample && t < kSampledTokens) sample_.insert(sample_.end(), row.begin(), row.end());
   }
+  if (sample && qkv.rows() > 0) starts_.push_back(sampled());
   return {};
 }
 
@@ -97,15 +100,6 @@ void AttentionStats::add_row(std::span<const float> row) {
       double& largest = key_pair_max_[at / 2 + f];
       largest = std::max(largest, std::sqrt(double{k[f]} * k[f] + double{k[f + pairs]} * k[f + pairs]));
     }
-  }
-  if (tokens_ % stride_ == 0) {
-    if (sampled() == kMaxSample) {  // every other one of them stays
-      for (int64_t t = 1; t < kMaxSample / 2; ++t)
-        std::copy_n(sample_.begin() + 2 * t * columns(), columns(), sample_.begin() + t * columns());
-      sample_.resize(static_cast<size_t>(kMaxSample / 2 * columns()));
-      stride_ *= 2;
-    }
-    if (tokens_ % stride_ == 0) sample_.insert(sample_.end(), row.begin(), row.end());
   }
   ++tokens_;
 }
@@ -194,27 +188,82 @@ Result<KvLayout> layout_for(const AttentionStats& stats, KvFormatId format) {
   return KvLayout::make(format, 1, stats.shape().kv_heads, stats.shape().head_dim, 1);
 }
 
-// Of one kv head: the mean of e^T m e over the errors e of the sample's heads.
+// The errors of a kv head's vectors of the sample, [tokens, head_dim].
 template <class Head>
-double stored_loss(const AttentionStats& stats, const KvLayout& layout, const Head& head,
-                   std::span<const float> factors, bool rotate, std::span<const double> m, bool without_mean) {
+std::vector<double> stored_errors(const AttentionStats& stats, const KvLayout& layout, const Head& head,
+                                  std::span<const float> factors, bool rotate) {
   const size_t dim = static_cast<size_t>(stats.shape().head_dim), count = static_cast<size_t>(stats.sampled());
   StoredHead stored(layout);
-  std::vector<double> errors(count * dim), mean(dim, 0);
-  for (size_t t = 0; t < count; ++t) {
-    const std::span<double> error = std::span(errors).subspan(t * dim, dim);
-    stored.error(head(static_cast<int64_t>(t)), factors, rotate, error);
-    for (size_t i = 0; i < dim; ++i) mean[i] += error[i] / static_cast<double>(count);
-  }
-  double loss = 0;
-  for (size_t t = 0; t < count; ++t) {
-    const std::span<double> error = std::span(errors).subspan(t * dim, dim);
-    if (without_mean)
-      for (size_t i = 0; i < dim; ++i) error[i] -= mean[i];
-    loss += quadratic_form(m, error);
-  }
-  return loss / static_cast<double>(count);
+  std::vector<double> errors(count * dim);
+  for (size_t t = 0; t < count; ++t)
+    stored.error(head(static_cast<int64_t>(t)), factors, rotate, std::span(errors).subspan(t * dim, dim));
+  return errors;
 }
+
+template <class T>
+double dot(std::span<const float> a, const T* b) {
+  std::array<double, 4> sums{};
+  size_t i = 0;
+  for (; i + 4 <= a.size(); i += 4)
+    for (size_t lane = 0; lane < 4; ++lane) sums[lane] += double{a[i + lane]} * b[i + lane];
+  for (; i < a.size(); ++i) sums[0] += double{a[i]} * b[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Every kQueryStride-th query of the sample with its attention probabilities over the keys up to its own.
+class SampledAttention {
+ public:
+  static constexpr int64_t kQueryStride = 8;
+
+  explicit SampledAttention(const AttentionStats& stats) : stats_(stats) {
+    const std::span<const int64_t> starts = stats.sequence_starts();
+    for (size_t s = 0; s + 1 < starts.size(); ++s)
+      for (int64_t t = starts[s]; t < starts[s + 1]; t += kQueryStride)
+        for (int64_t h = 0; h < stats.shape().heads; ++h) rows_.push_back(attend(starts[s], t, h));
+  }
+
+  // errors [tokens, head_dim] of the keys of a kv head: the mean variance of its queries' score errors.
+  double loss(int64_t kv_head, std::span<const double> errors) const {
+    const size_t dim = static_cast<size_t>(stats_.shape().head_dim);
+    double total = 0;
+    int64_t queries = 0;
+    for (const Row& row : rows_) {
+      if (row.head / stats_.shape().group() != kv_head) continue;
+      const std::span<const float> query = stats_.sampled_query(row.token, row.head);
+      double mean = 0, square = 0;
+      for (size_t j = 0; j < row.probability.size(); ++j) {
+        const double error = dot(query, errors.data() + (static_cast<size_t>(row.first) + j) * dim);
+        mean += row.probability[j] * error;
+        square += row.probability[j] * error * error;
+      }
+      total += square - mean * mean;
+      ++queries;
+    }
+    return total / static_cast<double>(std::max<int64_t>(queries, 1)) / static_cast<double>(dim);
+  }
+
+ private:
+  struct Row {
+    int64_t first, token, head;
+    std::vector<double> probability;  // of keys [first, token]
+  };
+
+  Row attend(int64_t first, int64_t token, int64_t head) const {
+    Row row{first, token, head, {}};
+    const double scale = 1 / std::sqrt(static_cast<double>(stats_.shape().head_dim));
+    for (int64_t j = first; j <= token; ++j)
+      row.probability.push_back(
+          scale * dot(stats_.sampled_query(token, head), stats_.sampled_key(j, head / stats_.shape().group()).data()));
+    const double largest = *std::max_element(row.probability.begin(), row.probability.end());
+    double sum = 0;
+    for (double& p : row.probability) sum += p = std::exp(p - largest);
+    for (double& p : row.probability) p /= sum;
+    return row;
+  }
+
+  const AttentionStats& stats_;
+  std::vector<Row> rows_;
+};
 
 // The products of O's columns, summed over its rows and the query heads of a group: [dim, dim].
 std::vector<double> output_moments(const LayerLinear& o, const HeadShape& shape, int64_t kv_head) {
@@ -281,18 +330,14 @@ Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTens
   const std::vector<double> key = stats.key_rms(), query = stats.query_rms();
 
   const PairSizes sizes = pair_sizes(stats, layer);
-  std::vector<std::vector<double>> moments;
-  for (int64_t h = 0; h < shape.kv_heads; ++h)
-    moments.push_back(second_moments(stats.sampled() * shape.group(), dim, [&](int64_t i) {
-      return stats.sampled_query(i / shape.group(), h * shape.group() + i % shape.group());
-    }));
+  const SampledAttention attention(stats);
   const auto loss_of = [&](const std::vector<float>& factors) {
     double loss = 0;
-    for (size_t h = 0; h < heads; ++h)
-      loss += stored_loss(
-          stats, layout, [&](int64_t t) { return stats.sampled_key(t, static_cast<int64_t>(h)); },
-          std::span(factors).subspan(h * dim, dim), rotate, moments[h], /*without_mean=*/true);
-    return loss;
+    for (int64_t h = 0; h < shape.kv_heads; ++h)
+      loss += attention.loss(h, stored_errors(
+                                    stats, layout, [&](int64_t t) { return stats.sampled_key(t, h); },
+                                    std::span(factors).subspan(static_cast<size_t>(h) * dim, dim), rotate));
+    return loss / static_cast<double>(shape.kv_heads);
   };
 
   KeyScales best;
@@ -330,11 +375,14 @@ Result<ValueScales> search_value_scales(const AttentionStats& stats, const Layer
   }
   const auto loss_of = [&](const std::vector<float>& factors, bool rotate) {
     double loss = 0;
-    for (size_t h = 0; h < heads; ++h)
-      loss += stored_loss(
+    for (size_t h = 0; h < heads; ++h) {
+      const std::vector<double> errors = stored_errors(
           stats, layout, [&](int64_t t) { return stats.sampled_value(t, static_cast<int64_t>(h)); },
-          std::span(factors).subspan(h * dim, dim), rotate, moments[h], /*without_mean=*/false);
-    return loss;
+          std::span(factors).subspan(h * dim, dim), rotate);
+      for (size_t at = 0; at < errors.size(); at += dim)
+        loss += quadratic_form(moments[h], std::span(errors).subspan(at, dim));
+    }
+    return loss / static_cast<double>(stats.sampled());
   };
 
   ValueScales best;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What calibration tells of keys, queries and values, and the factors for a 4-bit KV cache that follow from it.
-//   I1. Statistics are f64 sums in the order of observe(); which tokens are kept as a sample follows from their number.
+//   I1. Statistics are f64 sums in the order of observe(); the sample is the beginning of the first sequences seen.
 //   I2. Factors do not change, in any bit, with powers of two by which rows of K were multiplied and Q's divided (or V's
 //       and O's columns): what comes out of the transformation is the same, so such outliers cost nothing.
 // One owner.
@@ -21,12 +21,12 @@ namespace hearth {
 
 class AttentionStats {
  public:
-  static constexpr int64_t kMaxSample = 512;
+  static constexpr int64_t kSampledSequences = 2, kSampledTokens = 512;  // of each
 
   // `layer` lends q_norm and k_norm; it is not kept.
   AttentionStats(const HeadShape& shape, const LayerTensors& layer, double norm_eps);
 
-  // Adds the tokens of a step, as a BlockObserver sees them at BlockPoint::kQkv.
+  // Adds a sequence from its first token on, as a BlockObserver sees it at BlockPoint::kQkv.
   //   qkv [tokens, (heads + 2 kv_heads) head_dim] f32 before RoPE;  cos_sin [tokens, head_dim] f32 (rope.h)
   // InvalidArgument for shapes that disagree or a value that is NaN or infinite; nothing is added then.
   Status observe(ConstTensorView qkv, ConstTensorView cos_sin);
@@ -43,8 +43,10 @@ class AttentionStats {
   // [kv_heads, head_dim / 2] largest sqrt(k_f^2 + k_{f + head_dim / 2}^2), which RoPE does not change.
   const std::vector<double>& key_pair_max() const { return key_pair_max_; }
 
-  // A sample of the tokens, evenly spaced: [sampled()][heads or kv_heads][head_dim], Q and K after RoPE.
+  // A sample: [sampled()][heads or kv_heads][head_dim], Q and K after RoPE. Sequence i of it is tokens
+  // [sequence_starts()[i], sequence_starts()[i + 1]).
   int64_t sampled() const { return static_cast<int64_t>(sample_.size()) / columns(); }
+  std::span<const int64_t> sequence_starts() const { return starts_; }
   std::span<const float> sampled_query(int64_t token, int64_t head) const { return sampled_head(token, head); }
   std::span<const float> sampled_key(int64_t token, int64_t kv_head) const {
     return sampled_head(token, shape_.heads + kv_head);
@@ -65,7 +67,7 @@ class AttentionStats {
   int64_t tokens_ = 0;
   std::vector<double> key_square_, query_square_, value_square_, key_max_, key_pair_max_;
   std::vector<float> sample_;  // rows of qkv, Q and K after norm and RoPE
-  int64_t stride_ = 1;         // between the tokens of the sample
+  std::vector<int64_t> starts_{0};
 };
 
 // FireQ's own rules (arXiv 2505.20839, section 3.2), with fixed constants.
@@ -90,8 +92,9 @@ struct KeyScales {
 };
 
 // The factors with which keys of `format` (a 4-bit one) lose least, among balancing_factors of a grid of exponents and
-// none: a closed form on the sample, e^T E[q q^T] e over the keys' errors e less their mean, which no softmax sees.
-// Layers with k_norm get the same `pairs` in all kv heads. InvalidArgument without tokens.
+// none. The loss is the variance of a query's score errors under its own attention probabilities, mean over queries of
+// the sample, which is twice the KL divergence that they cost the probabilities, to second order; attention windows are
+// left out. Layers with k_norm get the same `pairs` in all kv heads. InvalidArgument without tokens.
 Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format);
 
 struct ValueScales {
@@ -102,7 +105,7 @@ struct ValueScales {
   double plain_loss = 0;
 };
 
-// The same for V: e^T (sum of O's columns' products) e, with and without a rotation.
+// The factors with which values lose least, with and without a rotation.
 Result<ValueScales> search_value_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format);
 
 }  // namespace hearth

@@ -119,16 +119,25 @@ TEST(AttentionStats, AppliesTheNormsOfHeads) {
                 std::hypot(normed(static_cast<int64_t>(f)), normed(static_cast<int64_t>(f) + 8)), 1e-5);
 }
 
-TEST(AttentionStats, KeepsAnEvenSample) {
+TEST(AttentionStats, SamplesTheBeginningsOfTheFirstSequences) {
   const HeadShape shape{.heads = 1, .kv_heads = 1, .head_dim = 2};
   AttentionStats stats(shape, {}, 1e-6);
-  const std::vector<float> cos_sin = {1, 0};
-  for (int t = 0; t < 1500; ++t) {
-    const std::vector<float> qkv = {static_cast<float>(t), 0, 1, 1, 1, 1};
-    ASSERT_TRUE(stats.observe({qkv.data(), DType::kF32, Shape{1, 6}}, {cos_sin.data(), DType::kF32, Shape{1, 2}}));
+  for (int sequence = 0; sequence < 4; ++sequence) {
+    const int64_t tokens = sequence == 0 ? 5 : 600;
+    std::vector<float> qkv, cos_sin;
+    for (int64_t t = 0; t < tokens; ++t) {
+      qkv.insert(qkv.end(), {static_cast<float>(1000 * sequence + t), 0, 1, 1, 1, 1});
+      cos_sin.insert(cos_sin.end(), {1, 0});
+    }
+    ASSERT_TRUE(
+        stats.observe({qkv.data(), DType::kF32, Shape{tokens, 6}}, {cos_sin.data(), DType::kF32, Shape{tokens, 2}}));
   }
-  ASSERT_EQ(stats.sampled(), 375);
-  for (int64_t i = 0; i < stats.sampled(); ++i) ASSERT_EQ(stats.sampled_query(i, 0)[0], static_cast<float>(4 * i));
+  EXPECT_EQ(stats.tokens(), 1805);
+  EXPECT_THAT(stats.sequence_starts(), ::testing::ElementsAre(0, 5, 517));
+  EXPECT_EQ(stats.sampled(), 517);
+  EXPECT_EQ(stats.sampled_query(4, 0)[0], 4);
+  EXPECT_EQ(stats.sampled_query(5, 0)[0], 1000);
+  EXPECT_EQ(stats.sampled_query(516, 0)[0], 1511);
 }
 
 // Theorem 3.1 of FireQ: after pre-RoPE normalisation no pair of a key that calibration saw is longer than alpha.
