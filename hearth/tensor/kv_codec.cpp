@@ -121,7 +121,8 @@ Extent extent_of(std::span<const float> x) {
 
 Grid plain_grid(const Extent& e) { return {.step = rounded_f16(std::max(-e.low, e.high) / 7)}; }
 
-// kInt4Fireq: a step of either sign, which decides what end has the eighth level.
+// kInt4Fireq: a step of either sign, which decides what end has the eighth level. Measured as below, without channel
+// scales: 0.73 with the two starts at -8, 0.667 as here, 0.68 with seventeen starts and five passes.
 Grid signed_grid(std::span<const float> x, const Extent& e) {
   Best best{plain_grid(e)};
   if (best.grid.step == 0) return best.grid;
@@ -138,9 +139,11 @@ Grid signed_grid(std::span<const float> x, const Extent& e) {
   return best.grid;
 }
 
-// kInt4Saw: covers the extent exactly at first.
+// kInt4Saw: covers the extent exactly at first. KL to f32 KV of fable-82m on six windows of 512 tokens of held-out books,
+// as a share of kInt4's: 0.342 without search, 0.313 with one start, 0.299 with three and two passes, 0.294 as here, 0.290
+// with seven and five passes.
 Grid affine_grid(std::span<const float> x, const Extent& e) {
-  constexpr int kPasses = 2;
+  constexpr int kPasses = 3;
   const float count = static_cast<float>(x.size());
   Grid grid{.low = 0, .high = 15, .bias = 0};
   grid.offset = rounded_f16(e.low);
@@ -150,7 +153,7 @@ Grid affine_grid(std::span<const float> x, const Extent& e) {
   if (grid.step < wanted && grid.step < kMaxF16) grid.step = next_f16(grid.step, true);
   const Grid whole = grid;
   Best best{whole};
-  for (const float cut : {0.0f, 0.5f, 1.0f}) {  // steps cut off at either end
+  for (const float cut : {0.0f, 0.5f, 1.0f, 2.0f}) {  // steps cut off at either end
     grid.step = rounded_f16(whole.step * (15 - 2 * cut) / 15);
     grid.offset = rounded_f16(whole.offset + cut * whole.step);
     for (int pass = 0; pass <= kPasses && grid.step > 0; ++pass) {

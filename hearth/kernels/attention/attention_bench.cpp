@@ -2,9 +2,10 @@
 // Times attention_cpu: prefill as GFLOP/s (4 channels-keys products per visible pair), decode as GB/s of
 // K and V read. Calls rotate over the layers of the pool, so that decode reads past the caches as a model
 // does. All threads of the machine, or --threads N.
-//   attention_bench [--threads N] [--out FILE]     FILE: jsonl lines are appended
+//   attention_bench [--threads N] [--model NAME] [--out FILE]     FILE: jsonl lines are appended
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "hearth/kernels/attention/attention.h"
 #include "hearth/kernels/cpu/bench_report.h"
 #include "hearth/memory/host_buffer.h"
+#include "hearth/tensor/kv_codec.h"
 
 namespace hearth {
 namespace {
@@ -30,8 +32,11 @@ struct Shape4 {
   int64_t batch, past, queries;
 };
 
-constexpr Shape4 kShapes[] = {{1, 0, 1},   {1, 127, 1}, {1, 511, 1},  {1, 4095, 1},   {1, 16383, 1},
-                              {8, 511, 1}, {1, 0, 128}, {1, 0, 1024}, {1, 3072, 1024}};
+constexpr Shape4 kShapes[] = {{1, 0, 1},     {1, 127, 1}, {1, 511, 1}, {1, 1023, 1}, {1, 4095, 1},   {1, 8191, 1},
+                              {1, 16383, 1}, {8, 511, 1}, {1, 0, 128}, {1, 0, 1024}, {1, 3072, 1024}};
+
+constexpr KvFormatId kFormats[] = {KvFormatId::kBf16, KvFormatId::kF32,       KvFormatId::kFp8,
+                                   KvFormatId::kInt4, KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw};
 
 class Bench {
  public:
@@ -40,7 +45,7 @@ class Bench {
     layout_ = *KvLayout::make(format, model.layers, model.kv_heads, model.head_dim, 16);
     const int64_t blocks_each = (context_ + 15) / 16, tokens = shape.batch * shape.queries;
     pool_memory_ = *HostBuffer::allocate(shape.batch * blocks_each * layout_.block_bytes());
-    fill(pool_memory_.data(), pool_memory_.size_bytes(), format == KvFormatId::kF32);
+    fill_pool();
     query_start_.push_back(0);
     for (int64_t s = 0; s < shape.batch; ++s) {
       query_start_.push_back(query_start_.back() + static_cast<int32_t>(shape.queries));
@@ -56,31 +61,27 @@ class Bench {
               .block_table_stride = blocks_each};
     q_ = *HostBuffer::allocate(tokens * model.heads * model.head_dim * 4);
     out_ = *HostBuffer::allocate(q_.size_bytes());
-    fill(q_.data(), q_.size_bytes(), true);
+    fill(q_.data(), q_.size_bytes() / 4);
     workspace_ = *HostBuffer::allocate(
         attention_cpu_workspace_bytes(tokens, model.heads, model.head_dim, context_, pool.size()));
     exec_ = {.pool = &pool, .workspace = workspace_.bytes()};
   }
 
-  Samples time() {
-    Samples samples;
-    const double budget_us = 300e3;
-    double spent = 0;
-    for (int64_t i = 0; i < 500 && (i < 8 || spent < budget_us); ++i) {
-      const Shape shape{batch_.num_tokens(), model_.heads * model_.head_dim};
-      const AttentionArgs args{.q = ConstTensorView(q_.data(), DType::kF32, shape),
-                               .out = {out_.data(), DType::kF32, shape},
-                               .heads = model_.heads,
-                               .scale = 0.0884f,
-                               .layer = i % model_.layers,
-                               .kv = {pool_memory_.data(), layout_},
-                               .batch = &batch_};
-      const double us = time_us([&] { HEARTH_CHECK(attention_cpu(args, exec_), "attention failed"); });
-      spent += us;
-      if (i >= 3) samples.add(us);
-    }
-    return samples;
+  // One call, the layers in turn; its microseconds.
+  double sample(bool warm_up) {
+    const Shape shape{batch_.num_tokens(), model_.heads * model_.head_dim};
+    const AttentionArgs args{.q = ConstTensorView(q_.data(), DType::kF32, shape),
+                             .out = {out_.data(), DType::kF32, shape},
+                             .heads = model_.heads,
+                             .scale = 0.0884f,
+                             .layer = calls_++ % model_.layers,
+                             .kv = {pool_memory_.data(), layout_},
+                             .batch = &batch_};
+    const double us = time_us([&] { HEARTH_CHECK(attention_cpu(args, exec_), "attention failed"); });
+    if (!warm_up) samples_.add(us);
+    return us;
   }
+  const Samples& samples() const { return samples_; }
   double flops() const {
     const double visible = static_cast<double>(shape_.queries) *
                            (static_cast<double>(shape_.past) + 0.5 * static_cast<double>(shape_.queries + 1));
@@ -91,17 +92,34 @@ class Bench {
   }
 
  private:
-  static void fill(std::byte* data, int64_t bytes, bool f32) {
+  static void fill(std::byte* data, int64_t floats) {
     Random random(5);
-    std::vector<float> numbers(4096);
-    for (float& x : numbers) x = random.normal();
-    for (int64_t i = 0; i < bytes / (f32 ? 4 : 2); ++i) {
-      const bf16 narrow = bf16::from_float(numbers[i % 4093]);
-      if (f32)
-        std::memcpy(data + 4 * i, &numbers[i % 4093], 4);
-      else
-        std::memcpy(data + 2 * i, &narrow, 2);
+    for (int64_t i = 0; i < floats; ++i) {
+      const float number = random.normal();
+      std::memcpy(data + 4 * i, &number, 4);
     }
+  }
+  // Random heads, of which 61 are encoded and the rest are copies.
+  void fill_pool() {
+    Random random(5);
+    constexpr int64_t kHeads = 61;
+    std::vector<std::byte> codes(kHeads * layout_.token_stride_bytes), steps(kHeads * layout_.scale_bytes + 1);
+    std::vector<float> x(layout_.head_dim);
+    for (int64_t i = 0; i < kHeads; ++i) {
+      for (float& number : x) number = random.normal();
+      store_kv_head(layout_.format, x, 1, &codes[i * layout_.token_stride_bytes], &steps[i * layout_.scale_bytes]);
+    }
+    int64_t next = 0;
+    for (std::byte* half = pool_memory_.data(); half < pool_memory_.data() + pool_memory_.size_bytes();
+         half += layout_.v_offset_bytes)
+      for (int64_t h = 0; h < layout_.kv_heads; ++h)
+        for (int64_t t = 0; t < layout_.block_tokens; ++t, next = (next + 1) % kHeads) {
+          std::memcpy(half + h * layout_.head_stride_bytes + t * layout_.token_stride_bytes,
+                      &codes[next * layout_.token_stride_bytes], layout_.token_stride_bytes);
+          std::memcpy(half + layout_.scale_offset_bytes + h * layout_.scale_head_stride_bytes +
+                          t * layout_.scale_token_stride_bytes,
+                      &steps[next * layout_.scale_bytes], layout_.scale_bytes);
+        }
   }
 
   Model model_;
@@ -113,54 +131,68 @@ class Bench {
   std::vector<int64_t> table_;
   StepBatch batch_;
   ExecContext exec_;
+  int64_t calls_ = 0;
+  Samples samples_;
 };
 
-void run(ThreadPool& pool, ResultLines& lines) {
-  fmt::print("{:12} {:5} {:>6} {:>8} {:>8} {:>10} {:>18} {:>9} {:>9}\n", "model", "kv", "batch", "past", "queries",
-             "us", "p10-p90", "GFLOP/s", "GB/s");
-  for (const Model& model : kModels) {
-    for (const KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16}) {
-      for (const Shape4& shape : kShapes) {
-        Bench bench(model, format, shape, pool);
-        const Samples samples = bench.time();
-        const double us = samples.median(), gflops = bench.flops() / us / 1e3, gbps = bench.bytes() / us / 1e3;
-        fmt::print("{:12} {:5} {:6} {:8} {:8} {:10.1f} {:8.1f}-{:<9.1f} {:9.1f} {:9.1f}\n", model.name,
-                   kv_format_name(format), shape.batch, shape.past, shape.queries, us, samples.percentile(10),
-                   samples.percentile(90), gflops, gbps);
-        const std::string common = fmt::format(
-            "\"config\": {}, \"kv\": {}, \"batch\": {}, \"heads\": {}, \"kv_heads\": {}, \"head_dim\": {}, \"us\": "
-            "{:.1f}, "
-            "\"us_p10\": {:.1f}, \"us_p90\": {:.1f}",
-            quote(model.name), quote(kv_format_name(format)), shape.batch, model.heads, model.kv_heads, model.head_dim,
-            us, samples.percentile(10), samples.percentile(90));
-        if (shape.queries == 1)
-          lines.write("op.attention.decode",
-                      fmt::format("{}, \"context\": {}, \"gbps\": {:.1f}", common, shape.past + 1, gbps));
-        else
-          lines.write("op.attention.prefill", fmt::format("{}, \"past\": {}, \"length\": {}, \"tflops\": {:.4f}",
-                                                          common, shape.past, shape.queries, gflops / 1e3));
-      }
-    }
+// One shape in all formats, whose calls alternate: a disturbance of the machine meets all of them.
+void run_shape(const Model& model, const Shape4& shape, ThreadPool& pool, ResultLines& lines) {
+  std::vector<std::unique_ptr<Bench>> benches;
+  for (const KvFormatId format : kFormats) benches.push_back(std::make_unique<Bench>(model, format, shape, pool));
+  const double budget_us = 1e6;
+  double spent_us = 0;
+  for (int64_t i = 0; i < 500 && (i < 8 || spent_us < budget_us); ++i)
+    for (const auto& bench : benches) spent_us += bench->sample(i < 3);
+  const double bf16_us = benches.front()->samples().median();
+  for (size_t i = 0; i < benches.size(); ++i) {
+    const Bench& bench = *benches[i];
+    const Samples& samples = bench.samples();
+    const std::string_view format = kv_format_name(kFormats[i]);
+    const double us = samples.median(), gflops = bench.flops() / us / 1e3, gbps = bench.bytes() / us / 1e3;
+    fmt::print("{:12} {:10} {:6} {:8} {:8} {:10.1f} {:8.1f}-{:<9.1f} {:7.2f} {:9.1f} {:9.1f}\n", model.name, format,
+               shape.batch, shape.past, shape.queries, us, samples.percentile(10), samples.percentile(90), us / bf16_us,
+               gflops, gbps);
+    const std::string common = fmt::format(
+        "\"config\": {}, \"kv\": {}, \"batch\": {}, \"heads\": {}, \"kv_heads\": {}, \"head_dim\": {}, \"us\": {:.1f}, "
+        "\"us_p10\": {:.1f}, \"us_p90\": {:.1f}, \"ratio_to_bf16\": {:.3f}",
+        quote(model.name), quote(format), shape.batch, model.heads, model.kv_heads, model.head_dim, us,
+        samples.percentile(10), samples.percentile(90), us / bf16_us);
+    if (shape.queries == 1)
+      lines.write("op.attention.decode",
+                  fmt::format("{}, \"context\": {}, \"gbps\": {:.1f}", common, shape.past + 1, gbps));
+    else
+      lines.write("op.attention.prefill", fmt::format("{}, \"past\": {}, \"length\": {}, \"tflops\": {:.4f}", common,
+                                                      shape.past, shape.queries, gflops / 1e3));
   }
+}
+
+void run(ThreadPool& pool, std::string_view only, ResultLines& lines) {
+  fmt::print("{:12} {:10} {:>6} {:>8} {:>8} {:>10} {:>18} {:>7} {:>9} {:>9}\n", "model", "kv", "batch", "past",
+             "queries", "us", "p10-p90", "/ bf16", "GFLOP/s", "GB/s");
+  for (const Model& model : kModels)
+    if (only.empty() || only == model.name)
+      for (const Shape4& shape : kShapes) run_shape(model, shape, pool, lines);
 }
 
 }  // namespace
 }  // namespace hearth
 
 int main(int argc, char** argv) {
-  std::string out;
+  std::string out, model;
   int threads = 0;
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--out" && i + 1 < argc) {
       out = argv[++i];
     } else if (std::string_view(argv[i]) == "--threads" && i + 1 < argc) {
       threads = std::atoi(argv[++i]);
+    } else if (std::string_view(argv[i]) == "--model" && i + 1 < argc) {
+      model = argv[++i];
     } else {
-      fmt::print(stderr, "usage: attention_bench [--threads N] [--out FILE]\n");
+      fmt::print(stderr, "usage: attention_bench [--threads N] [--model NAME] [--out FILE]\n");
       return 2;
     }
   }
   hearth::ThreadPool pool(threads);
   hearth::ResultLines lines(out, pool.size(), argc, argv, "");
-  hearth::run(pool, lines);
+  hearth::run(pool, model, lines);
 }
