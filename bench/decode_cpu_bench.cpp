@@ -37,17 +37,20 @@ std::vector<std::span<const std::byte>> weight_spans(const ModelWeights& weights
   const auto add = [&](const ConstTensorView& view) {
     if (view) spans.emplace_back(static_cast<const std::byte*>(view.data), static_cast<size_t>(view.size_bytes()));
   };
+  const auto add_linear = [&](const Linear& linear) {
+    for (const LinearWeight& part : linear.parts)
+      for (const ConstTensorView* view :
+           {&part.codes, &part.scales, &part.zeros, &part.lines, &part.line_scales, &part.line_index, &part.bias})
+        add(*view);
+  };
   for (const LayerWeights& layer : weights.layers) {
     const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
     for (const ConstTensorView* norm : {&layer.input_norm, &layer.post_attention_norm, &layer.q_norm, &layer.k_norm})
       add(*norm);
-    for (const LinearWeight* w : {&layer.qkv, &layer.o, &ffn.gate_up, &ffn.down}) {
-      add(w->codes);
-      add(w->bias);
-    }
+    for (const Linear* linear : {&layer.qkv, &layer.o, &ffn.gate_up, &ffn.down}) add_linear(*linear);
   }
   add(weights.final_norm);
-  add(weights.lm_head.codes);
+  add_linear(weights.lm_head);
   return spans;
 }
 
@@ -116,8 +119,8 @@ Status run(const Args& args, const std::string& command) {
   nlohmann::json line = result_line("model.decode", cpu_device(pool.size()), command);
   line["config"] = args.dummy.empty() ? std::filesystem::path(args.model).filename().string()
                                       : std::filesystem::path(args.dummy).stem().string();
-  line["format"] = std::string(dtype_name(model->weights().lm_head.codes.dtype));
-  line["lm_head"] = line["format"];
+  line["format"] = to_string(model->weights().layers.front().qkv.parts.front().format);
+  line["lm_head"] = to_string(model->weights().lm_head.parts.front().format);
   line["kv"] = std::string(kv_format_name(kv));
   line["batch"] = 1;
   line["context"] = args.context;
