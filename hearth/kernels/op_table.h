@@ -13,6 +13,7 @@
 #include "hearth/kernels/rope/rope.h"
 #include "hearth/kernels/sample/sample.h"
 #include "hearth/kernels/silu_mul/silu_mul.h"
+#include "hearth/memory/memory.h"
 
 namespace hearth {
 
@@ -31,11 +32,17 @@ struct OpTable {
   // The op for a weight format and activation type; nullptr where the backend has none.
   const LinearOp* (*find_linear)(const WeightFormat& format, DType activation) = nullptr;
   bool (*supports_kv)(KvFormatId format) = nullptr;
+  // Where weights, KV pool and activations lie. `sample` reads logits in host memory, whatever this says.
+  const Memory& (*memory)() = host_memory;
+  // Gets ready what the ops need beyond memory (a library, a handle); a model's load fails with its error. Optional.
+  Status (*prepare)() = nullptr;
 };
 
 // Highway kernels, chosen at run time for the instruction set.
 const OpTable& cpu_ops();
 // The obvious loops that accumulate in double: what every other backend is tested against.
 const OpTable& ref_ops();
+// Kernels for Hopper, and cuBLASLt; null in builds without CUDA. There need not be a GPU: then loading a model fails.
+const OpTable* cuda_ops();
 
 }  // namespace hearth

@@ -22,5 +22,7 @@ struct EmbeddingArgs {
 Status validate(const EmbeddingArgs& args);
 Status embedding_ref(const EmbeddingArgs& args, ExecContext& exec);
 Status embedding_cpu(const EmbeddingArgs& args, ExecContext& exec);
+// Builds with CUDA only. Tensors in device memory, tokens staged; runs in exec.stream.
+Status embedding_sm90(const EmbeddingArgs& args, ExecContext& exec);
 
 }  // namespace hearth

@@ -4,12 +4,11 @@
 // it still holds in registers. The row's weights are read before the wait for the kernel in front.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
 
 #include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
 #include "hearth/kernels/sm90/pdl.cuh"
+#include "hearth/kernels/sm90/values.cuh"
 
 namespace hearth::sm90 {
 
@@ -25,25 +24,6 @@ struct RmsNormParams {
   int64_t rows;
   int hidden;
   float eps;
-};
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T>
-__device__ __forceinline__ T narrow(float x);
-template <>
-__device__ __forceinline__ float narrow<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
-// kCount elements that are moved as vectors of at most 16 bytes.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
-  T at[kCount];
 };
 
 // Sum over the row's threads, the same in all of them. kThreads is 32 or a multiple of it, at most 1024;

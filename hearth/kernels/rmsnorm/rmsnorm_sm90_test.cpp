@@ -4,35 +4,13 @@
 
 #include <optional>
 
+#include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_test_cases.h"
 #include "hearth/memory/cuda/device.h"
 
 namespace hearth {
 namespace {
-
-// A copy of a host tensor in device memory, guard zones included: what a kernel writes outside of it comes
-// back with the guards and fails the host tensor's check.
-class OnDevice {
- public:
-  explicit OnDevice(TestTensor& host) : host_(host) {
-    auto buffer = DeviceBuffer::allocate(static_cast<int64_t>(host.all_bytes().size()));
-    EXPECT_TRUE(buffer) << buffer.error().message;
-    buffer_ = *std::move(buffer);
-    EXPECT_TRUE(buffer_.copy_from_host(host.all_bytes()));
-  }
-  TensorView view() const { return moved(host_.view()); }
-  TensorView vector() const { return moved(host_.vector()); }
-  void copy_back() { EXPECT_TRUE(buffer_.copy_to_host(host_.all_bytes())); }
-
- private:
-  TensorView moved(TensorView view) const {
-    view.data = buffer_.data() + (static_cast<std::byte*>(view.data) - host_.all_bytes().data());
-    return view;
-  }
-  TestTensor& host_;
-  DeviceBuffer buffer_;
-};
 
 // Runs rmsnorm_sm90 over device copies of `args`, whose tensors are the four given, and copies back.
 Status run_sm90(const RmsNormArgs& args, TestTensor& x, TestTensor* residual, TestTensor& weight, TestTensor& out) {

@@ -19,5 +19,7 @@ struct SiluMulArgs {
 Status validate(const SiluMulArgs& args);
 Status silu_mul_ref(const SiluMulArgs& args, ExecContext& exec);
 Status silu_mul_cpu(const SiluMulArgs& args, ExecContext& exec);
+// Builds with CUDA only. Tensors in device memory; runs in exec.stream.
+Status silu_mul_sm90(const SiluMulArgs& args, ExecContext& exec);
 
 }  // namespace hearth

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attention kernels for Hopper, on CUDA cores. A block takes one token and the query heads of one kv head, and
+// goes over the keys in chunks of 128: a thread scores one key for all its heads, then the block turns scores into
+// weights, then a warp sums 32 values, a lane its channels. Chunks are merged by rescaling to the larger maximum
+// (Milakov and Gimelshein, 2018). With `partials` each chunk has a block of its own, and a second kernel merges.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "hearth/kernels/attention/attention_sm90.h"
+#include "hearth/kernels/sm90/pdl.cuh"
+#include "hearth/kernels/sm90/step.cuh"
+#include "hearth/kernels/sm90/values.cuh"
+
+namespace hearth::sm90 {
+
+template <class T>
+struct AttentionParams {
+  const T* q;
+  T* out;
+  int64_t q_stride, out_stride;
+  DeviceStep step;
+  DeviceKv kv;
+  float* partials;  // [tokens, heads, chunks, partial_floats], or null: a block takes all chunks
+  int64_t partial_floats;
+  int heads, kv_heads, head_dim;
+  int group;         // query heads of a kv head
+  int group_blocks;  // blocks that share them
+  int chunks;        // of the longest context
+  int window;        // 0: all
+  float scale;
+};
+
+// Two sums of V over different keys become one. The first: -inf, 0, 0.
+struct SoftmaxMerge {
+  float largest;        // of both
+  float kept, arrived;  // factors of the running and the new sums
+
+  __device__ __forceinline__ SoftmaxMerge(float running, float chunk)
+      : largest(fmaxf(running, chunk)), kept(expf(running - largest)), arrived(expf(chunk - largest)) {}
+  __device__ __forceinline__ float operator()(float running, float chunk) const {
+    return fmaf(running, kept, __fmul_rn(chunk, arrived));
+  }
+};
+
+// The chunks that a token at `position` looks at: [first / chunk, position / chunk].
+__device__ __forceinline__ int first_key(int position, int window) {
+  return window > 0 ? max(0, position - window + 1) : 0;
+}
+
+// Three blocks a multiprocessor or more: told nothing, ptxas 13.0 spills a register of eight instances to save others.
+template <int kIndex, class T, class Kv>
+__global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(AttentionParams<T> p) {
+  constexpr AttentionConfig kConfig = kAttentionConfigs[kIndex];
+  constexpr int kGroup = kConfig.group, kLane = kConfig.lane_channels, kDim = 32 * kLane;
+  constexpr int kWarps = kAttentionThreads / 32, kVector = 16 / sizeof(Kv);
+  // Elements of the merged sums that a thread keeps: element e of head e / kDim at channel e % kDim.
+  constexpr int kKept = (kGroup * kDim + kAttentionThreads - 1) / kAttentionThreads;
+  struct Shared {
+    float q[kGroup][kDim];
+    float sum[kWarps][kGroup][kDim];
+    float weight[kAttentionChunk][kGroup];
+    float reduce[kWarps][kGroup];
+    int64_t offset[kAttentionChunk];
+  };
+  __shared__ Shared shared;
+  static_assert(sizeof(Shared) <= 48 * 1024, "static shared memory");
+
+  const int token = blockIdx.x, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int kv_head = blockIdx.y / p.group_blocks;
+  const int group_begin = static_cast<int>(blockIdx.y) % p.group_blocks * kGroup;
+  const int head = kv_head * p.group + group_begin, heads = min(kGroup, p.group - group_begin);
+  pdl_wait();
+  pdl_launch_next();
+  const TokenPlace place = find_token(p.step, token);
+  const int first = first_key(place.position, p.window);
+  int chunk = first / kAttentionChunk, last_chunk = place.position / kAttentionChunk;
+  if (p.partials != nullptr) {
+    const int own = blockIdx.z;
+    if (own < chunk || own > last_chunk) return;
+    chunk = last_chunk = own;
+  }
+  for (int e = thread; e < kGroup * kDim; e += kAttentionThreads) {
+    const int g = e / kDim, i = e % kDim;
+    shared.q[g][i] = g < heads && i < p.head_dim
+                         ? widen(p.q[token * p.q_stride + int64_t{head + g} * p.head_dim + i]) * p.scale
+                         : 0.0f;
+  }
+
+  float largest[kGroup], total[kGroup], kept[kKept];
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) largest[g] = -INFINITY, total[g] = 0;
+#pragma unroll
+  for (int n = 0; n < kKept; ++n) kept[n] = 0;
+
+  for (; chunk <= last_chunk; ++chunk) {
+    const int key = chunk * kAttentionChunk + thread;
+    const bool seen = key >= first && key <= place.position;
+    const int64_t offset =
+        seen ? slot_offset(p.step, p.kv, place.sequence, key) + int64_t{kv_head} * p.kv.head_stride_bytes : 0;
+    __syncthreads();  // q is there; the chunk before has been read
+    shared.offset[thread] = offset;
+    float score[kGroup];
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) score[g] = seen ? 0.0f : -INFINITY;
+    if (seen) {
+      const auto* const from = reinterpret_cast<const Pack<Kv, kVector>*>(p.kv.key + offset);
+      for (int v = 0; v < p.head_dim / kVector; ++v) {
+        const Pack<Kv, kVector> k = from[v];
+#pragma unroll
+        for (int g = 0; g < kGroup; ++g)
+#pragma unroll
+          for (int c = 0; c < kVector; ++c) score[g] = fmaf(shared.q[g][v * kVector + c], widen(k.at[c]), score[g]);
+      }
+    }
+
+    // The chunk's largest score and its sum of weights, the same in all threads.
+    float chunk_largest[kGroup], chunk_total[kGroup];
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      const float most = warp_max(score[g]);
+      if (lane == 0) shared.reduce[warp][g] = most;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      chunk_largest[g] = shared.reduce[0][g];
+#pragma unroll
+      for (int w = 1; w < kWarps; ++w) chunk_largest[g] = fmaxf(chunk_largest[g], shared.reduce[w][g]);
+      score[g] = expf(score[g] - chunk_largest[g]);
+      shared.weight[thread][g] = score[g];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      const float sum = warp_sum(score[g]);
+      if (lane == 0) shared.reduce[warp][g] = sum;
+    }
+
+    // A warp's 32 values, ascending; keys that are not seen have weight 0 and are not read.
+    float sum[kGroup][kLane];
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g)
+#pragma unroll
+      for (int c = 0; c < kLane; ++c) sum[g][c] = 0;
+    const int chunk_begin = chunk * kAttentionChunk;
+    const int begin = max(first - chunk_begin, warp * 32), end = min(place.position - chunk_begin + 1, warp * 32 + 32);
+    if (lane * kLane < p.head_dim) {
+      for (int j = begin; j < end; ++j) {
+        const auto v = *reinterpret_cast<const Pack<Kv, kLane>*>(p.kv.value + shared.offset[j] +
+                                                                 lane * kLane * static_cast<int>(sizeof(Kv)));
+#pragma unroll
+        for (int g = 0; g < kGroup; ++g)
+#pragma unroll
+          for (int c = 0; c < kLane; ++c) sum[g][c] = fmaf(shared.weight[j][g], widen(v.at[c]), sum[g][c]);
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g)
+#pragma unroll
+      for (int c = 0; c < kLane; ++c) shared.sum[warp][g][lane * kLane + c] = sum[g][c];
+    __syncthreads();
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      chunk_total[g] = shared.reduce[0][g];
+#pragma unroll
+      for (int w = 1; w < kWarps; ++w) chunk_total[g] += shared.reduce[w][g];
+    }
+    const auto chunk_sum = [&](int e) {
+      float x = shared.sum[0][e / kDim][e % kDim];
+#pragma unroll
+      for (int w = 1; w < kWarps; ++w) x += shared.sum[w][e / kDim][e % kDim];
+      return x;
+    };
+
+    if (p.partials != nullptr) {
+      const int64_t floats = p.partial_floats;
+      float* const to = p.partials + ((int64_t{token} * p.heads + head) * p.chunks + chunk) * floats;
+      for (int e = thread; e < heads * kDim; e += kAttentionThreads)
+        if (const int i = e % kDim; i < p.head_dim) to[e / kDim * p.chunks * floats + i] = chunk_sum(e);
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g)
+        if (thread == g && g < heads) {
+          to[g * p.chunks * floats + p.head_dim] = chunk_largest[g];
+          to[g * p.chunks * floats + p.head_dim + 1] = chunk_total[g];
+        }
+      return;
+    }
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      const SoftmaxMerge merge(largest[g], chunk_largest[g]);
+      largest[g] = merge.largest;
+      total[g] = merge(total[g], chunk_total[g]);
+#pragma unroll
+      for (int n = 0; n < kKept; ++n)
+        if (const int e = n * kAttentionThreads + thread; e / kDim == g) kept[n] = merge(kept[n], chunk_sum(e));
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g)
+#pragma unroll
+    for (int n = 0; n < kKept; ++n) {
+      const int e = n * kAttentionThreads + thread, i = e % kDim;
+      if (e / kDim == g && g < heads && i < p.head_dim)
+        p.out[token * p.out_stride + int64_t{head + g} * p.head_dim + i] = narrow<T>(__fdiv_rn(kept[n], total[g]));
+    }
+}
+
+// Merges the chunks of a token's head: grid (tokens, heads), a thread per channel and round.
+template <class T>
+__global__ void __launch_bounds__(kAttentionThreads) attention_merge_kernel(AttentionParams<T> p) {
+  const int token = blockIdx.x, head = blockIdx.y;
+  pdl_wait();
+  pdl_launch_next();
+  const TokenPlace place = find_token(p.step, token);
+  const int64_t floats = p.partial_floats;
+  const float* const from = p.partials + (int64_t{token} * p.heads + head) * p.chunks * floats;
+  const int begin = first_key(place.position, p.window) / kAttentionChunk, last = place.position / kAttentionChunk;
+  for (int i = threadIdx.x; i < p.head_dim; i += kAttentionThreads) {
+    float largest = -INFINITY, total = 0, sum = 0;
+    for (int chunk = begin; chunk <= last; ++chunk) {
+      const float* const part = from + chunk * floats;
+      const SoftmaxMerge merge(largest, part[p.head_dim]);
+      largest = merge.largest;
+      total = merge(total, part[p.head_dim + 1]);
+      sum = merge(sum, part[i]);
+    }
+    p.out[token * p.out_stride + int64_t{head} * p.head_dim + i] = narrow<T>(__fdiv_rn(sum, total));
+  }
+}
+
+}  // namespace hearth::sm90

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// attention_sm90 on a GPU. Label gpu: without a device every test here that runs the op fails.
+#include "hearth/kernels/attention/attention_sm90.h"
+
+#include <gtest/gtest.h>
+
+#include "hearth/kernels/attention/attention_test_cases.h"
+#include "hearth/kernels/gpu_test.h"
+
+namespace hearth {
+namespace {
+
+bool kernel_has(const AttentionCase& c) {
+  return (c.format == KvFormatId::kF32 || c.format == KvFormatId::kBf16) && c.head_dim % 8 == 0;
+}
+
+// Whether few rows may be split into chunks: with scratch they are.
+enum class Scratch { kNone, kSplit };
+
+Status run_sm90(AttentionRun& run, const StepBatch& batch, int64_t first_row, TestTensor& out, Scratch scratch) {
+  const int64_t bytes = scratch == Scratch::kSplit ? attention_sm90_workspace_bytes(batch.num_tokens(), run.c.heads,
+                                                                                    run.c.head_dim, longest(run.c), 1)
+                                                   : 0;
+  GpuExec gpu(batch, bytes);
+  OnDevice q(run.q), device_out(out);
+  DeviceCopy pool(std::as_writable_bytes(std::span(run.step.pool())));
+  AttentionArgs args = run.args(out);
+  args.q = q.view().slice_rows(first_row, batch.num_tokens());
+  args.out = device_out.view().slice_rows(first_row, batch.num_tokens());
+  args.kv.base = pool.data();
+  args.batch = &gpu.batch();
+  HEARTH_TRY(attention_sm90(args, gpu.exec()));
+  HEARTH_TRY(gpu.synchronize());
+  device_out.copy_back();
+  return {};
+}
+
+std::vector<AttentionCase> gpu_cases() {
+  std::vector<AttentionCase> all = attention_cases();
+  for (int64_t head_dim : {64, 128})
+    for (int64_t group : {1, 3, 4, 7, 8})
+      all.push_back({DType::kBf16, KvFormatId::kBf16, 2 * group, 2, head_dim, 16, 0, {{0, 130}, {511, 1}, {1000, 2}}});
+  return all;
+}
+
+TEST(AttentionSm90, AsExactAsANaiveLoop) {
+  constexpr uint64_t kSeed = 20305;
+  int ran = 0;
+  for (const AttentionCase& c : gpu_cases()) {
+    if (!kernel_has(c)) continue;
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
+    AttentionRun run(c, kSeed);
+    const TestTensor wanted = run.reference(), naive = run.naive();
+    TestTensor split = run.empty_out(), whole = run.empty_out();
+    const Status status = run_sm90(run, run.step.batch(), 0, split, Scratch::kSplit);
+    ASSERT_TRUE(status) << status.error().message;
+    expect_as_exact_as(naive, split, wanted);
+    ASSERT_TRUE(run_sm90(run, run.step.batch(), 0, whole, Scratch::kNone));
+    EXPECT_TRUE(whole.same_bits(split)) << "I1: with and without a split";
+    ++ran;
+  }
+  EXPECT_GE(ran, 80);
+}
+
+// I1: alone, chunked, batched.
+TEST(AttentionSm90, ARowIsItsOwn) {
+  constexpr uint64_t kSeed = 20306;
+  for (int64_t window : {0, 100})
+    for (DType dtype : {DType::kF32, DType::kBf16})
+      for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16}) {
+        const AttentionCase c{dtype, format, 6, 2, 64, 16, window, {{0, 150}, {131, 3}, {300, 1}}};
+        SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
+        AttentionRun run(c, kSeed);
+        TestTensor all = run.empty_out(), chunked = run.empty_out();
+        ASSERT_TRUE(run_sm90(run, run.step.batch(), 0, all, Scratch::kNone));
+        for (int64_t s = 0; s < 3; ++s)
+          for (int64_t begin = 0; begin < c.sequences[s].queries; begin += 7) {
+            const int64_t end = std::min<int64_t>(begin + 7, c.sequences[s].queries);
+            ASSERT_TRUE(run_sm90(run, run.step.part(s, begin, end), run.step.batch().query_start[s] + begin, chunked,
+                                 Scratch::kSplit));
+          }
+        EXPECT_TRUE(all.same_bits(chunked));
+      }
+}
+
+TEST(AttentionSm90, LargeScoresDoNotOverflow) {
+  constexpr uint64_t kSeed = 20307;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  AttentionRun run({.sequences = {{0, 200}}}, kSeed);
+  run.q.fill(run.random, 2000);
+  const TestTensor wanted = run.reference();
+  TestTensor out = run.empty_out();
+  ASSERT_TRUE(run_sm90(run, run.step.batch(), 0, out, Scratch::kSplit));
+  // A difference of scores near 5000 is known to 5000 * 2^-24 or so, hence so is a weight.
+  EXPECT_LE(max_error(out, wanted), 2e-2);
+}
+
+TEST(AttentionSm90, WhatTheKernelLacksIsUnsupported) {
+  for (const AttentionCase& c : {AttentionCase{.head_dim = 20, .sequences = {{0, 1}}},
+                                 AttentionCase{.format = KvFormatId::kFp8, .sequences = {{0, 1}}}}) {
+    AttentionRun run(c, 1);
+    ExecContext exec;
+    const Status status = attention_sm90(run.args(run.empty_out()), exec);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::kUnsupported) << status.error().message;
+  }
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of the CUDA backend. Sampling runs on the CPU, over logits that the step has copied there.
+#include "hearth/kernels/linear/linear_cuda.h"
+#include "hearth/kernels/op_table.h"
+#include "hearth/memory/cuda/cuda_memory.h"
+
+namespace hearth {
+namespace {
+
+constexpr LinearOp kLinearCublasLt{"linear_cublaslt", linear_cublaslt_workspace_bytes, linear_cublaslt};
+constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
+
+constexpr OpTable kCudaOps{
+    .backend = "cuda",
+    .embedding = embedding_sm90,
+    .rmsnorm = rmsnorm_sm90,
+    .rope_table = rope_table_sm90,
+    .rope_kv_write = rope_kv_write_sm90,
+    .attention = attention_sm90,
+    .attention_workspace_bytes = attention_sm90_workspace_bytes,
+    .silu_mul = silu_mul_sm90,
+    .sample = sample_cpu,
+    .sample_workspace_bytes = sample_cpu_workspace_bytes,
+    .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
+      if (!format.is_plain()) return nullptr;
+      if (activation == DType::kBf16 && format.code == WeightCode::kBf16) return &kLinearCublasLt;
+      return activation == DType::kF32 || activation == DType::kBf16 ? &kLinearSm90 : nullptr;
+    },
+    .supports_kv = [](KvFormatId format) { return format == KvFormatId::kF32 || format == KvFormatId::kBf16; },
+    .memory = cuda_memory,
+    .prepare = prepare_cublaslt,
+};
+
+}  // namespace
+
+const OpTable* cuda_ops() { return &kCudaOps; }
+
+}  // namespace hearth
