@@ -39,11 +39,14 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
   const int64_t row_bytes = c.vocab_size * static_cast<int64_t>(sizeof(float));
   const int64_t max_rows =
       options.max_sequences + std::clamp(kPromptRowBytes / row_bytes, kMinPromptRows, kMaxPromptRows);
-  HEARTH_TRY_ASSIGN(
-      ForwardBuffers buffers,
-      ForwardBuffers::create(
-          *served->model, {.max_tokens = step_tokens, .max_logit_rows = max_rows, .max_context = served->max_context},
-          pool));
+  HEARTH_TRY_ASSIGN(ForwardBuffers buffers,
+                    ForwardBuffers::create(*served->model,
+                                           {.max_tokens = step_tokens,
+                                            .max_logit_rows = max_rows,
+                                            .max_context = served->max_context,
+                                            .max_block_entries = options.max_sequences *
+                                                                 blocks_for(served->max_context, options.block_tokens)},
+                                           pool));
   auto state = std::make_shared<ModelState>(std::move(buffers));
   state->max_sequences = options.max_sequences;
   state->step_tokens = step_tokens;
@@ -56,9 +59,10 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
   if (blocks < 1)
     return invalid_argument("a KV pool of {} bytes holds no block: one of {} tokens has {} bytes", options.kv_bytes,
                             options.block_tokens, layout.block_bytes());
-  HEARTH_TRY_ASSIGN(
-      state->kv_memory,
-      HostBuffer::allocate(blocks * layout.block_bytes()).with_context(fmt::format("KV pool of {} blocks", blocks)));
+  HEARTH_TRY_ASSIGN(state->kv_memory, served->model->ops()
+                                          .memory()
+                                          .allocate(blocks * layout.block_bytes())
+                                          .with_context(fmt::format("KV pool of {} blocks", blocks)));
   state->kv.base = state->kv_memory.data();
   state->blocks = std::make_unique<FixedBlockPool>(layout.block_bytes(), blocks);
   state->sampled.resize(static_cast<size_t>(options.max_sequences));

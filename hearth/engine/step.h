@@ -13,7 +13,7 @@
 #include "hearth/engine/sequence.h"
 #include "hearth/kernels/sample/sample.h"
 #include "hearth/kv/block_pool.h"
-#include "hearth/memory/host_buffer.h"
+#include "hearth/memory/memory.h"
 #include "hearth/model/model.h"
 #include "hearth/schedule/cost_model.h"
 #include "hearth/tensor/kv_layout.h"
@@ -29,7 +29,7 @@ struct ModelState {
   int64_t step_tokens = 0;
   int64_t max_rows = 0;
   int64_t block_tokens = 0;
-  HostBuffer kv_memory;
+  Buffer kv_memory;
   std::unique_ptr<KvBlocks> blocks;  // the planner's
 
   // ---- the step thread's

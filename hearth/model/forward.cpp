@@ -25,6 +25,11 @@ class Layout {
   int64_t used_ = 0;
 };
 
+int64_t sample_workspace_bytes(const Model& model, int threads) {
+  const OpTable& ops = model.ops();
+  return ops.sample_workspace_bytes ? ops.sample_workspace_bytes(model.config().vocab_size, threads) : 0;
+}
+
 // The largest scratch that any op of a step asks for.
 int64_t step_workspace_bytes(const Model& model, const StepLimits& limits, int threads) {
   const OpTable& ops = model.ops();
@@ -34,9 +39,8 @@ int64_t step_workspace_bytes(const Model& model, const StepLimits& limits, int t
     bytes = std::max(bytes, model.layer_ops(i).workspace_bytes(model.weights().layers[static_cast<size_t>(i)],
                                                                limits.max_tokens, threads));
   bytes = std::max(bytes, workspace_bytes(model.weights().lm_head, model.lm_head_op(), limits.max_logit_rows, threads));
-  // Sampling runs between steps on the same scratch.
-  if (ops.sample_workspace_bytes)
-    bytes = std::max(bytes, ops.sample_workspace_bytes(model.config().vocab_size, threads));
+  // Sampling runs between steps, in host memory: on the host on the same scratch.
+  if (ops.memory().is_host()) bytes = std::max(bytes, sample_workspace_bytes(model, threads));
   return bytes;
 }
 
@@ -122,19 +126,59 @@ Result<ForwardBuffers> ForwardBuffers::create(const Model& model, const StepLimi
     return layout.used();
   };
   const int64_t total = lay_out(Layout(nullptr));
-  HEARTH_TRY_ASSIGN(out.memory_, HostBuffer::allocate(total).with_context("activations"));
+  const Memory& memory = model.ops().memory();
+  HEARTH_TRY_ASSIGN(out.memory_, memory.allocate(total).with_context("activations"));
   lay_out(Layout(out.memory_.data()));
-  out.exec_ = {.pool = &pool, .workspace = {workspace, static_cast<size_t>(scratch)}};
+  out.step_exec_ = {.pool = &pool, .workspace = {workspace, static_cast<size_t>(scratch)}};
+  out.exec_ = out.step_exec_;
+  if (!memory.is_host()) {
+    HEARTH_TRY(out.plan_copies(model, pool));
+  }
   return out;
 }
 
-Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, const KvView& kv, Comm& comm,
+Status ForwardBuffers::plan_copies(const Model& model, ThreadPool& pool) {
+  const Memory& memory = model.ops().memory();
+  const int64_t blocks = (limits_.max_context + 15) / 16;
+  HEARTH_TRY_ASSIGN(queue_, memory.create_queue());
+  HEARTH_TRY_ASSIGN(staging_, StepStaging::create(
+                                  memory, {.tokens = limits_.max_tokens,
+                                           .sequences = limits_.max_tokens,
+                                           .logit_rows = limits_.max_logit_rows,
+                                           .block_entries = limits_.max_block_entries ? limits_.max_block_entries
+                                                                                      : limits_.max_tokens * blocks}));
+  HEARTH_TRY_ASSIGN(
+      host_logits_,
+      memory.allocate_staging(dtype_bytes(DType::kF32, limits_.max_logit_rows * model.config().vocab_size))
+          .with_context("logits"));
+  HEARTH_TRY_ASSIGN(host_workspace_,
+                    host_memory().allocate(sample_workspace_bytes(model, pool.size())).with_context("sampling"));
+  step_exec_.stream = queue_->stream();
+  step_exec_.staged = staging_.memory();
+  exec_.workspace = {host_workspace_.data(), static_cast<size_t>(host_workspace_.size_bytes())};
+  return {};
+}
+
+Result<ConstTensorView> ForwardBuffers::logits_on_host(ConstTensorView logits) {
+  if (!queue_) return logits;
+  const auto bytes = static_cast<size_t>(logits.size_bytes());
+  if (bytes > 0) HEARTH_TRY(queue_->copy_out({host_logits_.data(), bytes}, static_cast<const std::byte*>(logits.data)));
+  // Also for the step's arrays: they stay until all of it is done.
+  HEARTH_TRY(queue_->synchronize());
+  return ConstTensorView(host_logits_.data(), DType::kF32, logits.shape);
+}
+
+Result<ConstTensorView> forward(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm,
                                 ForwardBuffers& buffers) {
-  HEARTH_TRY(check_batch(batch, kv, model, buffers.limits(), comm));
+  HEARTH_TRY(check_batch(step, kv, model, buffers.limits(), comm));
+  StepBatch batch = step;
+  if (buffers.queue_) {
+    HEARTH_TRY_ASSIGN(batch, buffers.staging_.stage(step, *buffers.queue_));
+  }
   const ModelConfig& c = model.config();
   const ModelWeights& weights = model.weights();
   const OpTable& ops = model.ops();
-  ExecContext& exec = buffers.exec();
+  ExecContext& exec = buffers.step_exec_;
   const DType act = model.activation();
   const int64_t tokens = batch.num_tokens();
   const float eps = static_cast<float>(c.rms_norm_eps);
@@ -163,13 +207,13 @@ Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, cons
 
   const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
   const TensorView logits(buffers.logits_, DType::kF32, {rows, c.vocab_size});
-  if (rows == 0) return ConstTensorView(logits);
+  if (rows == 0) return buffers.logits_on_host(logits);
   // The wanted rows of the residual stream: the embedding op is a gather of rows.
   const TensorView last(block.normed, act, {rows, c.hidden_size});
   HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last}, exec));
   HEARTH_TRY(ops.rmsnorm({.x = last, .weight = weights.final_norm, .out = last, .eps = eps}, exec));
   HEARTH_TRY(run_linear(weights.lm_head, model.lm_head_op(), last, {}, logits, exec));
-  return ConstTensorView(logits);
+  return buffers.logits_on_host(logits);
 }
 
 }  // namespace hearth

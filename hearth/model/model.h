@@ -15,6 +15,8 @@
 #include "hearth/checkpoint/checkpoint.h"
 #include "hearth/comm/comm.h"
 #include "hearth/kernels/op_table.h"
+#include "hearth/memory/memory.h"
+#include "hearth/memory/step_staging.h"
 #include "hearth/model/block.h"
 #include "hearth/model/config.h"
 #include "hearth/model/weights.h"
@@ -65,6 +67,7 @@ class Model {
 
   ModelConfig config_;
   ModelWeights weights_;
+  Buffer device_weights_;  // what the views of weights_ point into, where that is not host memory
   const OpTable* ops_ = nullptr;
   DType activation_ = DType::kF32;
   std::optional<KvFormatId> kv_format_;
@@ -78,6 +81,8 @@ struct StepLimits {
   int64_t max_tokens = 512;      // tokens of a step
   int64_t max_logit_rows = 512;  // rows of logits of a step
   int64_t max_context = 0;       // tokens of a sequence; 0: the model's max_positions
+  // Entries of the block table of a step, for a backend that must copy it; 0: max_tokens contexts in blocks of 16.
+  int64_t max_block_entries = 0;
 };
 
 // Memory of one step loop. One owner; a step uses all of it.
@@ -86,18 +91,27 @@ class ForwardBuffers {
   static Result<ForwardBuffers> create(const Model& model, const StepLimits& limits, ThreadPool& pool);
 
   const StepLimits& limits() const { return limits_; }
+  // For work between steps on the logits, in host memory.
   ExecContext& exec() { return exec_; }
   int64_t size_bytes() const { return memory_.size_bytes(); }
 
  private:
   friend Result<ConstTensorView> forward(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&);
   ForwardBuffers() = default;
+  Status plan_copies(const Model& model, ThreadPool& pool);
+  // The step's logits where the host can read them, once they are there.
+  Result<ConstTensorView> logits_on_host(ConstTensorView logits);
 
   StepLimits limits_;
-  HostBuffer memory_;
-  ExecContext exec_;
+  Buffer memory_;           // where the ops want it
+  ExecContext exec_;        // the host's
+  ExecContext step_exec_;   // the ops'; the same on the host
   BlockBuffers block_;      // for max_tokens; normed also for max_logit_rows
   void* logits_ = nullptr;  // [max_logit_rows, vocab] f32
+  // Where memory_ is not the host's: the way there and back.
+  std::unique_ptr<Queue> queue_;
+  StepStaging staging_;
+  Buffer host_logits_, host_workspace_;
 };
 
 // One step: runs the batch's tokens through the model, writes their K and V, and returns the logits

@@ -2,6 +2,7 @@
 #include "hearth/model/runner.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace hearth {
 
@@ -12,10 +13,16 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
   if (wanted.max_sequences < 1 || wanted.max_context < 1)
     return invalid_argument("runner for {} sequences of {} tokens; wanted at least 1", wanted.max_sequences,
                             wanted.max_context);
+  // At least as many as the slots will have; the block size is checked below.
+  int64_t block_entries = 0;
+  if (__builtin_mul_overflow(wanted.max_sequences, wanted.max_context / std::max<int64_t>(1, wanted.block_tokens) + 1,
+                             &block_entries))
+    block_entries = std::numeric_limits<int64_t>::max();
   HEARTH_TRY_ASSIGN(ForwardBuffers buffers, ForwardBuffers::create(*model,
                                                                    {.max_tokens = wanted.chunk_tokens,
                                                                     .max_logit_rows = wanted.max_logit_rows,
-                                                                    .max_context = wanted.max_context},
+                                                                    .max_context = wanted.max_context,
+                                                                    .max_block_entries = block_entries},
                                                                    pool));
   Runner runner(std::move(model), std::move(buffers));
   runner.options_ = wanted;
@@ -29,7 +36,9 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
     return resource_exhausted("KV pool for {} sequences of {} tokens: more bytes than can be counted",
                               wanted.max_sequences, wanted.max_context);
   HEARTH_TRY_ASSIGN(runner.pool_memory_,
-                    HostBuffer::allocate(pool_bytes)
+                    runner.model_->ops()
+                        .memory()
+                        .allocate(pool_bytes)
                         .with_context(fmt::format("KV pool for {} sequences of {} tokens at {} bytes a token",
                                                   wanted.max_sequences, wanted.max_context, layout.bytes_per_token())));
   runner.kv_.base = runner.pool_memory_.data();

@@ -62,7 +62,7 @@ class Runner {
   std::shared_ptr<const Model> model_;
   RunnerOptions options_;
   ForwardBuffers buffers_;
-  HostBuffer pool_memory_;
+  Buffer pool_memory_;
   KvView kv_;
   SingleRank comm_;
   int64_t blocks_per_slot_ = 0;
