@@ -132,24 +132,26 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
   static constexpr const char* kDTypes[] = {"auto", "f32", "bf16", "float32", "bfloat16"};
   static constexpr const char* kKvTypes[] = {"auto", "f32",  "bf16",       "float32", "bfloat16",
                                              "fp8",  "int4", "int4-fireq", "int4-saw"};
-  static constexpr const char* kDevices[] = {"cpu", "ref"};
+  static constexpr const char* kDevices[] = {"cpu", "cuda", "ref"};
   app.add_option("MODEL", settings.model,
                  "A folder in the Hugging Face layout, or org/name (org/name@revision) in the Hugging Face cache.")
       ->type_name("")
       ->required();
   constexpr const char* kGroup = "Model";
   add_choice(app, "--dtype", kDTypes,
-             "Type of the values between the layers; auto is f32. Weights keep their own type, but for bf16, which "
-             "rounds them to it.",
+             "Type of the values between the layers; auto is f32, on a GPU bf16. Weights keep their own type, but for "
+             "bf16, which rounds them to it.",
              settings.dtype)
       ->group(kGroup);
   add_choice(app, "--kv-cache-dtype", kKvTypes,
              "Format of the stored keys and values; auto is what the checkpoint names, or that of --dtype.",
              settings.kv_cache_dtype)
       ->group(kGroup);
-  add_choice(app, "--device", kDevices,
-             "What computes: cpu, or ref, the plain loops in double precision that others are tested against (slow).",
-             settings.device)
+  add_choice(
+      app, "--device", kDevices,
+      "What computes: cpu; cuda, the first GPU; or ref, the plain loops in double precision that others are tested "
+      "against (slow).",
+      settings.device)
       ->group(kGroup);
   add_setting(app, kThreads, settings.threads)->group(kGroup);
   app.add_flag("-q,--quiet", settings.quiet, "No progress and no statistics on standard error.");

@@ -20,7 +20,8 @@ Result<FoundModel> find_model(std::string_view typed) {
   return FoundModel{dir, code ? std::string(typed) : whole.filename().string()};
 }
 
-DType activation_of(std::string_view dtype) {
+DType activation_of(std::string_view dtype, std::string_view device) {
+  if (dtype == "auto" && device == "cuda") return DType::kBf16;
   return dtype == "bf16" || dtype == "bfloat16" ? DType::kBf16 : DType::kF32;
 }
 
@@ -30,11 +31,18 @@ std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype) {
   return kv_format_from_name(kv_cache_dtype);
 }
 
+Result<const OpTable*> ops_of(std::string_view device) {
+  if (device == "ref") return &ref_ops();
+  if (device == "cpu") return &cpu_ops();
+  if (cuda_ops() == nullptr) return unsupported("--device {}: this build has no CUDA", device);
+  return cuda_ops();
+}
+
 Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& settings, ThreadPool& pool,
                                                       bool chat_template) {
   HEARTH_TRY_ASSIGN(FoundModel found, find_model(settings.model));
   std::optional<Progress> progress;
-  LoadOptions options{.activation = activation_of(settings.dtype),
+  LoadOptions options{.activation = activation_of(settings.dtype, settings.device),
                       .kv_format = kv_format_of(settings.kv_cache_dtype),
                       .chat_template = chat_template,
                       .grammars = false};
@@ -44,8 +52,8 @@ Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& setti
       progress->update(done);
     };
   }
-  const OpTable& ops = settings.device == "ref" ? ref_ops() : cpu_ops();
-  HEARTH_TRY_ASSIGN(auto model, load_served_model(found.dir, found.name, ops, options, pool));
+  HEARTH_TRY_ASSIGN(const OpTable* ops, ops_of(settings.device));
+  HEARTH_TRY_ASSIGN(auto model, load_served_model(found.dir, found.name, *ops, options, pool));
   if (progress) progress->finish();
   return model;
 }

@@ -24,8 +24,11 @@ Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& setti
                                                       bool chat_template = false);
 
 // The types that --dtype and --kv-cache-dtype name; nullopt for auto.
-DType activation_of(std::string_view dtype);
+DType activation_of(std::string_view dtype, std::string_view device = "cpu");
 std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype);
+
+// The ops of --device. Unsupported where the build lacks them.
+Result<const OpTable*> ops_of(std::string_view device);
 
 // The folder and the name of what the user typed.
 struct FoundModel {
