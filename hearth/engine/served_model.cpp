@@ -84,8 +84,8 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
   if (options.max_context && (*options.max_context < 1 || *options.max_context > config.max_positions))
     return invalid_argument("a context of {} tokens; the model was made for 1 to {}", *options.max_context,
                             config.max_positions);
-  const KvFormatId kv_format =
-      options.kv_format.value_or(options.activation == DType::kBf16 ? KvFormatId::kBf16 : KvFormatId::kF32);
+  const KvFormatId usual = options.activation == DType::kBf16 ? KvFormatId::kBf16 : KvFormatId::kF32;
+  const KvFormatId kv_format = options.kv_format.value_or(model->kv_format().value_or(usual));
   // For the error alone: pools have blocks of their own size.
   HEARTH_TRY(KvLayout::make(kv_format, config.layers, config.kv_heads, config.head_dim, 1));
   std::vector<int32_t> end_ids = end_ids_of(config, tokenizer);
