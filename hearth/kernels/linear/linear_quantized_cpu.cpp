@@ -138,8 +138,8 @@ void pack_tile(const qp::Job& job, int64_t begin, int64_t count, float* packed, 
     float* to = packed + token * kLanes;
     for (int64_t unit = 0; unit < units_of<Row>(job.tile.k); ++unit) {
       for (int64_t j = 0; j < Row::kVectors; ++j, to += count * kLanes) {
-        if constexpr (requires { &Row::pack; }) {
-          Row::pack(row + unit * kUnit, j, to);
+        if constexpr (requires { &Row::Products::pack; }) {
+          Row::Products::pack(row + unit * kUnit, j, to);
         } else {
           hn::Store(hn::GatherIndex(D(), row + unit * kUnit + Row::first_column(j), places), D(), to);
         }
@@ -178,18 +178,19 @@ HWY_INLINE void tile_rows(const Row* rows, const float* x, int64_t first_unit, i
     for (int r = 0; r < 4; ++r) {
       typename Row::Unit unit(rows[r], u);
       if constexpr (Row::kGrouped) {
-        typename Row::Sum sum[kCount];
-        for (auto& v : sum) v = Row::zero();
+        typename Row::Products::Sum sum[kCount];
+        for (auto& v : sum) v = Row::Products::zero();
         HWY_UNROLL(8)
         for (int j = 0; j < Row::kVectors; ++j) {
           const auto w = unit.next();
           HWY_UNROLL(6)
-          for (int t = 0; t < kCount; ++t) sum[t] = Row::multiply_add(w, x + (j * kCount + t) * kLanes, sum[t]);
+          for (int t = 0; t < kCount; ++t)
+            sum[t] = Row::Products::multiply_add(w, x + (j * kCount + t) * kLanes, sum[t]);
         }
         const V scale = unit.scale();
         HWY_UNROLL(6)
         for (int t = 0; t < kCount; ++t)
-          acc[r][t] = hn::MulAdd(Row::to_float(sum[t]),
+          acc[r][t] = hn::MulAdd(Row::Products::to_float(sum[t]),
                                  hn::Mul(scale, hn::Load(D(), x + (Row::kVectors * kCount + t) * kLanes)), acc[r][t]);
       } else {
         HWY_UNROLL(8)
@@ -208,9 +209,8 @@ HWY_INLINE void tile_rows(const Row* rows, const float* x, int64_t first_unit, i
 }
 
 template <class Row>
-void tile_rows(int64_t tokens, const Row* rows, const float* x, int64_t first_unit, int64_t units, bool first_block,
-               float* sums) {
-  if (tokens == 1) return tile_rows<Row, 1>(rows, x, first_unit, units, first_block, sums);
+void tile_more_rows(int64_t tokens, const Row* rows, const float* x, int64_t first_unit, int64_t units,
+                    bool first_block, float* sums) {
   if (tokens == 2) return tile_rows<Row, 2>(rows, x, first_unit, units, first_block, sums);
   if (tokens == 3) return tile_rows<Row, 3>(rows, x, first_unit, units, first_block, sums);
   if constexpr (kTokens == 6) {
@@ -220,6 +220,13 @@ void tile_rows(int64_t tokens, const Row* rows, const float* x, int64_t first_un
   }
 }
 
+template <class Row>
+void tile_rows(int64_t tokens, const Row* rows, const float* x, int64_t first_unit, int64_t units, bool first_block,
+               float* sums) {
+  if (Row::kIsRare || tokens == 1) return tile_rows<Row, 1>(rows, x, first_unit, units, first_block, sums);
+  if constexpr (!Row::kIsRare) tile_more_rows<Row>(tokens, rows, x, first_unit, units, first_block, sums);
+}
+
 // A tile's rows are a quarter of a piece apart: four streams that each run through memory in order.
 template <class Row>
 void direct(const qp::Job& job, lp::Range rows, std::byte* scratch) {
@@ -227,13 +234,13 @@ void direct(const qp::Job& job, lp::Range rows, std::byte* scratch) {
   const int64_t stride = packed_stride<Row>(job);
   float* x = lp::as_floats(scratch);
   float* token_scales = x + tile.m * qp::packed_floats(tile.k);
-  float* row_scratch = token_scales + qp::token_scale_floats(tile.m);
-  float* row_scales = row_scratch + qp::row_floats(tile.k);
-  float* tile_sums = row_scales + 8 * qp::row_scale_floats(tile.k);  // [token][row of a quarter][quarter]
-  float* sums = tile_sums + tile.m * lp::kDirectRows;                // [row], of one token
-  for (int64_t token = 0; token < tile.m; token += kTokens)
-    pack_tile<Row>(job, token, std::min(kTokens, tile.m - token), x + token * stride, token_scales + token,
-                   row_scratch);
+  float* x_scratch = token_scales + qp::token_scale_floats(tile.m);
+  float* w_scratch = x_scratch + qp::row_floats(tile.k);
+  float* tile_sums = w_scratch + 4 * qp::row_scratch_floats(tile.k);  // [token][row of a quarter][quarter]
+  float* sums = tile_sums + tile.m * lp::kDirectRows;                 // [row], of one token
+  constexpr int64_t kTile = Row::kIsRare ? 1 : kTokens;
+  for (int64_t token = 0; token < tile.m; token += kTile)
+    pack_tile<Row>(job, token, std::min(kTile, tile.m - token), x + token * stride, token_scales + token, x_scratch);
   const typename Row::Shared shared(job);
   for (int64_t begin = rows.begin; begin < rows.end; begin += lp::kDirectRows) {
     const int64_t count = std::min(lp::kDirectRows, rows.end - begin), quarter = lp::divide_up(count, 4);
@@ -241,14 +248,14 @@ void direct(const qp::Job& job, lp::Range rows, std::byte* scratch) {
       // Rows past the end repeat the last one; their sums are not used.
       const auto row_at = [&](int64_t r) {
         return Row(shared, begin + std::min(r * quarter + i, count - 1),
-                   row_scales + 2 * r * qp::row_scale_floats(tile.k));
+                   w_scratch + r * qp::row_scratch_floats(tile.k));
       };
       const Row four[4] = {row_at(0), row_at(1), row_at(2), row_at(3)};
       for (int64_t k = 0, block = 0; block < tile.blocks.count; ++block, k += tile.blocks.size) {
         const int64_t first_unit = units_of<Row>(k);
         const int64_t units = units_of<Row>(std::min(tile.blocks.size, tile.k - k));
-        for (int64_t token = 0; token < tile.m; token += kTokens) {
-          const int64_t in_tile = std::min(kTokens, tile.m - token);
+        for (int64_t token = 0; token < tile.m; token += kTile) {
+          const int64_t in_tile = std::min(kTile, tile.m - token);
           tile_rows<Row>(in_tile, four, x + token * stride + first_unit * Row::kUnitVectors * in_tile * kLanes,
                          first_unit, units, block == 0, tile_sums + token * lp::kDirectRows + 4 * i);
         }
@@ -269,14 +276,14 @@ void direct(const qp::Job& job, lp::Range rows, std::byte* scratch) {
 // Rows of W decoded, [4 rows][unit][vector][row][lane].
 template <class Row>
 void fill_panel(const typename Row::Shared& shared, int64_t row, int64_t rows, int64_t first_unit, int64_t units,
-                float* row_scales, float* panel) {
+                float* w_scratch, float* panel) {
   for (int64_t r = 0; r < lp::round_up(rows, 4); ++r) {
-    const Row from(shared, row + std::min(r, rows - 1), row_scales);
+    const Row from(shared, row + std::min(r, rows - 1), w_scratch);
     float* to = panel + r / 4 * (units * Row::kUnitVectors * 4 * kLanes) + r % 4 * kLanes;
     for (int64_t u = first_unit; u < first_unit + units; ++u) {
       typename Row::Unit unit(from, u);
       HWY_UNROLL(8)
-      for (int j = 0; j < Row::kVectors; ++j, to += 4 * kLanes) Row::store(unit.next(), to);
+      for (int j = 0; j < Row::kVectors; ++j, to += 4 * kLanes) Row::Products::store(unit.next(), to);
       if constexpr (Row::kGrouped) {
         hn::Store(unit.scale(), D(), to);
         to += 4 * kLanes;
@@ -286,21 +293,21 @@ void fill_panel(const typename Row::Shared& shared, int64_t row, int64_t rows, i
 }
 
 // As tile_panel of linear_tile-inl.h, with a sum of every unit.
-template <class Row, int kCount>
+template <class Products, int kVectors, int kCount>
 HWY_INLINE void tile_units(const float* panel, const float* x, int64_t units, bool first_block, float* sums) {
   V acc[4][kCount];
   for (auto& row : acc)
     for (V& v : row) v = hn::Zero(D());
   for (int64_t u = 0; u < units; ++u) {
-    typename Row::Sum sum[4][kCount];
+    typename Products::Sum sum[4][kCount];
     for (auto& row : sum)
-      for (auto& v : row) v = Row::zero();
-    for (int64_t j = 0; j < Row::kVectors; ++j, x += kCount * kLanes, panel += 4 * kLanes) {
+      for (auto& v : row) v = Products::zero();
+    for (int j = 0; j < kVectors; ++j, x += kCount * kLanes, panel += 4 * kLanes) {
       HWY_UNROLL(4)
       for (int r = 0; r < 4; ++r) {
-        const auto w = Row::load(panel + r * kLanes);
+        const auto w = Products::load(panel + r * kLanes);
         HWY_UNROLL(6)
-        for (int t = 0; t < kCount; ++t) sum[r][t] = Row::multiply_add(w, x + t * kLanes, sum[r][t]);
+        for (int t = 0; t < kCount; ++t) sum[r][t] = Products::multiply_add(w, x + t * kLanes, sum[r][t]);
       }
     }
     HWY_UNROLL(4)
@@ -308,7 +315,7 @@ HWY_INLINE void tile_units(const float* panel, const float* x, int64_t units, bo
       const V scale = hn::Load(D(), panel + r * kLanes);
       HWY_UNROLL(6)
       for (int t = 0; t < kCount; ++t)
-        acc[r][t] = hn::MulAdd(Row::to_float(sum[r][t]), hn::Mul(scale, hn::Load(D(), x + t * kLanes)), acc[r][t]);
+        acc[r][t] = hn::MulAdd(Products::to_float(sum[r][t]), hn::Mul(scale, hn::Load(D(), x + t * kLanes)), acc[r][t]);
     }
     x += kCount * kLanes, panel += 4 * kLanes;
   }
@@ -317,27 +324,34 @@ HWY_INLINE void tile_units(const float* panel, const float* x, int64_t units, bo
     add_lanes(acc[0][t], acc[1][t], acc[2][t], acc[3][t], first_block, sums + t * lp::kPanelRows);
 }
 
-template <class Row, int kCount>
+template <class Products, int kVectors, int kCount>
 void multiply_units(const float* panel, int64_t rows, const float* x, int64_t units, bool first_block, float* sums) {
   for (int64_t group = 0; group < rows; group += 4)
-    tile_units<Row, kCount>(panel + group * units * Row::kUnitVectors * kLanes, x, units, first_block, sums + group);
+    tile_units<Products, kVectors, kCount>(panel + group * units * (kVectors + 1) * kLanes, x, units, first_block,
+                                           sums + group);
+}
+
+template <class Products, int kVectors>
+void multiply_units(int64_t tokens, const float* panel, int64_t rows, const float* x, int64_t units, bool first_block,
+                    float* sums) {
+  if (tokens == 1) return multiply_units<Products, kVectors, 1>(panel, rows, x, units, first_block, sums);
+  if (tokens == 2) return multiply_units<Products, kVectors, 2>(panel, rows, x, units, first_block, sums);
+  if (tokens == 3) return multiply_units<Products, kVectors, 3>(panel, rows, x, units, first_block, sums);
+  if constexpr (kTokens == 6) {
+    if (tokens == 4) return multiply_units<Products, kVectors, 4>(panel, rows, x, units, first_block, sums);
+    if (tokens == 5) return multiply_units<Products, kVectors, 5>(panel, rows, x, units, first_block, sums);
+    return multiply_units<Products, kVectors, 6>(panel, rows, x, units, first_block, sums);
+  }
 }
 
 // All rows of the panel with one tile of tokens.
 template <class Row>
 void multiply(int64_t tokens, const float* panel, int64_t rows, const float* x, int64_t units, bool first_block,
               float* sums) {
-  if constexpr (!Row::kGrouped) {
-    multiply_panel(tokens, panel, rows, x, units * Row::kVectors, first_block, sums);
+  if constexpr (Row::kGrouped) {
+    multiply_units<typename Row::Products, Row::kVectors>(tokens, panel, rows, x, units, first_block, sums);
   } else {
-    if (tokens == 1) return multiply_units<Row, 1>(panel, rows, x, units, first_block, sums);
-    if (tokens == 2) return multiply_units<Row, 2>(panel, rows, x, units, first_block, sums);
-    if (tokens == 3) return multiply_units<Row, 3>(panel, rows, x, units, first_block, sums);
-    if constexpr (kTokens == 6) {
-      if (tokens == 4) return multiply_units<Row, 4>(panel, rows, x, units, first_block, sums);
-      if (tokens == 5) return multiply_units<Row, 5>(panel, rows, x, units, first_block, sums);
-      return multiply_units<Row, 6>(panel, rows, x, units, first_block, sums);
-    }
+    multiply_panel(tokens, panel, rows, x, units * Row::kVectors, first_block, sums);
   }
 }
 
@@ -346,8 +360,8 @@ void panels(const qp::Job& job, lp::Range rows, lp::Range tokens, const float* p
             std::byte* scratch) {
   const lp::Job& tile = job.tile;
   const int64_t stride = packed_stride<Row>(job);
-  float* row_scales = lp::as_floats(scratch) + qp::row_floats(tile.k);
-  float* panel = row_scales + 2 * qp::row_scale_floats(tile.k);
+  float* w_scratch = lp::as_floats(scratch) + qp::row_floats(tile.k);
+  float* panel = w_scratch + qp::row_scratch_floats(tile.k);
   float* sums = panel + lp::kPanelRows * lp::kBlockK / 8 * 9;
   const typename Row::Shared shared(job);
   for (int64_t row = rows.begin; row < rows.end; row += lp::kPanelRows) {
@@ -355,7 +369,7 @@ void panels(const qp::Job& job, lp::Range rows, lp::Range tokens, const float* p
     for (int64_t k = 0, block = 0; block < tile.blocks.count; ++block, k += tile.blocks.size) {
       const int64_t first_unit = units_of<Row>(k);
       const int64_t units = units_of<Row>(std::min(tile.blocks.size, tile.k - k));
-      fill_panel<Row>(shared, row, count, first_unit, units, row_scales, panel);
+      fill_panel<Row>(shared, row, count, first_unit, units, w_scratch, panel);
       for (int64_t token = tokens.begin; token < tokens.end; token += kTokens) {
         const int64_t in_tile = std::min(kTokens, tokens.end - token);
         multiply<Row>(in_tile, panel, count,

@@ -24,6 +24,10 @@ constexpr lp::KBlocks blocks_of(int64_t k) {
 // Floats of one row's scales (or zero points): groups are at least 8 wide where they are kept, and a vector may be read
 // from any of them.
 constexpr int64_t row_scale_floats(int64_t k) { return padded(k) / 8 + 16; }
+// The last codes of W, where vectors would be read beyond its end: two units of 64 bytes and 3 bytes.
+inline constexpr int64_t kTailFloats = 48;
+// What a row of W needs: scales, zero points, a tail.
+constexpr int64_t row_scratch_floats(int64_t k) { return 2 * row_scale_floats(k) + kTailFloats; }
 
 // Floats of packed x of one token: its columns and, for kI8PerGroup, its scales for 8 columns each.
 constexpr int64_t packed_floats(int64_t k) { return padded(k) / 8 * 9; }
@@ -33,7 +37,7 @@ constexpr int64_t token_scale_floats(int64_t m) { return lp::round_up(m, 16); }
 
 // A thread of the direct path: packed x, its scales, a row, scales and zero points of 4 rows of W, sums.
 constexpr int64_t direct_bytes(int64_t m, int64_t k) {
-  return 4 * (m * packed_floats(k) + token_scale_floats(m) + row_floats(k) + 8 * row_scale_floats(k) +
+  return 4 * (m * packed_floats(k) + token_scale_floats(m) + row_floats(k) + 4 * row_scratch_floats(k) +
               (m + 1) * lp::kDirectRows);
 }
 // Shared by the threads of the panel path: packed x and its scales.
@@ -42,7 +46,7 @@ constexpr int64_t packed_bytes(int64_t tokens, int64_t k) {
 }
 // A thread of the panel path: a row of x, scales and zero points of a row of W, a panel, sums.
 constexpr int64_t panel_bytes(int64_t m, int64_t k) {
-  return 4 * (row_floats(k) + 2 * row_scale_floats(k) + lp::kPanelRows * lp::kBlockK / 8 * 9 +
+  return 4 * (row_floats(k) + row_scratch_floats(k) + lp::kPanelRows * lp::kBlockK / 8 * 9 +
               std::min(m, lp::kBlockTokens) * lp::kPanelRows);
 }
 

@@ -6,8 +6,9 @@
 //   kUnitVectors  vectors of a unit of packed x or of a panel: kVectors and, where kGrouped, the scales
 //   Shared        what all rows of a weight have in common
 //   Unit          made from a row and the unit's number; next() gives its vectors in order
-//   Sum           and zero, store, multiply_add, to_float (all from FloatProducts but IntegerRow's): how they multiply
-// Row(shared, row, scratch) keeps the row's scales in 2 row_scale_floats() of scratch. No read beyond the last code of W.
+//   Products      how the vectors are multiplied with x: FloatProducts or IntegerProducts
+//   kIsRare       no tiles of several tokens are made for it
+// Row(shared, row, scratch) keeps what it needs in row_scratch_floats() of scratch. No read beyond the last code of W.
 // Included once per instruction set, from files that foreach_target.h includes again; after <hwy/highway.h>.
 #if defined(HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEARTH_KERNELS_LINEAR_QUANTIZED_ROWS_INL_H_
@@ -55,12 +56,25 @@ void load_scales(const qp::Job& job, int64_t row, float* scales) {
   if (weight.format.integer_lines && weight.format.scale_layout == ScaleLayout::kNone) {
     const uint16_t* lines = static_cast<const uint16_t*>(weight.line_index.data) + row * weight.line_index.row_stride;
     const f16* line_scales = static_cast<const f16*>(weight.line_scales.data);
-    for (int64_t begin = 0; begin < groups; begin += 16) {
-      f16 gathered[16];
-      const int64_t count = std::min<int64_t>(16, groups - begin);
-      for (int64_t i = 0; i < count; ++i) gathered[i] = line_scales[lines[begin + i]];
-      widen<f16>(gathered, 0, count, scales + begin);
+#if HWY_TARGET <= HWY_AVX2
+    if (weight.format.lines > 1) {
+      // 32 bits that end, or for the first line begin, with a scale.
+      for_channels(groups, [&](auto d, int64_t i) HWY_ATTR {
+        const hn::RebindToSigned<decltype(d)> di;
+        const hn::RebindToUnsigned<decltype(d)> du;
+        const auto line = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint16_t, decltype(d)>(), lines + i));
+        const auto first = hn::Eq(line, hn::Zero(di));
+        const auto place = hn::IfThenZeroElse(first, hn::Add(line, hn::Sub(line, hn::Set(di, 2))));
+        const auto pair = hn::GatherOffset(di, reinterpret_cast<const int32_t*>(line_scales), place);
+        const auto bits = hn::BitCast(du, hn::IfThenElse(first, hn::ShiftLeft<16>(pair), pair));
+        const auto half = hn::DemoteTo(hn::Rebind<uint16_t, decltype(d)>(), hn::BitCast(di, hn::ShiftRight<16>(bits)));
+        hn::StoreU(hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, decltype(d)>(), half)), d, scales + i);
+      });
+      std::fill_n(scales + groups, 16, 0.0f);
+      return;
     }
+#endif
+    for (int64_t g = 0; g < groups; ++g) scales[g] = line_scales[lines[g]].to_float();
   } else if (per_group && !weight.format.integer_lines && weight.format.scale_dtype == DType::kF32) {
     widen<float>(weight.scales.data, offset, groups, scales);
   } else if (per_group && !weight.format.integer_lines && weight.format.scale_dtype == DType::kF16) {
@@ -177,29 +191,40 @@ struct Table16 {
 };
 
 // The codes of a row: word i of a unit holds columns 8 i to 8 i + 7, the first in its low bits. Behind the last column of
-// a row may lie codes of the next: they meet zeros of x.
-struct NibbleCodes {
+// a row may lie codes of the next: they meet zeros of x. The last units of W, which would be read beyond its end, are
+// copied.
+class NibbleCodes {
+ public:
   static constexpr int64_t kBytes = 4 * kLanes;
   static constexpr int64_t kBeyond = 3;  // words are also read from up to 3 bytes further
-  const uint8_t* row;
-  int64_t bytes;       // from row to the end of W's codes
-  int64_t safe_units;  // that can be read, kBeyond included
 
-  NibbleCodes(const qp::Job& job, int64_t at)
-      : row(static_cast<const uint8_t*>(job.tile.weight) + at * job.row_bytes),
-        bytes((job.tile.n - 1 - at) * job.row_bytes + (job.tile.k + 1) / 2),
-        safe_units(std::max<int64_t>(bytes - kBeyond, 0) / kBytes) {}
+  NibbleCodes(const qp::Job& job, int64_t at, float* scratch)
+      : row_(static_cast<const uint8_t*>(job.tile.weight) + at * job.row_bytes),
+        tail_(reinterpret_cast<const uint8_t*>(scratch)) {
+    static_assert(2 * kBytes + kBeyond <= qp::kTailFloats * static_cast<int64_t>(sizeof(float)));
+    const int64_t bytes = (job.tile.n - 1 - at) * job.row_bytes + (job.tile.k + 1) / 2;  // to the end of W
+    safe_units_ = std::max<int64_t>(bytes - kBeyond, 0) / kBytes;
+    const int64_t left = std::min((job.tile.k + 1) / 2 - safe_units_ * kBytes, 2 * kBytes);
+    if (HWY_LIKELY(left <= 0)) return;
+    std::memset(scratch, 0, qp::kTailFloats * sizeof(float));
+    std::memcpy(scratch, row_ + safe_units_ * kBytes, static_cast<size_t>(left));
+  }
+  HWY_INLINE const uint8_t* at(int64_t unit) const {
+    return HWY_LIKELY(unit < safe_units_) ? row_ + unit * kBytes : tail_ + (unit - safe_units_) * kBytes;
+  }
+
+ private:
+  const uint8_t* row_;
+  const uint8_t* tail_;
+  int64_t safe_units_;
 };
 
-// The codes of one unit. Stays where it was made.
+// The codes of one unit.
 class NibbleWords {
  public:
-  HWY_INLINE NibbleWords(const NibbleCodes& codes, int64_t unit) : from_(codes.row + unit * NibbleCodes::kBytes) {
+  HWY_INLINE NibbleWords(const NibbleCodes& codes, int64_t unit) : from_(codes.at(unit)) {
     hwy::Prefetch(from_ + lp::kPrefetchBytes);
-    if (HWY_UNLIKELY(unit >= codes.safe_units)) pad(codes.bytes - unit * NibbleCodes::kBytes);
   }
-  NibbleWords(const NibbleWords&) = delete;
-  NibbleWords& operator=(const NibbleWords&) = delete;
 
   // Words whose low 4 bits are columns 0, 1, ..., 7 of each lane, one after the other. A second load in place of
   // every second shift: shifts compete with the multiply-adds, loads do not.
@@ -221,16 +246,9 @@ class NibbleWords {
   }
 
  private:
-  HWY_NOINLINE void pad(int64_t bytes) {
-    std::memset(padded_, 0, sizeof(padded_));
-    std::memcpy(padded_, from_, static_cast<size_t>(std::min(bytes, NibbleCodes::kBytes)));
-    from_ = padded_;
-  }
-
   const uint8_t* from_;
   int next_ = 0;
   Words words_;
-  alignas(64) uint8_t padded_[NibbleCodes::kBytes + NibbleCodes::kBeyond];
 };
 
 // The coefficient lines of up to 4 bitvectors.
@@ -245,7 +263,10 @@ class Lines {
     for (int code = 0; code < 16; ++code)
       for (int s = 0; s < 4; ++s) has_[s][code] = s < count_ && (code >> (count_ - 1 - s) & 1) ? ~0u : 0u;
     for (int code = 0; code < 16; ++code)
-      for (int s = 0; s < 4; ++s) bits_[code][s] = has_[s][code] & 1;
+      for (int s = 0; s < 4; ++s) {
+        bits_[code][s] = has_[s][code] & 1;
+        masks_[s] = static_cast<uint16_t>(masks_[s] | bits_[code][s] << code);
+      }
   }
 
   // The sums of the 16 codes, in the order of subset_sums().
@@ -253,23 +274,27 @@ class Lines {
 #if HWY_TARGET <= HWY_AVX3
     if (integers_) return {{V{_mm512_cvtepi32_ps(integer_sums(line))}}};
 #endif
+#if HWY_TARGET <= HWY_AVX3
+    uint64_t halves = 0;
+    const uint8_t* at = data_ + 2 * line * stride_;
+    if (HWY_LIKELY(count_ == 4 || line != last_)) {
+      std::memcpy(&halves, at, 8);
+    } else {
+      std::memcpy(&halves, at, static_cast<size_t>(count_) * 2);
+    }
+    const __m512 all = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(halves))));
+    __m512 sum = _mm512_maskz_permutexvar_ps(masks_[0], _mm512_setzero_si512(), all);
+    for (int s = 1; s < 4; ++s)
+      sum = _mm512_add_ps(sum, _mm512_maskz_permutexvar_ps(masks_[s], _mm512_set1_epi32(s), all));
+    return {{V{sum}}};
+#else
     float coefficients[4] = {};
     if (integers_) {
       const auto* from = reinterpret_cast<const int8_t*>(data_) + line * stride_;
       for (int s = 0; s < count_; ++s) coefficients[s] = from[s];
     } else {
       const auto* from = static_cast<const f16*>(static_cast<const void*>(data_)) + line * stride_;
-#if HWY_TARGET <= HWY_AVX2
-      uint64_t bits = 0;
-      if (HWY_LIKELY(count_ == 4)) {
-        std::memcpy(&bits, from, 8);
-      } else {
-        std::memcpy(&bits, from, static_cast<size_t>(count_) * 2);
-      }
-      _mm_storeu_ps(coefficients, _mm_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(bits))));
-#else
       for (int s = 0; s < count_; ++s) coefficients[s] = from[s].to_float();
-#endif
     }
     Table16 table;
     const hn::RebindToUnsigned<D> du;
@@ -282,6 +307,7 @@ class Lines {
       table.values[i] = sum;
     }
     return table;
+#endif
   }
 
 #if HWY_TARGET <= HWY_AVX3
@@ -310,6 +336,7 @@ class Lines {
   const uint8_t* data_;
   alignas(64) uint32_t has_[4][16];  // all ones where a code has the bit of coefficient s
   alignas(64) uint8_t bits_[16][4];  // 1 there
+  uint16_t masks_[4] = {};           // bits of those codes
 };
 
 // What the 4-bit codes' rows share.
@@ -334,7 +361,8 @@ struct NibbleShared {
   }
 };
 
-struct NibbleRow : FloatProducts {
+struct NibbleRow {
+  using Products = FloatProducts;
   static constexpr int64_t kPer = kNibblePer;
   static constexpr int64_t kVectors = kPer;
   static constexpr int64_t kColumnStride = kPer;
@@ -346,7 +374,10 @@ struct NibbleRow : FloatProducts {
   const float* zeros;
 
   NibbleRow(const NibbleShared& s, int64_t row, float* scratch)
-      : shared(s), codes(s.job, row), scales(scratch), zeros(scratch + qp::row_scale_floats(s.job.tile.k)) {
+      : shared(s),
+        codes(s.job, row, scratch + 2 * qp::row_scale_floats(s.job.tile.k)),
+        scales(scratch),
+        zeros(scratch + qp::row_scale_floats(s.job.tile.k)) {
     load_scales(s.job, row, scratch);
     if (s.has_zeros) load_zeros(s.job, row, scratch + qp::row_scale_floats(s.job.tile.k));
   }
@@ -355,6 +386,7 @@ struct NibbleRow : FloatProducts {
 // A unit lies in one group: scale and zero point go into the table.
 template <bool kGrouped_>
 struct GroupRow : NibbleRow {
+  static constexpr bool kIsRare = false;
   static constexpr bool kGrouped = kGrouped_;
   static constexpr int64_t kUnitVectors = kPer + kGrouped;
   using NibbleRow::NibbleRow;
@@ -385,6 +417,7 @@ struct GroupRow : NibbleRow {
 // scale zero is scale (value - zero), exactly for scales of 16 bits, to a rounding of scale zero for f32.
 template <bool kGrouped_>
 struct MixedRow : NibbleRow {
+  static constexpr bool kIsRare = kGrouped_;
   static constexpr bool kGrouped = kGrouped_;
   static constexpr int64_t kUnitVectors = kPer + kGrouped;
   using NibbleRow::NibbleRow;
@@ -417,6 +450,7 @@ struct MixedRow : NibbleRow {
 // Up to 4 bitvectors, a unit in one group: the table is the subset sums of the group's line.
 template <bool kGrouped_>
 struct LineRow : NibbleRow {
+  static constexpr bool kIsRare = false;
   static constexpr bool kGrouped = kGrouped_;
   static constexpr int64_t kUnitVectors = kPer + kGrouped;
   const uint16_t* line_index;
@@ -448,18 +482,8 @@ struct LineRow : NibbleRow {
 };
 
 #if HWY_TARGET <= HWY_AVX3
-// Integers times INT8: pairs of 16 bits, whose sums are exact. A unit lies in one group.
-struct IntegerRow : NibbleRow {
-  static constexpr int64_t kVectors = 4;
-  static constexpr bool kGrouped = true;
-  static constexpr int64_t kUnitVectors = kVectors + 1;
-  const uint16_t* line_index;
-
-  IntegerRow(const NibbleShared& s, int64_t row, float* scratch)
-      : NibbleRow(s, row, scratch),
-        line_index(static_cast<const uint16_t*>(s.job.weight->line_index.data) +
-                   row * s.job.weight->line_index.row_stride) {}
-
+// Products of pairs of 16-bit integers, whose sums are exact.
+struct IntegerProducts {
   using Sum = __m512i;
   static HWY_INLINE Sum zero() { return _mm512_setzero_si512(); }
   static HWY_INLINE void store(__m512i v, float* to) { _mm512_store_si512(to, v); }
@@ -475,11 +499,26 @@ struct IntegerRow : NibbleRow {
   // Vector j of x, integers of 16 columns a lane apart: columns j and 4 + j of each lane.
   static HWY_INLINE void pack(const float* unit, int64_t j, float* to) {
     const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                              _mm512_set1_epi32(kPer));
+                                              _mm512_set1_epi32(kNibblePer));
     const __m512i low = _mm512_cvtps_epi32(_mm512_i32gather_ps(places, unit + j, 4));
     const __m512i high = _mm512_cvtps_epi32(_mm512_i32gather_ps(places, unit + 4 + j, 4));
     store(_mm512_mask_blend_epi16(0xAAAAAAAA, low, _mm512_slli_epi32(high, 16)), to);
   }
+};
+
+// Integers for INT8 activations. A unit lies in one group.
+struct IntegerRow : NibbleRow {
+  using Products = IntegerProducts;
+  static constexpr bool kIsRare = false;
+  static constexpr int64_t kVectors = 4;
+  static constexpr bool kGrouped = true;
+  static constexpr int64_t kUnitVectors = kVectors + 1;
+  const uint16_t* line_index;
+
+  IntegerRow(const NibbleShared& s, int64_t row, float* scratch)
+      : NibbleRow(s, row, scratch),
+        line_index(static_cast<const uint16_t*>(s.job.weight->line_index.data) +
+                   row * s.job.weight->line_index.row_stride) {}
 
   class Unit {
    public:
@@ -520,7 +559,9 @@ struct IntegerRow : NibbleRow {
 // ---- E4M3 -----------------------------------------------------------------------------------------------
 
 // A unit lies in one group. Its vectors are the even columns, then the odd ones, of two halves.
-struct E4m3Row : FloatProducts {
+struct E4m3Row {
+  using Products = FloatProducts;
+  static constexpr bool kIsRare = false;
   static constexpr int64_t kPer = 4;
   static constexpr int64_t kVectors = kPer;
   static constexpr int64_t kUnitVectors = kPer;
@@ -594,7 +635,9 @@ struct E4m3Row : FloatProducts {
 
 // Element by element: wide bitvectors and groups of unusual sizes. Right, and slow.
 template <bool kGrouped_>
-struct AnyRow : FloatProducts {
+struct AnyRow {
+  using Products = FloatProducts;
+  static constexpr bool kIsRare = true;
   static constexpr int64_t kPer = 8;
   static constexpr int64_t kVectors = kPer;
   static constexpr bool kGrouped = kGrouped_;
