@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// hearth eval ppl | lambada | kl: how good a model is, in numbers that can be compared and kept.
+// hearth eval ppl | lambada | kl | --report: how good a model is, in numbers that can be compared and kept.
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -7,8 +7,9 @@
 #include <span>
 
 #include "hearth/base/clock.h"
-#include "hearth/base/progress.h"
 #include "hearth/cli/commands.h"
+#include "hearth/cli/eval_common.h"
+#include "hearth/cli/eval_report.h"
 #include "hearth/cli/options.h"
 #include "hearth/cli/session.h"
 #include "hearth/cli/terminal.h"
@@ -21,19 +22,17 @@
 namespace hearth {
 namespace {
 
-// What papers feed where the model can take it.
-constexpr int64_t kUsualWindow = 2048;
-// Items of LAMBADA that share a step: enough to fill it.
-constexpr int64_t kLambadaSlots = 16;
-
 constexpr const char* kTextRule =
     "The rule: a newline, a NUL and a newline separate the documents of a file. With separators, each document is\n"
     "BOS + text + EOS, one after the other; without, the file is one BOS + text. Window j feeds ids[ctx j .. ctx j + "
     "ctx)\n"
     "to an empty context and scores the next id at every position; a rest shorter than a window is left out.\n";
 
-constexpr Setting<int64_t> kCtx{"--ctx", "N", 1, int64_t{1} << 31, "tokens", "Tokens of a window."};
-constexpr Setting<int64_t> kLimit{"--limit", "N", 0, kNoLimit, "", "Only the first N windows or items; 0 for all."};
+constexpr const char* kReportExamples =
+    "Examples:\n"
+    "  hearth eval --report rtn=out/rtn out/fireq fireq-kv4=out/fireq@kv=int4-fireq --reference models/fable-13m \\\n"
+    "      --baseline rtn --text heldout_books.txt --lambada lambada_openai.jsonl --lists bench/eval/*.json \\\n"
+    "      --state report.jsonl --markdown report.md\n";
 
 struct EvalSettings {
   CommandContext context;
@@ -59,15 +58,6 @@ struct EvalRun {
   std::string text_name() const { return std::filesystem::path(settings.file).stem().string(); }
 };
 
-// A file that the outcome goes to is tried before the work, not after it.
-Status check_output_file(const char* option, const std::string& path) {
-  if (path.empty()) return {};
-  std::FILE* file = std::fopen(path.c_str(), "ab");
-  if (file == nullptr) return unavailable("{}: cannot open {} for writing: {}", option, path, std::strerror(errno));
-  std::fclose(file);
-  return {};
-}
-
 Result<std::vector<int64_t>> chosen_windows(const EvalSettings& s, int64_t count) {
   std::string list = s.windows;
   if (!list.empty() && list[0] == '@') {
@@ -85,21 +75,6 @@ Result<std::vector<int64_t>> chosen_windows(const EvalSettings& s, int64_t count
   return windows;
 }
 
-// Bits that a weight of the linear layers takes, scales included.
-double bits_per_weight(const Model& model) {
-  int64_t bytes = 0, weights = 0;
-  const auto add = [&](const Linear& linear) {
-    bytes += linear.weight_bytes();
-    weights += linear.n() * linear.k();
-  };
-  for (const LayerWeights& layer : model.weights().layers) {
-    add(layer.qkv);
-    add(layer.o);
-    std::visit([&](const DenseFfn& ffn) { add(ffn.gate_up), add(ffn.down); }, layer.ffn);
-  }
-  return weights > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(weights) : 0;
-}
-
 // A line of results with everything but the numbers.
 nlohmann::json quality_line(const EvalRun& run) {
   const Model& model = *run.model->model;
@@ -107,7 +82,7 @@ nlohmann::json quality_line(const EvalRun& run) {
       result_line("eval.quality", cpu_device(run.pool->size()), command_line(run.settings.context.args));
   line["model"] = run.model->name;
   line["variant"] = "plain";
-  line["format"] = to_string(model.weights().layers.front().qkv.parts.front().format);
+  line["format"] = stored_format(model);
   line["method"] = "none";
   line["activation"] = dtype_name(model.activation());
   line["kv"] = kv_format_name(run.model->kv_format);
@@ -155,28 +130,6 @@ Result<Windows> read_windows(const EvalRun& run, const std::string& text) {
   return w;
 }
 
-// Progress on stderr while an evaluation runs.
-class EvalProgress {
- public:
-  EvalProgress(const EvalRun& run, std::string what, int64_t total) : stop_(run.interrupt.flag()) {
-    if (!run.settings.model.quiet) progress_.emplace(what, total, Progress::Unit::kItems);
-  }
-  EvalControl control() {
-    return {.progress =
-                [this](int64_t done, int64_t) {
-                  if (progress_) progress_->update(done);
-                },
-            .stop = &stop_};
-  }
-  void finish() {
-    if (progress_) progress_->finish();
-  }
-
- private:
-  const std::atomic<bool>& stop_;
-  std::optional<Progress> progress_;
-};
-
 Result<int> run_ppl(const EvalSettings& s) {
   HEARTH_TRY(check_output_file("--results", s.results));
   HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--text"));
@@ -187,7 +140,7 @@ Result<int> run_ppl(const EvalSettings& s) {
   HEARTH_TRY_ASSIGN(
       Runner runner,
       Runner::create(run.model->model, eval_runner_options(*run.model->model, w.ctx, run.model->kv_format), *run.pool));
-  EvalProgress progress(run, "windows", std::ssize(w.chosen));
+  EvalProgress progress(run.interrupt.flag(), s.model.quiet, "windows", std::ssize(w.chosen));
   const int64_t begin_ns = run.clock.now_ns();
   HEARTH_TRY_ASSIGN(const PerplexityResult r, perplexity(runner, w.ids, w.ctx, w.chosen, progress.control()));
   progress.finish();
@@ -242,7 +195,7 @@ Result<int> run_lambada(const EvalSettings& s) {
       Runner runner,
       Runner::create(run.model->model,
                      eval_runner_options(*run.model->model, longest, run.model->kv_format, kLambadaSlots), *run.pool));
-  EvalProgress progress(run, "items", std::ssize(items));
+  EvalProgress progress(run.interrupt.flag(), s.model.quiet, "items", std::ssize(items));
   const int64_t begin_ns = run.clock.now_ns();
   HEARTH_TRY_ASSIGN(const LambadaResult r, lambada(runner, items, kLambadaSlots, progress.control()));
   progress.finish();
@@ -291,7 +244,7 @@ Result<int> run_kl(const EvalSettings& s) {
   HEARTH_TRY_ASSIGN(
       Runner reference_runner,
       Runner::create(reference->model, eval_runner_options(*reference->model, w.ctx, reference->kv_format), *run.pool));
-  EvalProgress progress(run, "windows", std::ssize(w.chosen));
+  EvalProgress progress(run.interrupt.flag(), s.model.quiet, "windows", std::ssize(w.chosen));
   const int64_t begin_ns = run.clock.now_ns();
   HEARTH_TRY_ASSIGN(const KlResult r,
                     kl_divergence(runner, reference_runner, w.ids, w.ctx, w.chosen, progress.control()));
@@ -341,6 +294,10 @@ void add_windows(CLI::App& command, EvalSettings& s) {
 std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& context) {
   CLI::App* eval = app.add_subcommand("eval", "Measures how good a model is.");
   eval->require_subcommand(0, 1)->fallthrough();
+  const auto report = std::make_shared<EvalReportSettings>();
+  report->context = context;
+  CLI::Option* const report_option = add_report_options(*eval, *report);
+  eval->footer(kReportExamples);
   const auto settings = [&] {
     auto s = std::make_shared<EvalSettings>();
     s->context = context;
@@ -385,7 +342,14 @@ std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& cont
       ->group("Model");
   add_windows(*kl_command, *kl);
 
-  return {{ppl_command, [ppl] { return run_ppl(*ppl); }},
+  for (CLI::App* command : {ppl_command, lambada_command, kl_command}) command->excludes(report_option);
+  const auto run_eval = [eval, report_option, report]() -> Result<int> {
+    if (report_option->count() > 0) return run_report(*report);
+    HEARTH_TRY(write_stdout(eval->help("hearth")));
+    return 0;
+  };
+  return {{eval, run_eval},
+          {ppl_command, [ppl] { return run_ppl(*ppl); }},
           {lambada_command, [lambada_settings] { return run_lambada(*lambada_settings); }},
           {kl_command, [kl] { return run_kl(*kl); }}};
 }

@@ -12,6 +12,9 @@
 #include "hearth/checkpoint/quantization.h"
 #include "hearth/checkpoint/quote.h"
 #include "hearth/cli/commands.h"
+#include "hearth/cli/inspect_plot.h"
+#include "hearth/cli/options.h"
+#include "hearth/cli/quantize_report.h"
 #include "hearth/cli/session.h"
 #include "hearth/cli/terminal.h"
 #include "hearth/model/architecture.h"
@@ -28,6 +31,8 @@ struct InspectSettings {
   std::string model;
   bool tensors = false;
   bool json = false;
+  std::string plot;                  // file
+  std::vector<std::string> plotted;  // modules; none: a few
 };
 
 // A report is a list of titled lines and the same as JSON.
@@ -327,9 +332,17 @@ Result<int> run_inspect(const InspectSettings& s) {
   }
   report_tokenizer(found.dir, report);
   if (checkpoint && s.tensors) report_tensors(*checkpoint, report);
+  HEARTH_TRY_ASSIGN(const auto errors, read_quantize_report(found.dir));
+  if (!errors.empty()) {
+    report.json()["quantize_report"] = quantize_report_json(errors);
+    report.add_line(quantize_report_text(errors));
+  }
   HEARTH_TRY(report.print(s.json));
   if (!checkpoint) return std::move(checkpoint).error();
   if (quantization_error) return *std::move(quantization_error);
+  if (s.plot.empty()) return 0;
+  HEARTH_TRY_ASSIGN(const ModelConfig plotted, parsed);
+  HEARTH_TRY(plot_weights(*checkpoint, plotted, s.plotted, s.plot));
   return 0;
 }
 
@@ -339,7 +352,8 @@ Command add_inspect_command(CLI::App& app) {
   const auto s = std::make_shared<InspectSettings>();
   CLI::App* command = app.add_subcommand("inspect", "Says what a model folder holds, without loading it.");
   command->fallthrough()->footer(
-      "Examples:\n  hearth inspect models/fable-13m\n  hearth inspect models/fable-13m --tensors --json\n");
+      "Examples:\n  hearth inspect models/fable-13m\n  hearth inspect models/fable-13m --tensors --json\n"
+      "  hearth inspect out/fireq --plot weights.svg --tensor model.layers.0.mlp.down_proj\n");
   command
       ->add_option("MODEL", s->model,
                    "A folder in the Hugging Face layout, or org/name (org/name@revision) in the Hugging Face cache.")
@@ -347,6 +361,11 @@ Command add_inspect_command(CLI::App& app) {
       ->required();
   command->add_flag("--tensors", s->tensors, "Lists every tensor: name, type, shape, bytes, file.");
   command->add_flag("--json", s->json, "One JSON object.");
+  add_text(*command, "--plot", "FILE.svg",
+           "Draws histograms of weights in units of their scales, with the levels of the code over them.", s->plot);
+  add_texts(*command, "--tensor", "NAME",
+            "A linear that --plot draws, such as model.layers.0.mlp.down_proj. May be repeated; without it, a few.",
+            s->plotted);
   return {command, [s] { return run_inspect(*s); }};
 }
 

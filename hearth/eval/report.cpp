@@ -34,7 +34,9 @@ SpeedFigures speed_of(const Report& report, const ReportRow& row, double SpeedSa
 // "12.34 ± 0.05"; "-" where there is no such figure
 std::string cell(const Estimate& e, int digits, double factor = 1) {
   if (!std::isfinite(e.value)) return "-";
-  std::string text = fmt::format("{:.{}f}", e.value * factor, digits);
+  double value = e.value * factor;
+  if (std::abs(value) < 0.5 * std::pow(10.0, -digits)) value = 0;  // not "-0.00"
+  std::string text = fmt::format("{:.{}f}", value, digits);
   if (e.standard_error) text += fmt::format(" ± {:.{}f}", *e.standard_error * factor, digits);
   return text;
 }
