@@ -87,7 +87,9 @@ void load_scales(const qp::Job& job, int64_t row, float* scales) {
   std::fill_n(scales + groups, 16, 0.0f);
 }
 
-void load_zeros(const qp::Job& job, int64_t row, float* zeros) {
+// The zero points of a row's groups, times their scales but for kI8PerGroup: scale value - scale zero is scale (value -
+// zero), exactly for scales of 16 bits, to a rounding of scale zero for f32.
+void load_zeros(const qp::Job& job, int64_t row, const float* scales, float* zeros) {
   const LinearWeight& weight = *job.weight;
   const int64_t groups = job.reader->groups();
   if (weight.format.scale_layout == ScaleLayout::kGroup) {
@@ -100,6 +102,10 @@ void load_zeros(const qp::Job& job, int64_t row, float* zeros) {
   } else {
     for (int64_t g = 0; g < groups; ++g) zeros[g] = job.reader->zero(row, g);
   }
+  if (job.act != ActFormat::kI8PerGroup)
+    for_channels(groups, [&](auto d, int64_t i) HWY_ATTR {
+      hn::StoreU(hn::Mul(hn::LoadU(d, zeros + i), hn::LoadU(d, scales + i)), d, zeros + i);
+    });
   std::fill_n(zeros + groups, 16, 0.0f);
 }
 
@@ -172,6 +178,9 @@ struct Table16 {
   }
   HWY_INLINE void scale(float factor) {
     for (V& v : values) v = hn::Mul(v, hn::Set(D(), factor));
+  }
+  HWY_INLINE void scale_subtract(float factor, float offset) {
+    for (V& v : values) v = hn::MulSub(v, hn::Set(D(), factor), hn::Set(D(), offset));
   }
   // The entries of the low 4 bits of each word. The permutations of x86 ignore the higher bits.
   HWY_INLINE V operator[](Words words) const {
@@ -260,6 +269,7 @@ class Lines {
         stride_(weight.lines.row_stride),
         last_(weight.format.lines - 1),
         data_(static_cast<const uint8_t*>(weight.lines.data)) {
+    if (integers_) std::memcpy(last_line_, data_ + last_ * stride_, static_cast<size_t>(std::min(count_, 4)));
     for (int code = 0; code < 16; ++code)
       for (int s = 0; s < 4; ++s) has_[s][code] = s < count_ && (code >> (count_ - 1 - s) & 1) ? ~0u : 0u;
     for (int code = 0; code < 16; ++code)
@@ -313,14 +323,10 @@ class Lines {
 #if HWY_TARGET <= HWY_AVX3
   // The same as 16 integers: the sums of four products of a bit and a coefficient. REQUIRES: integer lines.
   HWY_INLINE __m512i integer_sums(int64_t line) const {
-    uint32_t coefficients = 0;
-    if (HWY_LIKELY(count_ == 4 || line != last_)) {  // what follows a shorter line meets bits of 0
-      std::memcpy(&coefficients, data_ + line * stride_, 4);
-    } else {
-      std::memcpy(&coefficients, data_ + line * stride_, static_cast<size_t>(count_));
-    }
+    // What follows a shorter line meets bits of 0.
+    const uint8_t* at = HWY_LIKELY(line != last_) ? data_ + line * stride_ : last_line_;
     const __m512i bits = _mm512_load_si512(bits_);
-    const __m512i all = _mm512_set1_epi32(static_cast<int>(coefficients));
+    const __m512i all = _mm512_broadcastd_epi32(_mm_loadu_si32(at));
 #if HEARTH_VNNI
     return _mm512_dpbusd_epi32(_mm512_setzero_si512(), bits, all);
 #else
@@ -337,6 +343,7 @@ class Lines {
   alignas(64) uint32_t has_[4][16];  // all ones where a code has the bit of coefficient s
   alignas(64) uint8_t bits_[16][4];  // 1 there
   uint16_t masks_[4] = {};           // bits of those codes
+  uint8_t last_line_[4] = {};        // of integers
 };
 
 // What the 4-bit codes' rows share.
@@ -371,7 +378,7 @@ struct NibbleRow {
   const NibbleShared& shared;
   NibbleCodes codes;
   const float* scales;
-  const float* zeros;
+  const float* zeros;  // of load_zeros()
 
   NibbleRow(const NibbleShared& s, int64_t row, float* scratch)
       : shared(s),
@@ -379,7 +386,7 @@ struct NibbleRow {
         scales(scratch),
         zeros(scratch + qp::row_scale_floats(s.job.tile.k)) {
     load_scales(s.job, row, scratch);
-    if (s.has_zeros) load_zeros(s.job, row, scratch + qp::row_scale_floats(s.job.tile.k));
+    if (s.has_zeros) load_zeros(s.job, row, scratch, scratch + qp::row_scale_floats(s.job.tile.k));
   }
 };
 
@@ -396,25 +403,26 @@ struct GroupRow : NibbleRow {
     HWY_INLINE Unit(const GroupRow& row, int64_t unit)
         : words_(row.codes, unit), table_(Table16::load(row.shared.values)) {
       const int64_t group = row.shared.lanes.group_of(unit);
-      if (row.shared.has_zeros) table_.subtract(row.zeros[group]);
       if constexpr (kGrouped) {
-        scale_ = row.scales[group];
+        if (row.shared.has_zeros) table_.subtract(row.zeros[group]);
+        scale_ = row.scales + group;
+      } else if (row.shared.has_zeros) {
+        table_.scale_subtract(row.scales[group], row.zeros[group]);
       } else {
         table_.scale(row.scales[group]);
       }
     }
     HWY_INLINE V next() { return table_[words_.next()]; }
-    HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
+    HWY_INLINE V scale() const { return hn::Set(D(), *scale_); }
 
    private:
     NibbleWords words_;
     Table16 table_;
-    float scale_;
+    const float* scale_;
   };
 };
 
-// Groups smaller than a unit, or that cross its border: lanes have scales and zero points of their own. scale value -
-// scale zero is scale (value - zero), exactly for scales of 16 bits, to a rounding of scale zero for f32.
+// Groups smaller than a unit, or that cross its border: lanes have scales and zero points of their own.
 template <bool kGrouped_>
 struct MixedRow : NibbleRow {
   static constexpr bool kIsRare = kGrouped_;
@@ -430,7 +438,6 @@ struct MixedRow : NibbleRow {
           scale_(row.shared.lanes.load(row.scales, unit)),
           has_zeros_(row.shared.has_zeros) {
       if (has_zeros_) zero_ = row.shared.lanes.load(row.zeros, unit);
-      if constexpr (!kGrouped) zero_ = hn::Mul(zero_, scale_);
     }
     HWY_INLINE V next() {
       const V v = table_[words_.next()];
@@ -466,18 +473,18 @@ struct LineRow : NibbleRow {
       const int64_t group = row.shared.lanes.group_of(unit);
       table_ = row.shared.lines.sums(row.line_index[group]);
       if constexpr (kGrouped) {
-        scale_ = row.scales[group];
+        scale_ = row.scales + group;
       } else {
         table_.scale(row.scales[group]);
       }
     }
     HWY_INLINE V next() { return table_[words_.next()]; }
-    HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
+    HWY_INLINE V scale() const { return hn::Set(D(), *scale_); }
 
    private:
     NibbleWords words_;
     Table16 table_;
-    float scale_;
+    const float* scale_;
   };
 };
 
@@ -534,7 +541,7 @@ struct IntegerRow : NibbleRow {
       }
       // Both halves of a word hold its entry: the permutation may see any bit below the code.
       table_ = _mm512_shuffle_epi8(sums, _mm512_set4_epi32(0x0D0C0D0C, 0x09080908, 0x05040504, 0x01000100));
-      scale_ = row.scales[group];
+      scale_ = row.scales + group;
       codes_ = words_.load(0).raw;
     }
     HWY_INLINE __m512i next() {
@@ -545,12 +552,12 @@ struct IntegerRow : NibbleRow {
                                      : _mm512_srli_epi16(codes_, 11);
       return _mm512_permutexvar_epi16(index, table_);
     }
-    HWY_INLINE V scale() const { return hn::Set(D(), scale_); }
+    HWY_INLINE V scale() const { return hn::Set(D(), *scale_); }
 
    private:
     NibbleWords words_;
     __m512i codes_, table_;
-    float scale_;
+    const float* scale_;
     int next_ = 0;
   };
 };
