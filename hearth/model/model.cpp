@@ -41,7 +41,7 @@ Result<std::shared_ptr<const Model>> Model::load(const Checkpoint& checkpoint, c
                                                  const ModelOptions& options, ThreadPool& pool) {
   const std::string where = checkpoint.dir().string();
   HEARTH_TRY_ASSIGN(const ModelConfig config, parse_model_config(checkpoint.config()).with_context(where));
-  HEARTH_TRY_ASSIGN(const Quantization quantization, Quantization::parse(checkpoint).with_context(where));
+  HEARTH_TRY_ASSIGN(const Quantization quantization, Quantization::parse(checkpoint));
   CheckpointSource source(checkpoint, quantization);
   HEARTH_TRY_ASSIGN(auto model, bind(config, source, ops, options, quantization.kv_format(), pool).with_context(where));
   HEARTH_TRY(source.check_all_used().with_context(where));

@@ -203,8 +203,10 @@ TEST_F(BadModel, UnknownArchitectureAndFieldValues) {
   expect_error(generate(), kUnsupported, {"hidden_act", "gelu", "silu"});
   set("rope_scaling", {{"rope_type", "longrope"}, {"factor", 4.0}});
   expect_error(generate(), kUnsupported, {"longrope"});
-  set("quantization_config", {{"quant_method", "gptq"}});
-  expect_error(generate(), kUnsupported, {"quantization_config"});
+  set("quantization_config", {{"quant_method", "bitsandbytes"}, {"bits", 4}});
+  expect_error(generate(), kUnsupported, {"quantization_config", "bitsandbytes", "gptq"});
+  set("quantization_config", {{"quant_method", "gptq"}, {"bits", 3}, {"group_size", 128}});
+  expect_error(generate(), kUnsupported, {"quantization_config", "3 bits", "4"});
   set("num_attention_heads", "six");
   expect_error(generate(), kWrongInput, {"num_attention_heads", "six"});
   set("num_key_value_heads", 4);
