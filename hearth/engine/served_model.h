@@ -46,9 +46,9 @@ struct ServedModel {
 
 struct LoadOptions {
   DType activation = DType::kF32;
-  std::optional<KvFormatId> kv_format;  // unset: that of the activations
-  std::optional<int64_t> max_context;  // unset: the model's max_positions
-  bool chat_template = true;           // false: neither is compiled; a broken one is then no error
+  std::optional<KvFormatId> kv_format;  // unset: the checkpoint's, else that of the activations
+  std::optional<int64_t> max_context;   // unset: the model's max_positions
+  bool chat_template = true;            // false: neither is compiled; a broken one is then no error
   bool grammars = true;
   ChatTemplateLimits template_limits;
   LoadProgress progress;
