@@ -173,7 +173,9 @@ TEST(RopeCpu, EncodesTheTransformedHeads) {
                     }
                     store_kv_head(format, x, scale, codes.data(), steps.data());
                     EXPECT_EQ(std::memcmp(coded.step.codes(s, 1, is_value, j, h), codes.data(), codes.size()), 0);
-                    EXPECT_EQ(std::memcmp(coded.step.steps(s, 1, is_value, j, h), steps.data(), steps.size()), 0);
+                    if (!steps.empty()) {
+                      EXPECT_EQ(std::memcmp(coded.step.steps(s, 1, is_value, j, h), steps.data(), steps.size()), 0);
+                    }
                   }
             // Everything else in the pool keeps its bits.
             RopeRun fresh(c, kSeed);
