@@ -15,6 +15,9 @@ struct Named {
   std::string_view name;
   T value;
 };
+// clang 14 makes no guide for an aggregate by itself.
+template <class T>
+Named(const char*, T) -> Named<T>;
 
 constexpr std::array kCodeNames = {Named{"e4m3", WeightCode::kE4m3}, Named{"u4", WeightCode::kU4},
                                    Named{"i4-sign-magnitude", WeightCode::kI4SignMagnitude},
