@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "hearth/quantize/gptq.h"
+#include "hearth/quantize/sbvr_authors.h"
 #include "hearth/quantize/sbvr_lines.h"
 
 namespace hearth {
@@ -160,6 +161,16 @@ Result<QuantizedMatrix> encode(std::span<const float> w, int64_t n, int64_t k, c
   if (options.method == EncodeMethod::kGptq && (moments == nullptr || moments->tokens() == 0))
     return invalid_argument("encode: weight [{}, {}]: GPTQ needs second moments of its input", n, k);
   const bool lines = options.format.code == WeightCode::kBitvectors;
+  if (options.method == EncodeMethod::kAuthors) {
+    if (!lines || options.format.bitvectors != 4 || options.format.integer_lines)
+      return unsupported("encode: the encoder of SBVR's authors makes 4 bitvectors with f16 lines, not {}",
+                         to_string(options.format));
+    HEARTH_TRY_ASSIGN(QuantizedMatrix matrix, encode_sbvr_authors(w, n, k, compute.pool()));
+    if (report != nullptr) {
+      HEARTH_TRY_ASSIGN(*report, measure(w, matrix, moments, compute));
+    }
+    return matrix;
+  }
   if (lines && options.format.bitvectors > 4)
     return unsupported("encode: {} bitvectors, hearth makes 2 to 4", options.format.bitvectors);
   if (lines && options.format.group_k <= 0)

@@ -20,6 +20,7 @@ enum class EncodeMethod : uint8_t {
              // (max - min) / 15 with zero points, / 448 for E4M3. SBVR: the lines of least squared error
   kClip,     // scales by search: least squared error, weighted with the input's second moments where there are some
   kGptq,     // clip search per group on the updated weights, rounding column by column with error feedback
+  kAuthors,  // SBVR with f16 lines only: the published encoder, sbvr_authors.h; looks at the weights alone
 };
 
 enum class ColumnOrder : uint8_t {

@@ -9,7 +9,7 @@ namespace hearth {
 namespace {
 
 constexpr std::array<std::string_view, 5> kFormats = {"fp8", "int4", "fireq", "fireq-c4", "sbvr"};
-constexpr std::array<std::string_view, 4> kMethods = {"auto", "rtn", "clip", "gptq"};
+constexpr std::array<std::string_view, 5> kMethods = {"auto", "rtn", "clip", "gptq", "authors"};
 constexpr std::string_view kPlain = "bf16";
 constexpr double kTableBits = 0.2;  // SBVR's indices and lines, per weight, where no limit is given
 
@@ -94,6 +94,7 @@ std::string_view encode_method_name(EncodeMethod method) {
     case EncodeMethod::kNearest: return "rtn";
     case EncodeMethod::kClip: return "clip";
     case EncodeMethod::kGptq: return "gptq";
+    case EncodeMethod::kAuthors: return "authors";
   }
   return "";
 }
@@ -153,6 +154,14 @@ Status check_options(const QuantizeOptions& o) {
     return invalid_argument("--group-size: {}; wanted 128, 64, 32 or channel", o.group_size);
   if (o.group_size == 0 && o.to.starts_with("fireq"))
     return invalid_argument("--group-size channel is for int4; {} has groups of 128, 64 or 32", o.to);
+  const bool sbvr =
+      o.to == "sbvr" || std::ranges::any_of(o.rules, [](const FormatRule& r) { return r.format == "sbvr"; });
+  if (o.method == "authors" && !sbvr)
+    return invalid_argument("--method authors is the encoder of SBVR's authors; --to {} has no use for it", o.to);
+  if (o.method == "authors" && (o.bitvectors != 4 || o.lines != 0 || o.max_bits))
+    return invalid_argument(
+        "--method authors makes 4 bitvectors with as many lines as it finds; leave --bitvectors, "
+        "--lines and --max-bits");
   if (o.bitvectors < 2 || o.bitvectors > 4) return invalid_argument("--bitvectors: {}; wanted 4, 3 or 2", o.bitvectors);
   if (o.lines < 0 || o.lines > 4096) return invalid_argument("--lines: {}; wanted 1 to 4096", o.lines);
   if (o.max_bits && *o.max_bits <= static_cast<double>(o.bitvectors))
@@ -179,11 +188,13 @@ ModuleRecipe recipe_for(const QuantizeOptions& options, std::string_view module,
   if (encode.format.group_k > 0 && k % encode.format.group_k != 0)
     recipe.note = fmt::format("the last group of a row has {} columns", k % encode.format.group_k);
   (void)n;
-  encode.method = options.method == "rtn"    ? EncodeMethod::kNearest
-                  : options.method == "clip" ? EncodeMethod::kClip
-                  : options.method == "gptq" ? EncodeMethod::kGptq
-                  : recipe.format == "fp8"   ? EncodeMethod::kClip
-                                             : EncodeMethod::kGptq;
+  encode.method = options.method == "rtn"                                  ? EncodeMethod::kNearest
+                  : options.method == "clip"                               ? EncodeMethod::kClip
+                  : options.method == "gptq"                               ? EncodeMethod::kGptq
+                  : options.method == "authors" && recipe.format == "sbvr" ? EncodeMethod::kAuthors
+                  : recipe.format == "fp8"                                 ? EncodeMethod::kClip
+                                                                           : EncodeMethod::kGptq;
+  if (encode.method == EncodeMethod::kAuthors) encode.format.integer_lines = false;
   encode.max_bits = options.max_bits.value_or(static_cast<double>(options.bitvectors) + kTableBits);
   encode.order = options.act_order ? ColumnOrder::kGroups : ColumnOrder::kStored;
   encode.seed = options.seed;

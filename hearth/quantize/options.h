@@ -29,7 +29,7 @@ struct QuantizeOptions {
   // With to = "auto": stored bits per weight of the blocks' linears, and the formats to choose from for each.
   double bits = 0;
   std::vector<std::string> candidates = {"int4", "fp8", "bf16"};
-  std::string method = "auto";     // "rtn", "clip", "gptq"; auto: gptq, and clip for fp8
+  std::string method = "auto";     // "rtn", "clip", "gptq", sbvr: "authors"; auto: gptq, fp8: clip
   int64_t group_size = 128;        // int4, fireq, fireq-c4: columns per scale; int4: 0 is a whole row
   bool asymmetric = false;         // int4: with zero points
   int64_t bitvectors = 4;          // sbvr: 4, 3 or 2

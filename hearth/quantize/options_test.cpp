@@ -65,7 +65,21 @@ TEST(QuantizeOptions, RefusesWhatItDoesNotKnow) {
   options.method = "magic";
   status = check_options(options);
   ASSERT_FALSE(status);
-  EXPECT_THAT(status.error().message, testing::HasSubstr("known: auto, rtn, clip, gptq"));
+  EXPECT_THAT(status.error().message, testing::HasSubstr("known: auto, rtn, clip, gptq, authors"));
+  options.method = "authors";
+  status = check_options(options);
+  ASSERT_FALSE(status);
+  EXPECT_THAT(status.error().message, testing::HasSubstr("--to int4 has no use for it"));
+  options.rules = {{"layers.0", "sbvr"}};
+  EXPECT_TRUE(check_options(options));
+  EXPECT_EQ(recipe_for(options, "model.layers.0.mlp.up_proj", 64, 128, DType::kBf16).encode.method,
+            EncodeMethod::kAuthors);
+  EXPECT_EQ(recipe_for(options, "model.layers.1.mlp.up_proj", 64, 128, DType::kBf16).encode.method,
+            EncodeMethod::kGptq);
+  options.lines = 16;
+  EXPECT_FALSE(check_options(options));
+  options.lines = 0;
+  options.rules.clear();
   options.method = "gptq";
   EXPECT_TRUE(check_options(options));
   options.group_size = 100;
