@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The libraries that hearth stands on (docs/decisions/0002-dependencies.md). Header-only where offered:
-# the distribution then ships fewer shared objects.
+# The libraries that hearth stands on (docs/decisions/0002-dependencies.md). fmt and spdlog are
+# the compiled libraries: as headers they cost every source file of ours 4 s and more.
 option(HEARTH_TESTS "Build tests and benchmarks" ON)
 
 # hearth_find(<package> <Debian package> [version...]): find_package, and where it is missing an error that

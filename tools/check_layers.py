@@ -255,7 +255,7 @@ def compile_headers(root, cxx):
     headers = [path for path in tracked_files(root)
                if path.suffix == ".h" and path.relative_to(root).parts[0] in ("hearth", "text-bridge")]
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror",
-             "-DFMT_HEADER_ONLY=1", "-DSPDLOG_FMT_EXTERNAL=1", "-I", str(root), "-x", "c++", "-"]
+             "-DSPDLOG_FMT_EXTERNAL=1", "-I", str(root), "-x", "c++", "-"]
     bridge = ["-I", str(root / "text-bridge" / "include")]
 
     def one(path):
