@@ -60,12 +60,12 @@ build: ## build everything of preset cpu
 
 asan: ## build with the address and undefined-behaviour sanitizers, run the unit tests
 	$(call install)
-	@scripts/build.sh asan
+	@scripts/build.sh asan hearth_tests
 	@scripts/run_tests.sh asan '^unit$$'
 
-tsan: ## build with the thread sanitizer, run the unit tests
+tsan: ## build with the thread sanitizer, run the unit tests that start threads
 	$(call install)
-	@scripts/build.sh tsan
+	@scripts/build.sh tsan hearth_tests
 	@scripts/run_tests.sh tsan '^unit$$'
 
 cuda: ## compile everything, the CUDA code for sm_90a too; fetches nvcc if there is none

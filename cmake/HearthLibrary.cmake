@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # hearth_library(<name> SOURCES ... DEPS <lower libraries> PUBLIC_LIBS ... PRIVATE_LIBS ...)
 #   A static library hearth_<name>. DEPS are names of layers.toml; tools/check_layers.py compares them.
-# hearth_test(<name> SOURCES ... DEPS ... LIBS ... LABEL unit|e2e|slow|golden|gpu ARGS ...)
+# hearth_test(<name> [THREADED] SOURCES ... DEPS ... LIBS ... LABEL unit|e2e|slow|golden|gpu ARGS ...)
 #   A GoogleTest executable, one ctest entry. Tests run in the repository root.
 # hearth_bench(<name> SOURCES ... DEPS ... LIBS ...)
 #   A benchmark executable, not a test.
 # With HEARTH_TESTS=OFF (the distribution) tests and benchmarks do not exist; a sanitizer build has the
-# unit tests only.
+# unit tests only, that for threads the THREADED ones. The target hearth_tests builds all that there are.
 function(hearth_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES;DEPS;PUBLIC_LIBS;PRIVATE_LIBS" ${ARGN})
   if(HEARTH_CUDA)
@@ -30,17 +30,24 @@ function(hearth_test name)
   if(NOT HEARTH_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;DEPS;LIBS;ARGS" ${ARGN})
+  cmake_parse_arguments(ARG "THREADED" "LABEL;TIMEOUT" "SOURCES;DEPS;LIBS;ARGS" ${ARGN})
   if(NOT ARG_LABEL)
     message(FATAL_ERROR "hearth_test(${name}) needs a LABEL")
   endif()
   if(HEARTH_SANITIZE AND NOT ARG_LABEL STREQUAL unit)
     return()
   endif()
+  if(HEARTH_SANITIZE STREQUAL thread AND NOT ARG_THREADED)
+    return()
+  endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
   add_executable(${name} ${ARG_SOURCES})
+  if(NOT TARGET hearth_tests)
+    add_custom_target(hearth_tests)
+  endif()
+  add_dependencies(hearth_tests ${name})
   target_link_libraries(${name} PRIVATE hearth_flags GTest::gtest GTest::gmock GTest::gtest_main ${ARG_LIBS})
   # Test code is compiled once for every run; the libraries under test keep their flags.
   target_compile_options(${name} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
