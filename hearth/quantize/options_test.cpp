@@ -186,6 +186,14 @@ TEST(OutputFolder, GoesOnWhereItWasAndIsNoCheckpointBefore) {
     ASSERT_TRUE(out->write_shard({&a, 1}, {{{"module", "a"}}}));
   }
   EXPECT_FALSE(Checkpoint::open(dir));
+  {
+    const auto first = OutputFolder::open(dir, fingerprint, 2);
+    ASSERT_TRUE(first) << first.error().message;
+    const auto second = OutputFolder::open(dir, fingerprint, 2);
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().code, ErrorCode::kUnavailable);
+    EXPECT_THAT(second.error().message, testing::HasSubstr("another run writes to it"));
+  }
   std::ofstream(dir / "model-00002-of-00002.safetensors.17-0.tmp") << "half";
   auto out = OutputFolder::open(dir, fingerprint, 2);
   ASSERT_TRUE(out) << out.error().message;

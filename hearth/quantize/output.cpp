@@ -2,6 +2,7 @@
 #include "hearth/quantize/output.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -106,7 +107,12 @@ Status write_text_file(const fs::path& path, std::string_view text) {
 }
 
 struct OutputFolder::State {
+  ~State() {
+    if (lock >= 0) ::close(lock);
+  }
+
   fs::path dir;
+  int lock = -1;  // the folder, open and locked
   ordered_json fingerprint;
   int64_t shards = 0;
   int64_t done = 0;
@@ -132,6 +138,15 @@ fs::path OutputFolder::shard_path(int64_t index) const {
   return state_->dir / fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, state_->shards);
 }
 
+// The kernel gives the lock back when the process ends, however it ends. File systems without locks do without.
+Status OutputFolder::lock() {
+  State& s = *state_;
+  s.lock = ::open(s.dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (s.lock < 0) return io_error(errno, "open", s.dir);
+  if (::flock(s.lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
+  return unavailable("{}: another run writes to it; wait for that one, or name another folder", s.dir.string());
+}
+
 Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json& fingerprint, int64_t shards) {
   auto state = std::make_unique<State>();
   state->dir = dir;
@@ -140,9 +155,10 @@ Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json&
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) return io_error(error.value(), "make", dir);
+  OutputFolder folder(std::move(state));
+  HEARTH_TRY(folder.lock());
   HEARTH_TRY_ASSIGN(const std::vector<fs::path> files, list(dir));
   const fs::path state_path = dir / kQuantizeStateFile;
-  OutputFolder folder(std::move(state));
   State& s = *folder.state_;
   if (!fs::exists(state_path, error)) {
     for (const fs::path& file : files) {

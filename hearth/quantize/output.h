@@ -28,7 +28,7 @@ class OutputFolder {
  public:
   // Makes the folder, or goes on in it. `fingerprint` (an object) is all that the result follows from.
   // InvalidArgument where the folder is not empty, or its unfinished run has another fingerprint: the message names
-  // the first member that differs.
+  // the first member that differs. Unavailable while another run has the folder open.
   static Result<OutputFolder> open(const std::filesystem::path& dir, const nlohmann::ordered_json& fingerprint,
                                    int64_t shards);
   ~OutputFolder();
@@ -54,6 +54,7 @@ class OutputFolder {
  private:
   struct State;
   explicit OutputFolder(std::unique_ptr<State> state);
+  Status lock();
   Status save_state();
   std::unique_ptr<State> state_;
 };
