@@ -41,8 +41,8 @@ int64_t attention_cpu_workspace_bytes(int64_t max_tokens, int64_t heads, int64_t
                                       int threads);
 Status attention_ref(const AttentionArgs& args, ExecContext& exec);
 Status attention_cpu(const AttentionArgs& args, ExecContext& exec);
-// Builds with CUDA only. Tensors and KV pool in device memory, the step staged; KV in f32 and bf16, head dims that are
-// multiples of 8 up to 256. Less scratch than this makes few rows slower and changes nothing else.
+// Builds with CUDA only. Tensors and KV pool in device memory, the step staged; head dims that are multiples of 8 up to
+// 256. Less scratch than this makes few rows slower and changes nothing else.
 int64_t attention_sm90_workspace_bytes(int64_t max_tokens, int64_t heads, int64_t head_dim, int64_t max_context,
                                        int threads);
 Status attention_sm90(const AttentionArgs& args, ExecContext& exec);

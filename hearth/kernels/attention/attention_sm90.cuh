@@ -2,13 +2,16 @@
 // The attention kernels for Hopper, on CUDA cores. A block takes one token and the query heads of one kv head, and
 // goes over the keys in chunks of 128: a thread scores one key for all its heads, then the block turns scores into
 // weights, then a warp sums 32 values, a lane its channels. Chunks are merged by rescaling to the larger maximum
-// (Milakov and Gimelshein, 2018). With `partials` each chunk has a block of its own, and a second kernel merges.
+// (Milakov and Gimelshein, 2018). With `partials` each chunk has a block of its own, and a second kernel merges. Coded
+// keys and values become f32 in registers (kv_read.cuh); the query is transformed before it meets them.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "hearth/kernels/attention/attention_sm90.h"
+#include "hearth/kernels/sm90/hadamard.cuh"
+#include "hearth/kernels/sm90/kv_read.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/kernels/sm90/step.cuh"
 #include "hearth/kernels/sm90/values.cuh"
@@ -29,6 +32,7 @@ struct AttentionParams {
   int group_blocks;  // blocks that share them
   int chunks;        // of the longest context
   int window;        // 0: all
+  bool rotate_q;     // QueryTransform::kHadamard
   float scale;
 };
 
@@ -49,12 +53,26 @@ __device__ __forceinline__ int first_key(int position, int window) {
   return window > 0 ? max(0, position - window + 1) : 0;
 }
 
+// Adds to score[g] the product of a key and row g of q, channels in ascending order, kVector at once.
+template <class Format, int kVector, int kGroup, int kDim>
+__device__ __forceinline__ void add_scores(const std::byte* key, typename Format::Steps steps, int head_dim,
+                                           const float (&q)[kGroup][kDim], float (&score)[kGroup]) {
+  for (int i = 0; i < head_dim; i += kVector) {
+    float k[kVector];
+    Format::template read<kVector>(key + Format::bytes(i), steps, k);
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g)
+#pragma unroll
+      for (int c = 0; c < kVector; ++c) score[g] = fmaf(q[g][i + c], k[c], score[g]);
+  }
+}
+
 // Three blocks a multiprocessor or more: told nothing, ptxas 13.0 spills a register of eight instances to save others.
-template <int kIndex, class T, class Kv>
+template <int kIndex, class T, class Format>
 __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(AttentionParams<T> p) {
   constexpr AttentionConfig kConfig = kAttentionConfigs[kIndex];
   constexpr int kGroup = kConfig.group, kLane = kConfig.lane_channels, kDim = 32 * kLane;
-  constexpr int kWarps = kAttentionThreads / 32, kVector = 16 / sizeof(Kv);
+  constexpr int kWarps = kAttentionThreads / 32;
   // Elements of the merged sums that a thread keeps: element e of head e / kDim at channel e % kDim.
   constexpr int kKept = (kGroup * kDim + kAttentionThreads - 1) / kAttentionThreads;
   struct Shared {
@@ -63,6 +81,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
     float weight[kAttentionChunk][kGroup];
     float reduce[kWarps][kGroup];
     int64_t offset[kAttentionChunk];
+    typename Format::Steps value_steps[kAttentionChunk];
   };
   __shared__ Shared shared;
   static_assert(sizeof(Shared) <= 48 * 1024, "static shared memory");
@@ -83,10 +102,20 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
   }
   for (int e = thread; e < kGroup * kDim; e += kAttentionThreads) {
     const int g = e / kDim, i = e % kDim;
-    shared.q[g][i] = g < heads && i < p.head_dim
-                         ? widen(p.q[token * p.q_stride + int64_t{head + g} * p.head_dim + i]) * p.scale
-                         : 0.0f;
+    float q = 0;
+    if (g < heads && i < p.head_dim) {
+      q = widen(p.q[token * p.q_stride + int64_t{head + g} * p.head_dim + i]) * p.scale;
+      if (Format::kTransforms && p.kv.channel_scale != nullptr)
+        q = __fdiv_rn(q, p.kv.channel_scale[kv_head * p.kv.channel_stride + i]);
+    }
+    shared.q[g][i] = q;
   }
+  if (Format::kTransforms && p.rotate_q) {
+    __syncthreads();
+    // Both head_dim and kDim are powers of two: the padding is whole vectors of zeros.
+    hadamard_rotate(&shared.q[0][0], p.head_dim, kGroup * kDim, thread, kAttentionThreads, [] { __syncthreads(); });
+  }
+  const float k_scale = p.kv.k_scale[kv_head], v_scale = p.kv.v_scale[kv_head];
 
   float largest[kGroup], total[kGroup], kept[kKept];
 #pragma unroll
@@ -97,21 +126,19 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
   for (; chunk <= last_chunk; ++chunk) {
     const int key = chunk * kAttentionChunk + thread;
     const bool seen = key >= first && key <= place.position;
-    const int64_t offset =
-        seen ? slot_offset(p.step, p.kv, place.sequence, key) + int64_t{kv_head} * p.kv.head_stride_bytes : 0;
+    const HeadPlace at = seen ? find_head(p.step, p.kv, {place.sequence, key}, kv_head) : HeadPlace{};
     __syncthreads();  // q is there; the chunk before has been read
-    shared.offset[thread] = offset;
+    shared.offset[thread] = at.codes;
+    if (seen) shared.value_steps[thread] = Format::steps(p.kv, p.kv.value + at.steps, v_scale);
     float score[kGroup];
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) score[g] = seen ? 0.0f : -INFINITY;
     if (seen) {
-      const auto* const from = reinterpret_cast<const Pack<Kv, kVector>*>(p.kv.key + offset);
-      for (int v = 0; v < p.head_dim / kVector; ++v) {
-        const Pack<Kv, kVector> k = from[v];
-#pragma unroll
-        for (int g = 0; g < kGroup; ++g)
-#pragma unroll
-          for (int c = 0; c < kVector; ++c) score[g] = fmaf(shared.q[g][v * kVector + c], widen(k.at[c]), score[g]);
+      const auto steps = Format::steps(p.kv, p.kv.key + at.steps, k_scale);
+      if (Format::kWide <= 8 || p.head_dim % Format::kWide == 0) {
+        add_scores<Format, Format::kWide>(p.kv.key + at.codes, steps, p.head_dim, shared.q, score);
+      } else {
+        add_scores<Format, 8>(p.kv.key + at.codes, steps, p.head_dim, shared.q, score);
       }
     }
 
@@ -148,12 +175,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
     const int begin = max(first - chunk_begin, warp * 32), end = min(place.position - chunk_begin + 1, warp * 32 + 32);
     if (lane * kLane < p.head_dim) {
       for (int j = begin; j < end; ++j) {
-        const auto v = *reinterpret_cast<const Pack<Kv, kLane>*>(p.kv.value + shared.offset[j] +
-                                                                 lane * kLane * static_cast<int>(sizeof(Kv)));
+        float v[kLane];
+        Format::template read<kLane>(p.kv.value + shared.offset[j] + Format::bytes(lane * kLane), shared.value_steps[j],
+                                     v);
 #pragma unroll
         for (int g = 0; g < kGroup; ++g)
 #pragma unroll
-          for (int c = 0; c < kLane; ++c) sum[g][c] = fmaf(shared.weight[j][g], widen(v.at[c]), sum[g][c]);
+          for (int c = 0; c < kLane; ++c) sum[g][c] = fmaf(shared.weight[j][g], v[c], sum[g][c]);
       }
     }
 #pragma unroll

@@ -10,9 +10,7 @@
 namespace hearth {
 namespace {
 
-bool kernel_has(const AttentionCase& c) {
-  return (c.format == KvFormatId::kF32 || c.format == KvFormatId::kBf16) && c.head_dim % 8 == 0;
-}
+bool kernel_has(const AttentionCase& c) { return c.head_dim % 8 == 0; }
 
 // Whether few rows may be split into chunks: with scratch they are.
 enum class Scratch { kNone, kSplit };
@@ -23,10 +21,12 @@ Status run_sm90(AttentionRun& run, const StepBatch& batch, int64_t first_row, Te
                                                    : 0;
   GpuExec gpu(batch, bytes);
   OnDevice q(run.q), device_out(out);
+  OnDevice channel_scale(run.channel_scale), k_scale(run.k_scale), v_scale(run.v_scale);
   DeviceCopy pool(std::as_writable_bytes(std::span(run.step.pool())));
   AttentionArgs args = run.args(out);
   args.q = q.view().slice_rows(first_row, batch.num_tokens());
   args.out = device_out.view().slice_rows(first_row, batch.num_tokens());
+  args.k_channel_scale = channel_scale.view(), args.k_scale = k_scale.vector(), args.v_scale = v_scale.vector();
   args.kv.base = pool.data();
   args.batch = &gpu.batch();
   HEARTH_TRY(attention_sm90(args, gpu.exec()));
@@ -40,6 +40,19 @@ std::vector<AttentionCase> gpu_cases() {
   for (int64_t head_dim : {64, 128})
     for (int64_t group : {1, 3, 4, 7, 8})
       all.push_back({DType::kBf16, KvFormatId::kBf16, 2 * group, 2, head_dim, 16, 0, {{0, 130}, {511, 1}, {1000, 2}}});
+  for (KvFormatId format : kCodedFormats) {
+    for (int64_t head_dim : {64, 128})
+      for (int64_t group : {1, 3, 8})
+        for (DType dtype : {DType::kF32, DType::kBf16})
+          all.push_back({dtype, format, 2 * group, 2, head_dim, 16, 0, {{0, 130}, {511, 1}, {1000, 2}}});
+    // Contexts that end at, before and after a block of 16 and a chunk of 128.
+    for (int64_t context : {15, 16, 17, 127, 128, 129, 255, 256, 257})
+      all.push_back({.format = format, .sequences = {{context - 1, 1}, {0, context}}});
+    // Rows that are no whole vectors of 16 bytes, and heads wider than 128.
+    for (int64_t head_dim : {8, 24, 80, 256})
+      if (stores(format, head_dim))
+        all.push_back({.format = format, .head_dim = head_dim, .block_tokens = 5, .sequences = {{0, 20}, {190, 2}}});
+  }
   return all;
 }
 
@@ -59,7 +72,7 @@ TEST(AttentionSm90, AsExactAsANaiveLoop) {
     EXPECT_TRUE(whole.same_bits(split)) << "I1: with and without a split";
     ++ran;
   }
-  EXPECT_GE(ran, 80);
+  EXPECT_GE(ran, 180);
 }
 
 // I1: alone, chunked, batched.
@@ -67,7 +80,8 @@ TEST(AttentionSm90, ARowIsItsOwn) {
   constexpr uint64_t kSeed = 20306;
   for (int64_t window : {0, 100})
     for (DType dtype : {DType::kF32, DType::kBf16})
-      for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16}) {
+      for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,
+                                KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw}) {
         const AttentionCase c{dtype, format, 6, 2, 64, 16, window, {{0, 150}, {131, 3}, {300, 1}}};
         SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
         AttentionRun run(c, kSeed);
@@ -96,8 +110,9 @@ TEST(AttentionSm90, LargeScoresDoNotOverflow) {
 }
 
 TEST(AttentionSm90, WhatTheKernelLacksIsUnsupported) {
-  for (const AttentionCase& c : {AttentionCase{.head_dim = 20, .sequences = {{0, 1}}},
-                                 AttentionCase{.format = KvFormatId::kFp8, .sequences = {{0, 1}}}}) {
+  for (const AttentionCase& c :
+       {AttentionCase{.head_dim = 20, .sequences = {{0, 1}}}, AttentionCase{.head_dim = 264, .sequences = {{0, 1}}},
+        AttentionCase{.format = KvFormatId::kFp8, .head_dim = 20, .sequences = {{0, 1}}}}) {
     AttentionRun run(c, 1);
     ExecContext exec;
     const Status status = attention_sm90(run.args(run.empty_out()), exec);

@@ -58,7 +58,7 @@ Status rope_table_ref(const RopeTableArgs& args, ExecContext& exec);
 Status rope_table_cpu(const RopeTableArgs& args, ExecContext& exec);
 Status rope_kv_write_ref(const RopeKvWriteArgs& args, ExecContext& exec);
 Status rope_kv_write_cpu(const RopeKvWriteArgs& args, ExecContext& exec);
-// Builds with CUDA only. Tensors and KV pool in device memory, the step staged; KV in f32 and bf16, head dims to 256.
+// Builds with CUDA only. Tensors and KV pool in device memory, the step staged; head dims to 256.
 Status rope_table_sm90(const RopeTableArgs& args, ExecContext& exec);
 Status rope_kv_write_sm90(const RopeKvWriteArgs& args, ExecContext& exec);
 

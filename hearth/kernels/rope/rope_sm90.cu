@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two rope ops on Hopper. rope_table: a thread per angle; rope_kv_write: a warp per head of a token, which
-// holds the head's pairs in registers while it normalises and rotates them. KV in f32 and bf16.
+// holds the head's pairs in registers while it normalises and rotates them. Heads for a coded KV format then go to
+// shared memory, where the warp transforms and encodes them (kv_write.cuh). K's numbers, but for the order of a norm's
+// sum, and so what is stored of them, have the bits of a CPU with fused multiply-add.
 #include <type_traits>
 
 #include "hearth/kernels/rope/rope.h"
+#include "hearth/kernels/sm90/hadamard.cuh"
+#include "hearth/kernels/sm90/kv_write.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/kernels/sm90/step.cuh"
 #include "hearth/kernels/sm90/values.cuh"
@@ -13,7 +17,8 @@ namespace hearth {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int kLanePairs = 4;  // pairs of a head that a lane holds: head dims to 256
+constexpr int kLanePairs = 4;  // pairs of a head that a lane holds
+constexpr int kMaxHeadDim = 64 * kLanePairs;
 
 struct RopeTableParams {
   const int32_t* positions;
@@ -40,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) rope_table_kernel(RopeTableParams p)
   row[p.half + i] = static_cast<float>(sine) * p.scale;
 }
 
-template <class T, class Kv>
+template <class T>
 struct RopeParams {
   T* qkv;
   const float* cos_sin;
@@ -58,9 +63,34 @@ __device__ __forceinline__ float norm_weight(const void* weight, bool f32, int i
   return f32 ? static_cast<const float*>(weight)[i] : sm90::widen(static_cast<const __nv_bfloat16*>(weight)[i]);
 }
 
+// Encodes a warp's head: channels i and i + half of lane i % 32 are a and b. Not for f32 and bf16.
+template <KvFormatId kFormat>
+__device__ __forceinline__ void store_coded(const sm90::DeviceKv& kv, sm90::HeadPlace place, int kv_head, bool is_v,
+                                            int head_dim, const float (&a)[kLanePairs], const float (&b)[kLanePairs]) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  float* const x = heads[threadIdx.x / 32];
+  const int lane = threadIdx.x % 32, half = head_dim / 2;
+  const float* channel = nullptr;
+  if (kFormat == KvFormatId::kInt4Fireq && !is_v && kv.channel_scale != nullptr)
+    channel = kv.channel_scale + kv_head * kv.channel_stride;
+#pragma unroll
+  for (int v = 0; v < kLanePairs; ++v) {
+    const int i = lane + v * 32;
+    if (i >= half) continue;
+    x[i] = channel ? __fmul_rn(a[v], channel[i]) : a[v];
+    x[half + i] = channel ? __fmul_rn(b[v], channel[half + i]) : b[v];
+  }
+  __syncwarp();
+  if (kFormat == KvFormatId::kInt4Saw && !is_v)
+    sm90::hadamard_rotate(x, head_dim, head_dim, lane, 32, [] { __syncwarp(); });
+  std::byte* const base = is_v ? kv.value : kv.key;
+  sm90::store_kv_head<kFormat>(x, head_dim, (is_v ? kv.v_scale : kv.k_scale)[kv_head], base + place.codes,
+                               base + place.steps, lane);
+}
+
 // A warp per task; tasks of a token are its Q, K and V heads.
-template <class T, class Kv>
-__global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T, Kv> p) {
+template <class T, KvFormatId kFormat>
+__global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T> p) {
   sm90::pdl_wait();
   sm90::pdl_launch_next();
   const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
@@ -99,8 +129,8 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T, K
       const int i = lane + v * 32;
       if (i >= half) continue;
       const float cosine = row[i], sine = row[half + i], x = a[v], y = b[v];
-      a[v] = fmaf(x, cosine, -(y * sine));
-      b[v] = fmaf(y, cosine, x * sine);
+      a[v] = fmaf(-y, sine, __fmul_rn(x, cosine));
+      b[v] = fmaf(x, sine, __fmul_rn(y, cosine));
     }
   }
   const auto store = [&](auto* to) {
@@ -114,34 +144,43 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T, K
     }
   };
   if (is_q) return store(from);
-  const sm90::TokenPlace place = sm90::find_token(p.step, token);
   const int kv_head = head - p.heads - (is_v ? p.kv_heads : 0);
-  std::byte* const base = is_v ? p.kv.value : p.kv.key;
-  store(reinterpret_cast<Kv*>(base + sm90::slot_offset(p.step, p.kv, place.sequence, place.position) +
-                              kv_head * p.kv.head_stride_bytes));
+  const sm90::HeadPlace place = sm90::find_head(p.step, p.kv, sm90::find_token(p.step, token), kv_head);
+  if constexpr (kFormat == KvFormatId::kF32 || kFormat == KvFormatId::kBf16) {
+    using Kv = std::conditional_t<kFormat == KvFormatId::kF32, float, __nv_bfloat16>;
+    store(reinterpret_cast<Kv*>((is_v ? p.kv.value : p.kv.key) + place.codes));
+  } else {
+    store_coded<kFormat>(p.kv, place, kv_head, is_v, p.head_dim, a, b);
+  }
 }
 
-template <class T, class Kv>
-Status start(const RopeKvWriteArgs& args, ExecContext& exec) {
+template <class T, KvFormatId kFormat>
+Status start(const RopeKvWriteArgs& args, const KvScales& scales, ExecContext& exec) {
   HEARTH_TRY_ASSIGN(const sm90::DeviceStep step, sm90::device_step("rope_kv_write", *args.batch, exec));
-  const RopeParams<T, Kv> params{.qkv = static_cast<T*>(args.qkv.data),
-                                 .cos_sin = static_cast<const float*>(args.cos_sin.data),
-                                 .q_norm = args.q_norm.data,
-                                 .k_norm = args.k_norm.data,
-                                 .qkv_stride = args.qkv.row_stride,
-                                 .cos_sin_stride = args.cos_sin.row_stride,
-                                 .step = step,
-                                 .kv = sm90::device_kv(args.kv, args.layer),
-                                 .tasks = args.qkv.rows() * (args.heads + 2 * args.kv_heads),
-                                 .heads = static_cast<int>(args.heads),
-                                 .kv_heads = static_cast<int>(args.kv_heads),
-                                 .head_dim = static_cast<int>(args.head_dim),
-                                 .q_norm_f32 = args.q_norm.dtype == DType::kF32,
-                                 .k_norm_f32 = args.k_norm.dtype == DType::kF32,
-                                 .eps = args.norm_eps};
+  const RopeParams<T> params{.qkv = static_cast<T*>(args.qkv.data),
+                             .cos_sin = static_cast<const float*>(args.cos_sin.data),
+                             .q_norm = args.q_norm.data,
+                             .k_norm = args.k_norm.data,
+                             .qkv_stride = args.qkv.row_stride,
+                             .cos_sin_stride = args.cos_sin.row_stride,
+                             .step = step,
+                             .kv = sm90::device_kv(args.kv, args.layer, scales),
+                             .tasks = args.qkv.rows() * (args.heads + 2 * args.kv_heads),
+                             .heads = static_cast<int>(args.heads),
+                             .kv_heads = static_cast<int>(args.kv_heads),
+                             .head_dim = static_cast<int>(args.head_dim),
+                             .q_norm_f32 = args.q_norm.dtype == DType::kF32,
+                             .k_norm_f32 = args.k_norm.dtype == DType::kF32,
+                             .eps = args.norm_eps};
   Launch how(dim3(static_cast<unsigned>((params.tasks + kWarps - 1) / kWarps)), dim3(kThreads), exec.stream);
   how.pdl = true;
-  return launch(how, rope_kv_write_kernel<T, Kv>, params);
+  return launch(how, rope_kv_write_kernel<T, kFormat>, params);
+}
+
+template <KvFormatId kFormat>
+Status start_typed(const RopeKvWriteArgs& args, const KvScales& scales, ExecContext& exec) {
+  return args.qkv.dtype == DType::kF32 ? start<float, kFormat>(args, scales, exec)
+                                       : start<__nv_bfloat16, kFormat>(args, scales, exec);
 }
 
 }  // namespace
@@ -166,18 +205,19 @@ Status rope_table_sm90(const RopeTableArgs& args, ExecContext& exec) {
 Status rope_kv_write_sm90(const RopeKvWriteArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
   if (args.qkv.rows() == 0) return {};
-  if (args.head_dim > 64 * kLanePairs)
-    return unsupported("rope_kv_write: head dim is {}, the GPU's kernel has at most {}", args.head_dim,
-                       64 * kLanePairs);
-  const bool f32 = args.qkv.dtype == DType::kF32;
+  if (args.head_dim > kMaxHeadDim)
+    return unsupported("rope_kv_write: head dim is {}, the GPU's kernel has at most {}", args.head_dim, kMaxHeadDim);
+  HEARTH_TRY_ASSIGN(const KvScales scales, check_kv_scales("rope_kv_write", args.kv.layout,
+                                                           {args.k_channel_scale, args.k_scale, args.v_scale}));
   switch (args.kv.layout.format) {
-    case KvFormatId::kF32: return f32 ? start<float, float>(args, exec) : start<__nv_bfloat16, float>(args, exec);
-    case KvFormatId::kBf16:
-      return f32 ? start<float, __nv_bfloat16>(args, exec) : start<__nv_bfloat16, __nv_bfloat16>(args, exec);
-    default:
-      return unsupported("rope_kv_write: KV format {}, the GPU's kernel has f32 and bf16",
-                         kv_format_name(args.kv.layout.format));
+    case KvFormatId::kF32: return start_typed<KvFormatId::kF32>(args, scales, exec);
+    case KvFormatId::kBf16: return start_typed<KvFormatId::kBf16>(args, scales, exec);
+    case KvFormatId::kFp8: return start_typed<KvFormatId::kFp8>(args, scales, exec);
+    case KvFormatId::kInt4: return start_typed<KvFormatId::kInt4>(args, scales, exec);
+    case KvFormatId::kInt4Fireq: return start_typed<KvFormatId::kInt4Fireq>(args, scales, exec);
+    case KvFormatId::kInt4Saw: return start_typed<KvFormatId::kInt4Saw>(args, scales, exec);
   }
+  HEARTH_CHECK(false, "KV format {}", static_cast<int>(args.kv.layout.format));
 }
 
 }  // namespace hearth

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "hearth/kernels/exec.h"
+#include "hearth/kernels/validate.h"
 #include "hearth/tensor/kv_layout.h"
 #include "hearth/tensor/step_batch.h"
 
@@ -27,17 +28,48 @@ inline Result<DeviceStep> device_step(std::string_view op, const StepBatch& batc
   return step;
 }
 
-// Where the keys and values of one layer lie: base + block offset + slot and head strides.
+// What a stored 1 stands for, of one head (validate.h); 1 where there is no array.
+struct DeviceHeadScale {
+  const float* at;  // [1] or [kv_heads], or null
+  bool per_head;
+#ifdef __CUDACC__
+  __device__ __forceinline__ float operator[](int head) const { return at == nullptr ? 1.0f : at[per_head ? head : 0]; }
+#endif
+};
+
+// Where the keys and values of one layer lie: base + block offset + slot and head strides, for codes and for scale
+// parameters; and the scales of the checkpoint.
 struct DeviceKv {
   std::byte* key;    // base of the pool, at the layer
   std::byte* value;  // the same, at its values
   int64_t token_stride_bytes, head_stride_bytes;
+  int64_t scale_offset_bytes, scale_token_stride_bytes, scale_head_stride_bytes;
   int block_tokens;
+  bool has_base;  // the scale parameters are step and base, not step alone
+  DeviceHeadScale k_scale, v_scale;
+  const float* channel_scale;  // [kv_heads, channel_stride], or null
+  int64_t channel_stride;
 };
 
-inline DeviceKv device_kv(const KvView& kv, int64_t layer) {
-  return {kv.key(0, layer), kv.value(0, layer), kv.layout.token_stride_bytes, kv.layout.head_stride_bytes,
-          static_cast<int>(kv.layout.block_tokens)};
+// `scales` are those that check_kv_scales() returned, in device memory.
+inline DeviceKv device_kv(const KvView& kv, int64_t layer, const KvScales& scales) {
+  const KvLayout& layout = kv.layout;
+  const auto head_scale = [](const ConstTensorView& view) -> DeviceHeadScale {
+    return {static_cast<const float*>(view.data), view && view.cols() > 1};
+  };
+  return {.key = kv.key(0, layer),
+          .value = kv.value(0, layer),
+          .token_stride_bytes = layout.token_stride_bytes,
+          .head_stride_bytes = layout.head_stride_bytes,
+          .scale_offset_bytes = layout.scale_offset_bytes,
+          .scale_token_stride_bytes = layout.scale_token_stride_bytes,
+          .scale_head_stride_bytes = layout.scale_head_stride_bytes,
+          .block_tokens = static_cast<int>(layout.block_tokens),
+          .has_base = layout.format == KvFormatId::kInt4Saw,
+          .k_scale = head_scale(scales.k),
+          .v_scale = head_scale(scales.v),
+          .channel_scale = static_cast<const float*>(scales.channel.data),
+          .channel_stride = scales.channel.row_stride};
 }
 
 #ifdef __CUDACC__
@@ -56,10 +88,16 @@ __device__ __forceinline__ TokenPlace find_token(const DeviceStep& step, int tok
   return {low, step.context_len[low] - step.query_start[low + 1] + token};
 }
 
-// Offset of a position's slot within DeviceKv::key or value, head 0.
-__device__ __forceinline__ int64_t slot_offset(const DeviceStep& step, const DeviceKv& kv, int sequence, int position) {
-  return step.block_table[sequence * step.block_table_stride + position / kv.block_tokens] +
-         position % kv.block_tokens * kv.token_stride_bytes;
+// Offsets within DeviceKv::key or value.
+struct HeadPlace {
+  int64_t codes, steps;
+};
+
+__device__ __forceinline__ HeadPlace find_head(const DeviceStep& step, const DeviceKv& kv, TokenPlace place, int head) {
+  const int64_t block = step.block_table[place.sequence * step.block_table_stride + place.position / kv.block_tokens];
+  const int slot = place.position % kv.block_tokens;
+  return {block + slot * kv.token_stride_bytes + head * kv.head_stride_bytes,
+          block + kv.scale_offset_bytes + slot * kv.scale_token_stride_bytes + head * kv.scale_head_stride_bytes};
 }
 #endif
 
