@@ -45,6 +45,7 @@ struct QuantizeSettings {
   std::optional<bool> awq;
   bool act_order = true, sequential = true;
   std::string kv = "auto";
+  std::string kv_scales = "tensor";
   std::optional<bool> rotate_v;
   std::string keep, rules;
   std::optional<double> bits;
@@ -78,6 +79,7 @@ Result<QuantizeOptions> options_of(const QuantizeSettings& s) {
   o.act_order = s.act_order;
   o.sequential = s.sequential;
   if (s.kv != "auto") o.kv = kv_format_from_name(s.kv);
+  o.kv_scale_per_head = s.kv_scales == "head";
   o.rotate_v = s.rotate_v;
   o.seed = static_cast<uint64_t>(s.seed);
   if (!s.rules.empty()) {
@@ -156,6 +158,7 @@ Result<int> run_quantize(const QuantizeSettings& s) {
 void add_format_options(CLI::App& command, QuantizeSettings& s) {
   static constexpr const char* kGroups[] = {"128", "64", "32", "channel"};
   static constexpr const char* kKv[] = {"auto", "bf16", "fp8", "int4", "int4-fireq", "int4-saw"};
+  static constexpr const char* kKvScales[] = {"tensor", "head"};
   constexpr const char* kGroup = "Format";
   add_text(command, "--to", "FORMAT",
            "Of the linears' weights: fp8, int4, fireq, fireq-c4, sbvr, bf16 for a KV format alone, or "
@@ -173,6 +176,10 @@ void add_format_options(CLI::App& command, QuantizeSettings& s) {
   add_setting(command, kLines, s.lines, "as many as --max-bits allows")->group(kGroup);
   add_setting(command, kMaxBits, s.max_bits, "--bitvectors and 0.2")->group(kGroup);
   add_choice(command, "--kv", kKv, "The KV cache that the checkpoint asks for; auto leaves it to who runs it.", s.kv)
+      ->group(kGroup);
+  add_choice(command, "--kv-scales", kKvScales,
+             "--kv fp8: one scale for all keys of a layer and one for its values, or one of each for every KV head.",
+             s.kv_scales)
       ->group(kGroup);
   command
       .add_flag("--rotate-v,!--no-rotate-v", s.rotate_v,

@@ -166,6 +166,8 @@ Status check_options(const QuantizeOptions& o) {
   if (o.lines < 0 || o.lines > 4096) return invalid_argument("--lines: {}; wanted 1 to 4096", o.lines);
   if (o.max_bits && *o.max_bits <= static_cast<double>(o.bitvectors))
     return invalid_argument("--max-bits: {}; {} bitvectors alone take more", *o.max_bits, o.bitvectors);
+  if (o.kv_scale_per_head && o.kv != KvFormatId::kFp8)
+    return invalid_argument("--kv-scales head is for --kv fp8; --kv is {}", o.kv ? kv_format_name(*o.kv) : "auto");
   return {};
 }
 
@@ -216,6 +218,7 @@ nlohmann::ordered_json options_json(const QuantizeOptions& o) {
       {"act_order", o.act_order},
       {"sequential", o.sequential},
       {"kv", o.kv ? nlohmann::ordered_json(kv_format_name(*o.kv)) : nullptr},
+      {"kv_scale_per_head", o.kv_scale_per_head},
       {"rotate_v", o.rotate_v ? nlohmann::ordered_json(*o.rotate_v) : nullptr},
       {"seed", o.seed}};
   std::string rules;

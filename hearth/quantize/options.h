@@ -39,8 +39,9 @@ struct QuantizeOptions {
   bool act_order = true;
   bool sequential = true;  // a linear's input moments come from the block whose earlier linears are quantized
   std::optional<KvFormatId> kv;
-  std::optional<bool> rotate_v;   // unset: where a search for the KV format says so
-  std::vector<FormatRule> rules;  // the last that matches counts
+  bool kv_scale_per_head = false;  // kv fp8: k_scale and v_scale of every kv head, not one of each for all
+  std::optional<bool> rotate_v;    // unset: where a search for the KV format says so
+  std::vector<FormatRule> rules;   // the last that matches counts
   std::optional<CalibrationOptions> calibration;
   uint64_t seed = 0;
 };

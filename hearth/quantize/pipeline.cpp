@@ -125,6 +125,7 @@ class Pipeline {
   Status plan_modules() {
     QuantizedModel model;
     model.kv = options_.kv;
+    model.kv_scale_per_head = options_.kv_scale_per_head;
     for (int64_t i = 0; i < config_.layers; ++i) {
       std::vector<ModuleRecipe>& recipes = recipes_.emplace_back();
       for (const LayerTensors::Named& named : LayerTensors::linears()) {
@@ -372,11 +373,17 @@ class Pipeline {
       tensor.bytes.assign(bytes.begin(), bytes.end());
       tensors.push_back(std::move(tensor));
     };
-    if (scales.key > 0) store("k_scale", Shape{1}, {&scales.key, 1});
-    if (scales.value > 0) store("v_scale", Shape{1}, {&scales.value, 1});
+    if (!scales.key.empty()) store("k_scale", head_scale_shape(), scales.key);
+    if (!scales.value.empty()) store("v_scale", head_scale_shape(), scales.value);
     if (!layer.k_channel_scale.empty())
       store("k_channel_scale", Shape{config_.kv_heads, config_.head_dim}, layer.k_channel_scale);
     return {};
+  }
+
+  // compressed-tensors broadcasts scales of heads over [heads, tokens, channels].
+  Shape head_scale_shape() const {
+    if (!options_.kv_scale_per_head) return Shape{1};
+    return form_ == CheckpointForm::kCompressedTensors ? Shape{config_.kv_heads, 1, 1} : Shape{config_.kv_heads};
   }
 
   static std::span<const float> floats(ConstTensorView values) {

@@ -57,9 +57,9 @@ void expect_same(const fs::path& a, const fs::path& b) {
 }
 
 // Mean negative log likelihood of the golden prompts' ids.
-double golden_loss(const fs::path& dir) {
+double golden_loss(const fs::path& dir, KvFormatId kv = KvFormatId::kF32) {
   ThreadPool pool(2);
-  Runner runner = testing::make_runner(testing::load_model(dir, pool), pool, {.max_context = 512});
+  Runner runner = testing::make_runner(testing::load_model(dir, pool), pool, {.max_context = 512, .kv_format = kv});
   double sum = 0;
   int64_t count = 0;
   for (const testing::GoldenPrompt& prompt : testing::read_golden(kModel)) {
@@ -122,6 +122,54 @@ TEST(Pipeline, PreparesForKvFormatsWithoutChangingTheModel) {
     // bf16 has 8 bits; 13 M weights' errors of 2^-9 each move the loss by far less than a format that is wrong.
     EXPECT_NEAR(golden_loss(out), plain, 0.01);
   }
+}
+
+std::vector<float> stored_floats(const Checkpoint& checkpoint, const std::string& name, const Shape& shape) {
+  const TensorEntry* entry = checkpoint.find(name);
+  HEARTH_CHECK(entry != nullptr && entry->dtype == DType::kF32, "{}", name);
+  EXPECT_EQ(entry->shape, shape) << name << " is " << to_string(entry->shape);
+  std::vector<float> values(static_cast<size_t>(entry->shape.count()));
+  EXPECT_TRUE(checkpoint.read(*entry, std::as_writable_bytes(std::span(values))));
+  return values;
+}
+
+// The largest of the heads' scales is the tensor's; the others are less, and the cache reads them.
+TEST(Pipeline, StoresFp8ScalesOfTensorsOrHeads) {
+  const TempFolder folder;
+  const double plain = golden_loss(kModel);
+  for (const char* format : {"bf16", "fp8"}) {  // hearth's own form, and compressed-tensors
+    SCOPED_TRACE(format);
+    QuantizeOptions options = calibrated(format, format == std::string("fp8") ? "rtn" : "auto");
+    options.kv = KvFormatId::kFp8;
+    const fs::path tensor = folder.path() / format / "tensor", head = folder.path() / format / "head";
+    ASSERT_TRUE(quantize(options, tensor));
+    options.kv_scale_per_head = true;
+    const auto summary = quantize(options, head);
+    ASSERT_TRUE(summary) << summary.error().message;
+    const auto by_tensor = Checkpoint::open(tensor), by_head = Checkpoint::open(head);
+    ASSERT_TRUE(by_tensor && by_head);
+    const nlohmann::json scheme = by_head->config()["quantization_config"].value("kv_cache_scheme", nlohmann::json());
+    if (!scheme.is_null()) {
+      EXPECT_EQ(scheme["strategy"], "attn_head");
+    }
+    bool differ = false;
+    for (int64_t layer = 0; layer < 6; ++layer)
+      for (const char* name : {"k_scale", "v_scale"}) {
+        const std::string full = fmt::format("model.layers.{}.self_attn.{}", layer, name);
+        const auto all = stored_floats(*by_tensor, full, Shape{1});
+        const auto heads = stored_floats(*by_head, full, scheme.is_null() ? Shape{2} : Shape{2, 1, 1});
+        EXPECT_EQ(std::max(heads[0], heads[1]), all[0]) << full;
+        differ = differ || heads[0] != heads[1];
+      }
+    EXPECT_TRUE(differ);
+    EXPECT_EQ(format == std::string("fp8"), !scheme.is_null());
+    EXPECT_LT(golden_loss(head, KvFormatId::kFp8), plain + 0.05);
+  }
+  QuantizeOptions wrong = options_to("fp8", "rtn");
+  wrong.kv_scale_per_head = true;
+  const auto refused = quantize(wrong, folder.path() / "wrong");
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, ::testing::HasSubstr("--kv-scales head is for --kv fp8"));
 }
 
 TEST(Pipeline, GivesTheSameBytesForAnyNumberOfThreads) {

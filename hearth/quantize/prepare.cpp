@@ -213,18 +213,29 @@ class Preparer {
 
   Result<Fp8KvScales> fp8_scales() {
     AttentionStats stats(shape_, layer_, args_.config->rms_norm_eps);
-    double value = 0;
+    std::vector<double> value_max(static_cast<size_t>(shape_.kv_heads * shape_.head_dim));
     HEARTH_TRY(observe(BlockPoint::kQkv, [&](BlockPoint point, ConstTensorView values) -> Status {
       if (point != BlockPoint::kQkv) return {};
-      const int64_t columns = shape_.kv_heads * shape_.head_dim;
+      const auto columns = static_cast<int64_t>(value_max.size());
       const ConstTensorView v = values.slice_cols(values.cols() - columns, columns);
       for (int64_t t = 0; t < values.rows(); ++t)
-        for (int64_t c = 0; c < columns; ++c) value = std::max(value, std::fabs(double{v.row<float>(t)[c]}));
+        for (int64_t c = 0; c < columns; ++c) {
+          double& most = value_max[static_cast<size_t>(c)];
+          most = std::max(most, std::fabs(double{v.row<float>(t)[c]}));
+        }
       return stats.observe(values, args_.stream->cos_sin());
     }));
-    const double key = *std::ranges::max_element(stats.key_max());
-    const auto scale = [](double largest) { return static_cast<float>(largest > 0 ? largest / kFp8Largest : 1); };
-    return Fp8KvScales{scale(key), scale(value)};
+    // Of every head, or of all of them.
+    const auto scales = [&](const std::vector<double>& channel_max) {
+      std::vector<float> result;
+      const size_t width = options_.kv_scale_per_head ? static_cast<size_t>(shape_.head_dim) : channel_max.size();
+      for (size_t at = 0; at < channel_max.size(); at += width) {
+        const double largest = std::ranges::max(std::span(channel_max).subspan(at, width));
+        result.push_back(static_cast<float>(largest > 0 ? largest / kFp8Largest : 1));
+      }
+      return result;
+    };
+    return Fp8KvScales{scales(stats.key_max()), scales(value_max)};
   }
 
   LayerTensors& layer_;

@@ -26,10 +26,10 @@ struct PrepareArgs {
   Compute* compute = nullptr;
 };
 
-// What the layer stores for an FP8 cache: what a stored 1 stands for. 0: none.
+// What the layer stores for an FP8 cache: what a stored 1 stands for, [1] or [kv_heads]. Empty: none.
 struct Fp8KvScales {
-  float key = 0;
-  float value = 0;
+  std::vector<float> key;
+  std::vector<float> value;
 };
 
 // Whether the steps need activations: InvalidArgument without a calibration then.
