@@ -38,6 +38,8 @@ constexpr OpTable kCpuOps{
       return choose_linear(format, activation, kLinearCpu, kLinearQuantizedCpu);
     },
     .supports_kv = any_kv,
+    .second_moments = second_moments_cpu,
+    .non_finite = non_finite_cpu,
 };
 
 constexpr OpTable kRefOps{
@@ -55,6 +57,8 @@ constexpr OpTable kRefOps{
       return choose_linear(format, activation, kLinearRef, kLinearQuantizedRef);
     },
     .supports_kv = any_kv,
+    .second_moments = second_moments_ref,
+    .non_finite = non_finite_ref,
 };
 
 }  // namespace

@@ -9,9 +9,11 @@
 #include "hearth/kernels/attention/attention.h"
 #include "hearth/kernels/embedding/embedding.h"
 #include "hearth/kernels/linear/linear.h"
+#include "hearth/kernels/non_finite/non_finite.h"
 #include "hearth/kernels/rmsnorm/rmsnorm.h"
 #include "hearth/kernels/rope/rope.h"
 #include "hearth/kernels/sample/sample.h"
+#include "hearth/kernels/second_moments/second_moments.h"
 #include "hearth/kernels/silu_mul/silu_mul.h"
 #include "hearth/memory/memory.h"
 
@@ -32,6 +34,9 @@ struct OpTable {
   // The op for a weight format and activation type; nullptr where the backend has none.
   const LinearOp* (*find_linear)(const WeightFormat& format, DType activation) = nullptr;
   bool (*supports_kv)(KvFormatId format) = nullptr;
+  // What the quantizer looks at activations with.
+  Status (*second_moments)(const SecondMomentsArgs&, ExecContext&) = nullptr;
+  Status (*non_finite)(const NonFiniteArgs&, ExecContext&) = nullptr;
   // Where weights, KV pool and activations lie. `sample` reads logits in host memory, whatever this says.
   const Memory& (*memory)() = host_memory;
   // Gets ready what the ops need beyond memory (a library, a handle); a model's load fails with its error. Optional.

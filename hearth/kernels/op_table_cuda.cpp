@@ -27,6 +27,8 @@ constexpr OpTable kCudaOps{
       return activation == DType::kF32 || activation == DType::kBf16 ? &kLinearSm90 : nullptr;
     },
     .supports_kv = [](KvFormatId format) { return format == KvFormatId::kF32 || format == KvFormatId::kBf16; },
+    .second_moments = second_moments_sm90,
+    .non_finite = non_finite_sm90,
     .memory = cuda_memory,
     .prepare = prepare_cublaslt,
 };

@@ -126,8 +126,6 @@ class Compute {
  public:
   virtual ~Compute() = default;
 
-  // h [k][k] f64 += X^T X, upper triangle; x [tokens][k]. Products and sums of up to 256 tokens in f32, these in f64.
-  virtual Status add_second_moments(const float* x, int64_t tokens, int64_t k, double* h) = 0;
   // upper [k][k] f64, symmetric positive definite in its upper triangle, becomes U (upper, zeros below) with
   // H^-1 = U^T U. InvalidArgument where it is not positive definite; its content is lost then.
   virtual Status inverse_factor(int64_t k, double* upper) = 0;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compute on the CPU: dense products by product_cpu, the factor of the inverse by blocks, groups by group_cpu.
+// Compute on the CPU: dense products by cpu/product.h, the factor of the inverse by blocks, groups by group_cpu.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "hearth/kernels/cpu/product.h"
 #include "hearth/quantize/compute.h"
 #include "hearth/quantize/group_cpu.h"
-#include "hearth/quantize/product_cpu.h"
 
 namespace hearth {
 namespace {
@@ -56,7 +56,7 @@ bool cholesky(int64_t k, double* r, ThreadPool& pool) {
                  .ldc = k,
                  .alpha = -1,
                  .upper_only = true},
-                pool);
+                &pool);
   }
   return true;
 }
@@ -78,7 +78,7 @@ void invert_lower(int64_t k, const double* r, double* x, ThreadPool& pool) {
                    .c = x + begin * k,
                    .ldc = k,
                    .alpha = -1},
-                  pool);
+                  &pool);
     pool.parallel_for(end, 32, [&](int64_t first, int64_t last, int) {
       for (int64_t i = begin; i < end; ++i) {
         double* row = x + i * k;
@@ -97,14 +97,6 @@ void invert_lower(int64_t k, const double* r, double* x, ThreadPool& pool) {
 class CpuCompute final : public Compute {
  public:
   explicit CpuCompute(ThreadPool& pool) : pool_(pool) {}
-
-  Status add_second_moments(const float* x, int64_t tokens, int64_t k, double* h) override {
-    add_product(
-        ProductOf<float, double>{
-            .m = k, .n = k, .p = tokens, .a = x, .lda = k, .b = x, .ldb = k, .c = h, .ldc = k, .upper_only = true},
-        pool_);
-    return {};
-  }
 
   // With J the reversal of order: J H J = R^T R, so H = M M^T with M = J R^T J upper, and U = M^-1 = J (R^T)^-1 J.
   Status inverse_factor(int64_t k, double* upper) override {
@@ -131,7 +123,7 @@ class CpuCompute final : public Compute {
                                         .c = p.c,
                                         .ldc = p.ldc,
                                         .alpha = -1},
-                pool_);
+                &pool_);
     return {};
   }
 

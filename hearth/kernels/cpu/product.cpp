@@ -3,27 +3,27 @@
 // panel updates (f32).
 //   I1. An element of C gets its products in the order of p: blocks of kDepth with fused multiply-adds in the element
 //       type, each block added to C. Tiles and threads do not change that.
-#include "hearth/quantize/product_cpu.h"
+#include "hearth/kernels/cpu/product.h"
 
 #include <algorithm>
 #include <vector>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "hearth/quantize/product_cpu.cpp"
+#define HWY_TARGET_INCLUDE "hearth/kernels/cpu/product.cpp"
 #include "hearth/kernels/cpu/targets.h"
 #include "hwy/aligned_allocator.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 
 // What all instruction sets share.
-#ifndef HEARTH_QUANTIZE_PRODUCT_CPU_SHARED_
-#define HEARTH_QUANTIZE_PRODUCT_CPU_SHARED_
+#ifndef HEARTH_KERNELS_CPU_PRODUCT_SHARED_
+#define HEARTH_KERNELS_CPU_PRODUCT_SHARED_
 namespace hearth::product {
 
 // A block of C that one thread computes, and the depth of a block of p: B's block of floats takes 128 KiB.
 inline constexpr int64_t kBlockRows = 64;
 inline constexpr int64_t kBlockColumns = 128;
-inline constexpr int64_t kDepth = 256;
+inline constexpr int64_t kDepth = kProductDepth;
 
 template <class T>
 struct Scratch {
@@ -120,7 +120,7 @@ HWY_EXPORT(block_f32_f64);
 HWY_EXPORT(block_f64);
 
 template <class T, class TC, class Block>
-void run(const ProductOf<T, TC>& job, ThreadPool& pool, const Block& of_block) {
+void run(const ProductOf<T, TC>& job, ThreadPool* pool, const Block& of_block) {
   struct Place {
     int64_t row, column;
   };
@@ -131,22 +131,25 @@ void run(const ProductOf<T, TC>& job, ThreadPool& pool, const Block& of_block) {
       places.push_back({row, column});
     }
   }
-  pool.parallel_for(static_cast<int64_t>(places.size()), 1, [&](int64_t begin, int64_t end, int) {
+  const auto part = [&](int64_t begin, int64_t end, int) {
     product::Scratch<T> scratch;
     for (int64_t i = begin; i < end; ++i)
       of_block(job, places[static_cast<size_t>(i)].row, places[static_cast<size_t>(i)].column, scratch);
-  });
+  };
+  const auto count = static_cast<int64_t>(places.size());
+  if (pool == nullptr) return part(0, count, 0);
+  pool->parallel_for(count, 1, part);
 }
 
 }  // namespace
 
-void add_product(const ProductOf<float, float>& job, ThreadPool& pool) {
+void add_product(const ProductOf<float, float>& job, ThreadPool* pool) {
   run(job, pool, [](auto&... args) { HWY_DYNAMIC_DISPATCH(block_f32)(args...); });
 }
-void add_product(const ProductOf<float, double>& job, ThreadPool& pool) {
+void add_product(const ProductOf<float, double>& job, ThreadPool* pool) {
   run(job, pool, [](auto&... args) { HWY_DYNAMIC_DISPATCH(block_f32_f64)(args...); });
 }
-void add_product(const ProductOf<double, double>& job, ThreadPool& pool) {
+void add_product(const ProductOf<double, double>& job, ThreadPool* pool) {
   run(job, pool, [](auto&... args) { HWY_DYNAMIC_DISPATCH(block_f64)(args...); });
 }
 
