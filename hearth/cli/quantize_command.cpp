@@ -54,10 +54,16 @@ struct QuantizeSettings {
   int64_t samples = 128;
   std::optional<int64_t> length;
   int64_t seed = 0;
+  std::string device = "cpu";
   int64_t threads = 0;
   std::string results;
   bool quiet = false;
 };
+
+// Sets a flag where it or its negation is given; CLI11 makes an optional one false where neither is.
+std::function<void(int64_t)> given(std::optional<bool>& flag) {
+  return [&flag](int64_t count) { flag = count > 0; };
+}
 
 Result<QuantizeOptions> options_of(const QuantizeSettings& s) {
   QuantizeOptions o;
@@ -82,6 +88,7 @@ Result<QuantizeOptions> options_of(const QuantizeSettings& s) {
   o.kv_scale_per_head = s.kv_scales == "head";
   o.rotate_v = s.rotate_v;
   o.seed = static_cast<uint64_t>(s.seed);
+  HEARTH_TRY_ASSIGN(o.ops, ops_of(s.device));
   if (!s.rules.empty()) {
     HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.rules, kMaxRuleBytes).with_context("--rules"));
     HEARTH_TRY_ASSIGN(o.rules, parse_rule_file(text).with_context(s.rules));
@@ -182,7 +189,7 @@ void add_format_options(CLI::App& command, QuantizeSettings& s) {
              s.kv_scales)
       ->group(kGroup);
   command
-      .add_flag("--rotate-v,!--no-rotate-v", s.rotate_v,
+      .add_flag_function("--rotate-v,!--no-rotate-v", given(s.rotate_v),
                 "Rotates the values of each head, for a KV cache of few bits (default: where calibration says that it "
                 "helps).")
       ->group(kGroup);
@@ -203,8 +210,8 @@ void add_method_options(CLI::App& command, QuantizeSettings& s) {
              s.method)
       ->group(kGroup);
   command
-      .add_flag("--awq,!--no-awq", s.awq,
-                "Scales the inputs of linears as AWQ does, where that helps (default: with gptq).")
+      .add_flag_function("--awq,!--no-awq", given(s.awq),
+                         "Scales the inputs of linears as AWQ does, where that helps (default: with gptq).")
       ->group(kGroup);
   command
       .add_flag("--act-order,!--no-act-order", s.act_order, "gptq: the columns with the largest input first (default).")
@@ -237,6 +244,11 @@ Command add_quantize_command(CLI::App& app, const CommandContext& context) {
       ->required();
   add_format_options(*command, *s);
   add_method_options(*command, *s);
+  static constexpr const char* kDevices[] = {"cpu", "cuda", "ref"};
+  add_choice(*command, "--device", kDevices,
+             "What the calibration's text goes through the model on: cpu; cuda, the first GPU; or ref, plain loops in "
+             "double precision. Weights are encoded on the CPU.",
+             s->device);
   add_setting(*command, kThreads, s->threads);
   add_text(*command, "--results", "FILE", "Appends a line of JSON with time, memory and errors to FILE.", s->results);
   command->add_flag("-q,--quiet", s->quiet, "No progress and no statistics on standard error.");

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "hearth/base/check.h"
+
 namespace hearth {
 
 Result<LinearOps> find_linear_ops(const OpTable& ops, const Linear& linear, DType activation, std::string_view name) {
@@ -62,73 +64,122 @@ int64_t BlockOps::workspace_bytes(const LayerWeights& layer, int64_t rows, int t
                    hearth::workspace_bytes(dense.down, down, rows, threads)});
 }
 
-Status forward_block(const BlockArgs& args, Comm& comm, ExecContext& exec) {
-  const ModelConfig& c = *args.config;
-  const OpTable& ops = *args.ops;
-  const LayerWeights& layer = *args.weights;
-  const DenseFfn& dense = std::get<DenseFfn>(layer.ffn);
-  const BlockBuffers& b = args.buffers;
-  const DType act = args.activation;
-  const int64_t tokens = args.batch->num_tokens();
-  const int64_t heads = c.heads / args.shard.size, kv_heads = c.kv_heads / args.shard.size;
-  const int64_t ffn_size = c.intermediate_size / args.shard.size;
-  const float eps = static_cast<float>(c.rms_norm_eps);
-  const auto observe = [&](BlockPoint point, ConstTensorView values) -> Status {
-    return args.observer ? (*args.observer)(point, values) : Status();
-  };
+namespace {
 
-  const TensorView hidden(b.hidden, act, {tokens, c.hidden_size});
-  const TensorView normed(b.normed, act, {tokens, c.hidden_size});
-  const TensorView qkv(b.qkv, act, {tokens, (heads + 2 * kv_heads) * c.head_dim});
-  const TensorView attention(b.attention, act, {tokens, heads * c.head_dim});
-  const TensorView gate_up(b.gate_up, act, {tokens, 2 * ffn_size});
-  const TensorView ffn(b.ffn, act, {tokens, ffn_size});
-  const TensorView cos_sin(b.cos_sin, DType::kF32, {tokens, c.head_dim});
+// The parts of a block that forward_block() puts together.
+class Block {
+ public:
+  Block(const BlockArgs& args, Comm& comm, ExecContext& exec)
+      : args_(args),
+        c_(*args.config),
+        layer_(*args.weights),
+        dense_(std::get<DenseFfn>(layer_.ffn)),
+        comm_(comm),
+        exec_(exec),
+        tokens_(args.batch->num_tokens()),
+        heads_(c_.heads / args.shard.size),
+        kv_heads_(c_.kv_heads / args.shard.size),
+        ffn_size_(c_.intermediate_size / args.shard.size),
+        eps_(static_cast<float>(c_.rms_norm_eps)) {}
+
+  Status run() {
+    HEARTH_CHECK(args_.from != BlockPoint::kQkv, "a block does not begin after its first linear");
+    if (args_.from < BlockPoint::kOInput) HEARTH_TRY(attend());
+    if (ends_at(BlockPoint::kOInput)) return {};
+    if (args_.from <= BlockPoint::kOInput) HEARTH_TRY(add_attention());
+    if (args_.from <= BlockPoint::kGateUpInput) HEARTH_TRY(gate());
+    if (ends_at(BlockPoint::kDownInput)) return {};
+    return add_ffn();
+  }
+
+ private:
+  bool ends_at(BlockPoint point) const { return args_.until && *args_.until <= point; }
+  Status observe(BlockPoint point, ConstTensorView values) {
+    return args_.observer ? (*args_.observer)(point, values) : Status();
+  }
+  TensorView values(void* at, int64_t cols) const { return {at, args_.activation, {tokens_, cols}}; }
+  TensorView hidden() const { return values(args_.buffers.hidden, c_.hidden_size); }
+  TensorView normed() const { return values(args_.buffers.normed, c_.hidden_size); }
+  TensorView attention() const { return values(args_.buffers.attention, heads_ * c_.head_dim); }
+  TensorView ffn() const { return values(args_.buffers.ffn, ffn_size_); }
   // Row-parallel layers add up over the ranks; the residual goes in once.
-  const ConstTensorView residual = comm.rank() == 0 ? ConstTensorView(hidden) : ConstTensorView();
+  ConstTensorView residual() const { return comm_.rank() == 0 ? ConstTensorView(hidden()) : ConstTensorView(); }
 
-  HEARTH_TRY(ops.rmsnorm({.x = hidden, .weight = layer.input_norm, .out = normed, .eps = eps}, exec));
-  HEARTH_TRY(observe(BlockPoint::kQkvInput, normed));
-  HEARTH_TRY(run_linear(layer.qkv, args.linears->qkv, normed, {}, qkv, exec));
-  HEARTH_TRY(observe(BlockPoint::kQkv, qkv));
-  HEARTH_TRY(ops.rope_kv_write({.qkv = qkv,
-                                .cos_sin = cos_sin,
-                                .q_norm = layer.q_norm,
-                                .k_norm = layer.k_norm,
-                                .norm_eps = eps,
-                                .heads = heads,
-                                .kv_heads = kv_heads,
-                                .head_dim = c.head_dim,
-                                .layer = args.layer,
-                                .k_channel_scale = layer.k_channel_scale,
-                                .k_scale = layer.k_scale,
-                                .v_scale = layer.v_scale,
-                                .kv = args.kv,
-                                .batch = args.batch},
-                               exec));
-  HEARTH_TRY(ops.attention({.q = qkv.slice_cols(0, heads * c.head_dim),
-                            .out = attention,
-                            .heads = heads,
-                            .scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim)),
-                            .window = args.window,
-                            .layer = args.layer,
-                            .k_channel_scale = layer.k_channel_scale,
-                            .k_scale = layer.k_scale,
-                            .v_scale = layer.v_scale,
-                            .kv = args.kv,
-                            .batch = args.batch},
-                           exec));
-  HEARTH_TRY(observe(BlockPoint::kOInput, attention));
-  HEARTH_TRY(run_linear(layer.o, args.linears->o, attention, residual, hidden, exec));
-  HEARTH_TRY(comm.all_reduce_sum(hidden));
+  // To O's input.
+  Status attend() {
+    const OpTable& ops = *args_.ops;
+    const TensorView qkv = values(args_.buffers.qkv, (heads_ + 2 * kv_heads_) * c_.head_dim);
+    const TensorView cos_sin(args_.buffers.cos_sin, DType::kF32, {tokens_, c_.head_dim});
+    HEARTH_TRY(ops.rmsnorm({.x = hidden(), .weight = layer_.input_norm, .out = normed(), .eps = eps_}, exec_));
+    HEARTH_TRY(observe(BlockPoint::kQkvInput, normed()));
+    if (ends_at(BlockPoint::kQkvInput)) return {};
+    HEARTH_TRY(run_linear(layer_.qkv, args_.linears->qkv, normed(), {}, qkv, exec_));
+    HEARTH_TRY(observe(BlockPoint::kQkv, qkv));
+    if (ends_at(BlockPoint::kQkv)) return {};
+    HEARTH_TRY(ops.rope_kv_write({.qkv = qkv,
+                                  .cos_sin = cos_sin,
+                                  .q_norm = layer_.q_norm,
+                                  .k_norm = layer_.k_norm,
+                                  .norm_eps = eps_,
+                                  .heads = heads_,
+                                  .kv_heads = kv_heads_,
+                                  .head_dim = c_.head_dim,
+                                  .layer = args_.layer,
+                                  .k_channel_scale = layer_.k_channel_scale,
+                                  .k_scale = layer_.k_scale,
+                                  .v_scale = layer_.v_scale,
+                                  .kv = args_.kv,
+                                  .batch = args_.batch},
+                                 exec_));
+    HEARTH_TRY(ops.attention({.q = qkv.slice_cols(0, heads_ * c_.head_dim),
+                              .out = attention(),
+                              .heads = heads_,
+                              .scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim)),
+                              .window = args_.window,
+                              .layer = args_.layer,
+                              .k_channel_scale = layer_.k_channel_scale,
+                              .k_scale = layer_.k_scale,
+                              .v_scale = layer_.v_scale,
+                              .kv = args_.kv,
+                              .batch = args_.batch},
+                             exec_));
+    return observe(BlockPoint::kOInput, attention());
+  }
 
-  HEARTH_TRY(ops.rmsnorm({.x = hidden, .weight = layer.post_attention_norm, .out = normed, .eps = eps}, exec));
-  HEARTH_TRY(observe(BlockPoint::kGateUpInput, normed));
-  HEARTH_TRY(run_linear(dense.gate_up, args.linears->gate_up, normed, {}, gate_up, exec));
-  HEARTH_TRY(ops.silu_mul({.gate_up = gate_up, .out = ffn}, exec));
-  HEARTH_TRY(observe(BlockPoint::kDownInput, ffn));
-  HEARTH_TRY(run_linear(dense.down, args.linears->down, ffn, residual, hidden, exec));
-  return comm.all_reduce_sum(hidden);
-}
+  Status add_attention() {
+    HEARTH_TRY(run_linear(layer_.o, args_.linears->o, attention(), residual(), hidden(), exec_));
+    return comm_.all_reduce_sum(hidden());
+  }
+
+  // To down's input.
+  Status gate() {
+    const OpTable& ops = *args_.ops;
+    const TensorView gate_up = values(args_.buffers.gate_up, 2 * ffn_size_);
+    HEARTH_TRY(ops.rmsnorm({.x = hidden(), .weight = layer_.post_attention_norm, .out = normed(), .eps = eps_}, exec_));
+    HEARTH_TRY(observe(BlockPoint::kGateUpInput, normed()));
+    if (ends_at(BlockPoint::kGateUpInput)) return {};
+    HEARTH_TRY(run_linear(dense_.gate_up, args_.linears->gate_up, normed(), {}, gate_up, exec_));
+    HEARTH_TRY(ops.silu_mul({.gate_up = gate_up, .out = ffn()}, exec_));
+    return observe(BlockPoint::kDownInput, ffn());
+  }
+
+  Status add_ffn() {
+    HEARTH_TRY(run_linear(dense_.down, args_.linears->down, ffn(), residual(), hidden(), exec_));
+    return comm_.all_reduce_sum(hidden());
+  }
+
+  const BlockArgs& args_;
+  const ModelConfig& c_;
+  const LayerWeights& layer_;
+  const DenseFfn& dense_;
+  Comm& comm_;
+  ExecContext& exec_;
+  const int64_t tokens_, heads_, kv_heads_, ffn_size_;
+  const float eps_;
+};
+
+}  // namespace
+
+Status forward_block(const BlockArgs& args, Comm& comm, ExecContext& exec) { return Block(args, comm, exec).run(); }
 
 }  // namespace hearth

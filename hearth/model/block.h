@@ -3,6 +3,7 @@
 // the quantizer runs one at a time, on weights that it is changing, and listens to what each linear is given.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "hearth/base/function_ref.h"
@@ -68,6 +69,10 @@ struct BlockArgs {
   KvView kv;
   BlockBuffers buffers;
   const BlockObserver* observer = nullptr;  // optional
+  // A part of the block. From kOInput on: `attention` holds O's input already; kGateUpInput: `hidden` is past O;
+  // kDownInput: `ffn` holds down's input too. REQUIRES: not kQkv. Nothing is computed after `until`.
+  BlockPoint from = BlockPoint::kQkvInput;
+  std::optional<BlockPoint> until;
 };
 
 // The residual stream through attention and feed-forward part; K and V of the tokens go to the pool.

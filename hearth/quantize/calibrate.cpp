@@ -2,9 +2,10 @@
 #include "hearth/quantize/calibrate.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstring>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "hearth/base/random.h"
 #include "hearth/checkpoint/convert.h"
@@ -19,6 +20,9 @@ namespace {
 constexpr int64_t kMaxTextBytes = int64_t{2} << 30;
 constexpr std::string_view kSeparator{"\n\0\n", 3};
 constexpr int64_t kBlockTokens = 16;
+// What a window is looked at for: the points of a block, and its output.
+constexpr size_t kPlaces = 6;
+constexpr size_t kOutputPlace = kPlaces - 1;
 
 bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
 bool is_space(char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; }
@@ -85,6 +89,8 @@ Result<std::vector<int32_t>> window_from(const std::vector<std::string>& texts, 
   }
   return ids;
 }
+
+int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
@@ -154,31 +160,33 @@ std::string_view block_point_name(BlockPoint point) {
 }
 
 Result<ActivationStream> ActivationStream::create(const Checkpoint& checkpoint, const ModelConfig& config,
-                                                  const CalibrationSet& set, ThreadPool& pool) {
-  ActivationStream stream(config, pool);
+                                                  const CalibrationSet& set, ThreadPool& pool, const OpTable& ops) {
+  ActivationStream stream(config, pool, ops);
   stream.windows_ = std::ssize(set.windows);
   stream.length_ = set.length;
   if (set.length > config.max_positions)
     return invalid_argument("calibration: windows of {} tokens; the model was made for {}", set.length,
                             config.max_positions);
+  if (ops.prepare != nullptr) HEARTH_TRY(ops.prepare());
+  HEARTH_TRY_ASSIGN(stream.queue_, ops.memory().create_queue());
   const int64_t bytes = set.tokens() * config.hidden_size * static_cast<int64_t>(sizeof(float));
-  HEARTH_TRY_ASSIGN(stream.hidden_, HostBuffer::allocate(bytes).with_context(fmt::format(
+  HEARTH_TRY_ASSIGN(stream.hidden_, ops.memory().allocate(bytes).with_context(fmt::format(
                                         "activations of {} windows of {} tokens", set.windows.size(), set.length)));
   HEARTH_TRY(stream.plan());
+  HEARTH_TRY(stream.plan_step());
   HEARTH_TRY(stream.embed(checkpoint, set));
   return stream;
 }
 
 Status ActivationStream::plan() {
   const ModelConfig& c = config_;
-  const OpTable& ops = cpu_ops();
   HEARTH_TRY_ASSIGN(kv_.layout, KvLayout::make(KvFormatId::kF32, 1, c.kv_heads, c.head_dim, kBlockTokens));
   const int64_t kv_blocks = (length_ + kBlockTokens - 1) / kBlockTokens;
   const int64_t threads = pool_->size();
   // The linears' scratch: that of plain f32 weights of the layer's shapes.
-  const LinearOp* linear = ops.find_linear(WeightFormat::plain(DType::kF32), DType::kF32);
-  if (linear == nullptr) return unsupported("the {} backend has no linear op for f32 weights", ops.backend);
-  int64_t scratch = ops.attention_workspace_bytes(length_, c.heads, c.head_dim, length_, static_cast<int>(threads));
+  const LinearOp* linear = ops_->find_linear(WeightFormat::plain(DType::kF32), DType::kF32);
+  if (linear == nullptr) return unsupported("the {} backend has no linear op for f32 weights", ops_->backend);
+  int64_t scratch = ops_->attention_workspace_bytes(length_, c.heads, c.head_dim, length_, static_cast<int>(threads));
   for (const LayerTensors::Named& named : LayerTensors::linears())
     scratch = std::max(scratch, linear->workspace_bytes(length_, linear_rows(c, named.linear),
                                                         linear_columns(c, named.linear), static_cast<int>(threads)));
@@ -187,44 +195,62 @@ Status ActivationStream::plan() {
     int64_t used = 0;
     const auto take = [&](int64_t bytes) {
       std::byte* at = base != nullptr ? base + used : nullptr;
-      used += (bytes + 63) / 64 * 64;
+      used += align256(bytes);
       return at;
     };
-    const auto rows = [&](int64_t cols) { return take(length_ * cols * static_cast<int64_t>(sizeof(float))); };
-    block_.hidden = rows(c.hidden_size);
-    block_.normed = rows(c.hidden_size);
-    block_.qkv = rows((c.heads + 2 * c.kv_heads) * c.head_dim);
-    block_.attention = rows(c.heads * c.head_dim);
-    block_.gate_up = rows(2 * c.intermediate_size);
-    block_.ffn = rows(c.intermediate_size);
-    block_.cos_sin = rows(c.head_dim);
+    const auto take_rows = [&](int64_t cols) { return take(length_ * cols * static_cast<int64_t>(sizeof(float))); };
+    block_.hidden = take_rows(c.hidden_size);
+    block_.normed = take_rows(c.hidden_size);
+    block_.qkv = take_rows((c.heads + 2 * c.kv_heads) * c.head_dim);
+    block_.attention = take_rows(c.heads * c.head_dim);
+    block_.gate_up = take_rows(2 * c.intermediate_size);
+    block_.ffn = take_rows(c.intermediate_size);
+    block_.cos_sin = take_rows(c.head_dim);
+    bad_ = static_cast<uint64_t*>(static_cast<void*>(take(kPlaces * sizeof(uint64_t))));
     kv_.base = take(kv_blocks * kv_.layout.block_bytes());
     workspace = take(scratch);
     return used;
   };
-  HEARTH_TRY_ASSIGN(buffers_, HostBuffer::allocate(lay_out(nullptr)).with_context("buffers of a block"));
+  HEARTH_TRY_ASSIGN(buffers_, ops_->memory().allocate(lay_out(nullptr)).with_context("buffers of a block"));
   lay_out(buffers_.data());
-  workspace_ = {workspace, static_cast<size_t>(scratch)};
-
-  ids_.assign(static_cast<size_t>(length_), 0);  // a block looks at their number only
-  positions_.resize(ids_.size());
-  for (size_t i = 0; i < positions_.size(); ++i) positions_[i] = static_cast<int32_t>(i);
-  query_start_ = {0, static_cast<int32_t>(length_)};
-  context_ = {static_cast<int32_t>(length_)};
+  exec_ = {.pool = pool_, .stream = queue_->stream(), .workspace = {workspace, static_cast<size_t>(scratch)}};
   for (int64_t b = 0; b < kv_blocks; ++b) blocks_.push_back(b * kv_.layout.block_bytes());
-
-  const std::vector<float> frequencies = rope_inv_freq(c);
-  ExecContext exec{.pool = pool_, .workspace = workspace_};
-  return ops.rope_table(
-      {.positions = positions_,
-       .inv_freq = ConstTensorView(frequencies.data(), DType::kF32, Shape{static_cast<int64_t>(frequencies.size())}),
-       .scale = static_cast<float>(c.rope_scaling.attention_factor),
-       .cos_sin = TensorView(block_.cos_sin, DType::kF32, {length_, c.head_dim})},
-      exec);
+  return {};
 }
 
-float* ActivationStream::window(int64_t index) {
-  return static_cast<float*>(static_cast<void*>(hidden_.data())) + index * length_ * config_.hidden_size;
+// The arrays of every window's step, and cos_sin.
+Status ActivationStream::plan_step() {
+  ids_.resize(static_cast<size_t>(length_));  // a block looks at their number only; as rows they are all of a window's
+  std::iota(ids_.begin(), ids_.end(), 0);
+  positions_ = ids_;
+  query_start_ = {0, static_cast<int32_t>(length_)};
+  context_ = {static_cast<int32_t>(length_)};
+  batch_ = {.tokens = ids_,
+            .positions = positions_,
+            .query_start = query_start_,
+            .context_len = context_,
+            .block_table = blocks_,
+            .block_table_stride = std::ssize(blocks_)};
+
+  const std::vector<float> frequencies = rope_inv_freq(config_);
+  cos_sin_.resize(static_cast<size_t>(length_ * config_.head_dim));
+  ExecContext host{.pool = pool_};
+  HEARTH_TRY(cpu_ops().rope_table(
+      {.positions = positions_,
+       .inv_freq = ConstTensorView(frequencies.data(), DType::kF32, Shape{static_cast<int64_t>(frequencies.size())}),
+       .scale = static_cast<float>(config_.rope_scaling.attention_factor),
+       .cos_sin = rows(cos_sin_.data(), config_.head_dim)},
+      host));
+  HEARTH_TRY(queue_->copy_in(static_cast<std::byte*>(block_.cos_sin), std::as_bytes(std::span(cos_sin_))));
+  if (!ops_->memory().is_host()) {
+    HEARTH_TRY_ASSIGN(staging_,
+                      StepStaging::create(
+                          ops_->memory(),
+                          {.tokens = length_, .sequences = 1, .logit_rows = 0, .block_entries = std::ssize(blocks_)}));
+    HEARTH_TRY_ASSIGN(batch_, staging_.stage(batch_, *queue_));
+    exec_.staged = staging_.memory();
+  }
+  return queue_->synchronize();
 }
 
 Status ActivationStream::embed(const Checkpoint& checkpoint, const CalibrationSet& set) {
@@ -240,6 +266,9 @@ Status ActivationStream::embed(const Checkpoint& checkpoint, const CalibrationSe
                             to_string(wanted));
   const int64_t row_bytes = dtype_bytes(table->dtype, config_.hidden_size);
   std::vector<std::byte> row(static_cast<size_t>(row_bytes));
+  std::vector<float> values(static_cast<size_t>(length_ * config_.hidden_size));
+  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(values));
+  const size_t f32_row_bytes = bytes.size() / static_cast<size_t>(length_);
   for (int64_t w = 0; w < windows_; ++w) {
     for (int64_t t = 0; t < length_; ++t) {
       const int64_t id = set.windows[static_cast<size_t>(w)][static_cast<size_t>(t)];
@@ -248,88 +277,231 @@ Status ActivationStream::embed(const Checkpoint& checkpoint, const CalibrationSe
                                 config_.vocab_size);
       HEARTH_TRY(checkpoint.read_part(*table, id * row_bytes, row));
       HEARTH_TRY(convert_floats(table->dtype, row, DType::kF32,
-                                std::as_writable_bytes(std::span(window(w) + t * config_.hidden_size,
-                                                                 static_cast<size_t>(config_.hidden_size)))));
+                                bytes.subspan(static_cast<size_t>(t) * f32_row_bytes, f32_row_bytes)));
     }
-    HEARTH_TRY(
-        check_finite(ConstTensorView(window(w), DType::kF32, {length_, config_.hidden_size}), -1, w, "embedding"));
+    if (const std::optional<int64_t> bad = find_non_finite(DType::kF32, bytes))
+      return invalid_argument("embedding is {} at token {} of calibration window {}, channel {}; wanted finite numbers",
+                              values[static_cast<size_t>(*bad)], *bad / config_.hidden_size, w,
+                              *bad % config_.hidden_size);
+    HEARTH_TRY(queue_->copy_in(window(hidden_, w, config_.hidden_size), bytes));
+    HEARTH_TRY(queue_->synchronize());
   }
   return {};
 }
 
-Status ActivationStream::check_finite(ConstTensorView values, int64_t layer, int64_t window,
-                                      std::string_view what) const {
-  const std::span<const std::byte> bytes(static_cast<const std::byte*>(values.data),
-                                         static_cast<size_t>(values.size_bytes()));
-  const std::optional<int64_t> bad = find_non_finite(DType::kF32, bytes);
-  if (!bad) return {};
-  const std::string place = layer < 0 ? std::string() : fmt::format("layer {}: ", layer);
-  return invalid_argument("{}{} is {} at token {} of calibration window {}, channel {}; wanted finite numbers", place,
-                          what, static_cast<const float*>(values.data)[*bad], *bad / values.cols(), window,
-                          *bad % values.cols());
+int64_t ActivationStream::columns_at(BlockPoint point) const {
+  switch (point) {
+    case BlockPoint::kQkv: return (config_.heads + 2 * config_.kv_heads) * config_.head_dim;
+    case BlockPoint::kOInput: return config_.heads * config_.head_dim;
+    case BlockPoint::kDownInput: return config_.intermediate_size;
+    case BlockPoint::kQkvInput:
+    case BlockPoint::kGateUpInput: break;
+  }
+  return config_.hidden_size;
 }
+
+bool ActivationStream::can_keep(BlockPoint point) {
+  if (point == BlockPoint::kGateUpInput) return true;
+  if (point != BlockPoint::kOInput && point != BlockPoint::kDownInput) return false;
+  if (place_ == BlockPoint::kOInput) return false;  // its values are still read while the others would be written
+  const auto bytes_at = [&](BlockPoint p) { return tokens() * columns_at(p) * static_cast<int64_t>(sizeof(float)); };
+  const int64_t wanted = bytes_at(point);
+  if (kept_.size_bytes() >= wanted) return true;
+  // What is kept first is dead when the next is: one buffer for both, where both fit.
+  for (const int64_t bytes : {std::max(wanted, bytes_at(BlockPoint::kDownInput)), wanted}) {
+    if (bytes > kMostKeptBytes) continue;
+    kept_ = Buffer();
+    auto buffer = ops_->memory().allocate(bytes);
+    if (!buffer) continue;
+    kept_ = *std::move(buffer);
+    return true;
+  }
+  return false;
+}
+
+Status ActivationStream::place(std::span<ConstTensorView* const> views) {
+  if (ops_->memory().is_host()) return {};
+  int64_t bytes = 0;
+  for (const ConstTensorView* view : views) bytes += align256(view->size_bytes());
+  if (weights_.size_bytes() < bytes) {
+    weights_ = Buffer();
+    HEARTH_TRY_ASSIGN(weights_, ops_->memory().allocate(bytes).with_context("weights of a layer"));
+  }
+  std::byte* at = weights_.data();
+  for (ConstTensorView* view : views) {
+    if (!*view) continue;
+    const auto count = static_cast<size_t>(view->size_bytes());
+    HEARTH_TRY(queue_->copy_in(at, {static_cast<const std::byte*>(view->data), count}));
+    view->data = at;
+    at += align256(static_cast<int64_t>(count));
+  }
+  return {};
+}
+
+Result<LayerWeights> ActivationStream::place(const LayerTensors& layer) {
+  LayerWeights weights = layer_weights(layer);
+  DenseFfn& ffn = std::get<DenseFfn>(weights.ffn);
+  std::vector<ConstTensorView*> views = {&weights.input_norm, &weights.post_attention_norm, &weights.q_norm,
+                                         &weights.k_norm};
+  for (Linear* linear : {&weights.qkv, &weights.o, &ffn.gate_up, &ffn.down})
+    for (LinearWeight& part : linear->parts) views.insert(views.end(), {&part.codes, &part.bias});
+  HEARTH_TRY(place(views));
+  return weights;
+}
+
+// One run: gathers, and looks for values that are no numbers. These are known when the queue's work of a window is
+// done, and before anybody sees the window's values in host memory.
+class ActivationStream::Pass {
+ public:
+  Pass(ActivationStream& stream, int64_t layer, InputMoments* moments)
+      : stream_(stream), layer_(layer), moments_(moments) {
+    none_.fill(NonFinite::kNone);
+  }
+
+  Status begin() {
+    if (moments_ == nullptr) return {};
+    for (const auto& [point, ignored] : *moments_) {
+      HEARTH_TRY_ASSIGN(MomentSums sums, MomentSums::create(*stream_.ops_, stream_.columns_at(point)));
+      sums_.emplace(point, std::move(sums));
+    }
+    return {};
+  }
+
+  Status begin_window(int64_t window) {
+    window_ = window;
+    return stream_.queue_->copy_in(bytes_of(stream_.bad_), std::as_bytes(std::span(none_)));
+  }
+
+  Status look(size_t place, const ConstTensorView& values) {
+    columns_[place] = values.cols();
+    return stream_.ops_->non_finite({.x = values, .first = stream_.bad_ + place}, stream_.exec_);
+  }
+
+  Status see(BlockPoint point, const ConstTensorView& values) {
+    HEARTH_TRY(look(static_cast<size_t>(point), values));
+    const auto found = sums_.find(point);
+    return found == sums_.end() ? Status() : found->second.add(values, stream_.exec_);
+  }
+
+  // All of the window's work so far is done. InvalidArgument for what is no number.
+  Status synchronize() {
+    std::array<uint64_t, kPlaces> bad{};
+    HEARTH_TRY(stream_.queue_->copy_out(std::as_writable_bytes(std::span(bad)), bytes_of(stream_.bad_)));
+    HEARTH_TRY(stream_.queue_->synchronize());
+    for (size_t place = 0; place < kPlaces; ++place) {
+      if (bad[place] == NonFinite::kNone) continue;
+      const int64_t index = NonFinite::index(bad[place]);
+      return invalid_argument("{}{} is {} at token {} of calibration window {}, channel {}; wanted finite numbers",
+                              layer_ < 0 ? std::string() : fmt::format("layer {}: ", layer_),
+                              place == kOutputPlace ? "output" : block_point_name(static_cast<BlockPoint>(place)),
+                              NonFinite::value(bad[place]), index / columns_[place], window_, index % columns_[place]);
+    }
+    return {};
+  }
+
+  // Calls the observer with the values in host memory.
+  Status show(const WindowObserver& observer, const ConstTensorView& values) {
+    HEARTH_TRY(synchronize());
+    if (stream_.ops_->memory().is_host()) return observer(window_, values);
+    copy_.resize(static_cast<size_t>(values.shape.count()));
+    HEARTH_TRY(stream_.queue_->copy_out(std::as_writable_bytes(std::span(copy_)), bytes_of(values.data)));
+    HEARTH_TRY(stream_.queue_->synchronize());
+    return observer(window_, ConstTensorView(copy_.data(), DType::kF32, values.shape));
+  }
+
+  Status end() {
+    for (auto& [point, sums] : sums_) {
+      HEARTH_TRY_ASSIGN((*moments_)[point], sums.read(*stream_.queue_));
+    }
+    return {};
+  }
+
+ private:
+  static std::byte* bytes_of(uint64_t* at) { return static_cast<std::byte*>(static_cast<void*>(at)); }
+  static const std::byte* bytes_of(const void* at) { return static_cast<const std::byte*>(at); }
+
+  ActivationStream& stream_;
+  const int64_t layer_;
+  InputMoments* const moments_;
+  std::map<BlockPoint, MomentSums> sums_;
+  std::array<uint64_t, kPlaces> none_{};
+  std::array<int64_t, kPlaces> columns_{};
+  std::vector<float> copy_;
+  int64_t window_ = 0;
+};
 
 Status ActivationStream::run(const Run& run) {
   const ModelConfig& c = config_;
-  const LayerWeights weights = layer_weights(*run.layer);
-  HEARTH_TRY_ASSIGN(const BlockOps linears, BlockOps::find(cpu_ops(), weights, DType::kF32, run.index));
-  ExecContext exec{.pool = pool_, .workspace = workspace_};
-  const StepBatch batch{.tokens = ids_,
-                        .positions = positions_,
-                        .query_start = query_start_,
-                        .context_len = context_,
-                        .block_table = blocks_,
-                        .block_table_stride = std::ssize(blocks_)};
-  const size_t bytes = static_cast<size_t>(length_ * c.hidden_size) * sizeof(float);
+  HEARTH_TRY_ASSIGN(const LayerWeights weights, place(*run.layer));
+  HEARTH_TRY_ASSIGN(const BlockOps linears, BlockOps::find(*ops_, weights, DType::kF32, run.index));
+  Pass pass(*this, run.index, run.moments);
+  HEARTH_TRY(pass.begin());
+  const bool keeps = run.until && run.keep && can_keep(*run.until);
+  const bool ends = !run.until && run.output == nullptr;
+  // Whether the block's additions are the stream's.
+  const bool moves = ends || keeps || (run.until && *run.until <= BlockPoint::kOInput);
   for (int64_t w = 0; w < windows_; ++w) {
-    bool stopped = false;
+    BlockBuffers buffers = block_;
+    std::byte* const hidden = window(hidden_, w, c.hidden_size);
+    if (moves) buffers.hidden = hidden;
+    // What is kept lies where the block writes and reads it.
+    const auto is = [&](BlockPoint point) { return place_ == point || (keeps && *run.until == point); };
+    if (is(BlockPoint::kOInput)) buffers.attention = window(kept_, w, columns_at(BlockPoint::kOInput));
+    if (is(BlockPoint::kDownInput)) buffers.ffn = window(kept_, w, columns_at(BlockPoint::kDownInput));
+
+    HEARTH_TRY(pass.begin_window(w));
+    // The embedding op is a copy of rows.
+    if (!moves)
+      HEARTH_TRY(ops_->embedding(
+          {.tokens = batch_.tokens, .table = rows(hidden, c.hidden_size), .out = rows(buffers.hidden, c.hidden_size)},
+          exec_));
     const auto observe = [&](BlockPoint point, ConstTensorView values) -> Status {
-      HEARTH_TRY(check_finite(values, run.index, w, block_point_name(point)));
-      if (run.observer != nullptr) HEARTH_TRY((*run.observer)(point, values));
-      if (point != run.until) return {};
-      stopped = true;
-      return cancelled("enough of the block");
+      HEARTH_TRY(pass.see(point, values));
+      return run.qkv != nullptr && point == BlockPoint::kQkv ? pass.show(*run.qkv, values) : Status();
     };
     const BlockObserver observer(observe);
-    std::memcpy(block_.hidden, window(w), bytes);
-    const Status status = forward_block({.config = &c,
-                                         .ops = &cpu_ops(),
-                                         .weights = &weights,
-                                         .linears = &linears,
-                                         .activation = DType::kF32,
-                                         .layer = 0,
-                                         .window = c.windows[static_cast<size_t>(run.index)],
-                                         .batch = &batch,
-                                         .kv = kv_,
-                                         .buffers = block_,
-                                         .observer = &observer},
-                                        comm_, exec);
-    if (!status && !stopped) return status;
-    if (run.until) continue;
-    HEARTH_TRY(
-        check_finite(ConstTensorView(block_.hidden, DType::kF32, {length_, c.hidden_size}), run.index, w, "output"));
-    if (run.output != nullptr) {
-      HEARTH_TRY((*run.output)(w, ConstTensorView(block_.hidden, DType::kF32, {length_, c.hidden_size})));
-    } else {
-      std::memcpy(window(w), block_.hidden, bytes);
-    }
+    HEARTH_TRY(forward_block({.config = &c,
+                              .ops = ops_,
+                              .weights = &weights,
+                              .linears = &linears,
+                              .activation = DType::kF32,
+                              .layer = 0,
+                              .window = c.windows[static_cast<size_t>(run.index)],
+                              .batch = &batch_,
+                              .kv = kv_,
+                              .buffers = buffers,
+                              .observer = &observer,
+                              .from = place_,
+                              .until = run.until},
+                             comm_, exec_));
+    const TensorView output = rows(buffers.hidden, c.hidden_size);
+    if (!run.until) HEARTH_TRY(pass.look(kOutputPlace, output));
+    HEARTH_TRY(run.output != nullptr ? pass.show(*run.output, output) : pass.synchronize());
   }
-  return {};
+  if (keeps) place_ = *run.until;
+  if (ends) place_ = BlockPoint::kQkvInput;
+  return pass.end();
 }
 
-Status ActivationStream::final_norm(const std::vector<float>& weight,
-                                    FunctionRef<Status(ConstTensorView values)> observer) {
-  ExecContext exec{.pool = pool_, .workspace = workspace_};
-  const TensorView normed(block_.normed, DType::kF32, {length_, config_.hidden_size});
+Result<SecondMoments> ActivationStream::final_norm(const std::vector<float>& weight) {
+  ConstTensorView placed(weight.data(), DType::kF32, Shape{config_.hidden_size});
+  ConstTensorView* const views[] = {&placed};
+  HEARTH_TRY(place(views));
+  HEARTH_TRY_ASSIGN(MomentSums sums, MomentSums::create(*ops_, config_.hidden_size));
+  Pass pass(*this, -1, nullptr);
+  const TensorView normed = rows(block_.normed, config_.hidden_size);
   for (int64_t w = 0; w < windows_; ++w) {
-    HEARTH_TRY(cpu_ops().rmsnorm({.x = ConstTensorView(window(w), DType::kF32, {length_, config_.hidden_size}),
-                                  .weight = ConstTensorView(weight.data(), DType::kF32, Shape{config_.hidden_size}),
-                                  .out = normed,
-                                  .eps = static_cast<float>(config_.rms_norm_eps)},
-                                 exec));
-    HEARTH_TRY(observer(normed));
+    HEARTH_TRY(pass.begin_window(w));
+    HEARTH_TRY(ops_->rmsnorm({.x = rows(window(hidden_, w, config_.hidden_size), config_.hidden_size),
+                              .weight = placed,
+                              .out = normed,
+                              .eps = static_cast<float>(config_.rms_norm_eps)},
+                             exec_));
+    HEARTH_TRY(pass.look(kOutputPlace, normed));
+    HEARTH_TRY(sums.add(normed, exec_));
+    HEARTH_TRY(pass.synchronize());
   }
-  return {};
+  return sums.read(*queue_);
 }
 
 }  // namespace hearth

@@ -19,7 +19,8 @@ class Measurer {
   }
 
   Result<std::vector<LinearCosts>> run() {
-    HEARTH_TRY_ASSIGN(ActivationStream stream, ActivationStream::create(*args_.checkpoint, config_, set_, *args_.pool));
+    HEARTH_TRY_ASSIGN(ActivationStream stream,
+                      ActivationStream::create(*args_.checkpoint, config_, set_, *args_.pool, *args_.ops));
     stream_ = &stream;
     std::vector<LinearCosts> all;
     for (int64_t index = 0; index < config_.layers; ++index) {
@@ -43,7 +44,7 @@ class Measurer {
       reference_.emplace_back(values.begin(), values.end());
       return {};
     };
-    const OutputObserver observer(keep);
+    const WindowObserver observer(keep);
     return stream_->run({.layer = &layer, .index = index, .output = &observer});
   }
 
@@ -88,7 +89,7 @@ class Measurer {
       }
       return {};
     };
-    const OutputObserver observer(add);
+    const WindowObserver observer(add);
     HEARTH_TRY(stream_->run({.layer = &layer, .index = index, .output = &observer}));
     return distance;
   }

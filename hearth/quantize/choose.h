@@ -38,6 +38,7 @@ struct MeasureArgs {
   const QuantizeOptions* options = nullptr;  // candidates; groups and other details of each format
   const CalibrationSet* set = nullptr;       // the first kMeasuredWindows of it
   ThreadPool* pool = nullptr;
+  const OpTable* ops = nullptr;  // that the blocks run on
   Compute* compute = nullptr;
   std::function<Status(int64_t layer)> next;  // before each layer; its error ends the measurement
 };

@@ -220,7 +220,8 @@ nlohmann::ordered_json options_json(const QuantizeOptions& o) {
       {"kv", o.kv ? nlohmann::ordered_json(kv_format_name(*o.kv)) : nullptr},
       {"kv_scale_per_head", o.kv_scale_per_head},
       {"rotate_v", o.rotate_v ? nlohmann::ordered_json(*o.rotate_v) : nullptr},
-      {"seed", o.seed}};
+      {"seed", o.seed},
+      {"backend", o.ops->backend}};
   std::string rules;
   for (const FormatRule& rule : o.rules) rules += fmt::format("{}={},", rule.pattern, rule.format);
   json["rules"] = rules;

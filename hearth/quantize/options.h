@@ -44,6 +44,8 @@ struct QuantizeOptions {
   std::vector<FormatRule> rules;   // the last that matches counts
   std::optional<CalibrationOptions> calibration;
   uint64_t seed = 0;
+  // Which the calibration's activations run on; weights are encoded on the CPU.
+  const OpTable* ops = &cpu_ops();
 };
 
 // How one linear is stored.

@@ -227,6 +227,7 @@ class Pipeline {
                                          .options = &options_,
                                          .set = &set_,
                                          .pool = &pool_,
+                                         .ops = options_.ops,
                                          .compute = compute_.get(),
                                          .next = [&](int64_t) { return check_stop(); }}));
       HEARTH_TRY_ASSIGN(const std::vector<FormatRule> chosen, fit_formats(costs, options_.bits));
@@ -258,7 +259,7 @@ class Pipeline {
     const int64_t layers_done = std::clamp<int64_t>(done_shards_ - 1, 0, config_.layers);
     if (done_shards_ > 0) note(fmt::format("{} goes on at layer {} of {}", out.string(), layers_done, config_.layers));
     if (set_.windows.empty() || done_shards_ == config_.layers + 2) return {};
-    HEARTH_TRY_ASSIGN(ActivationStream stream, ActivationStream::create(*source_, config_, set_, pool_));
+    HEARTH_TRY_ASSIGN(ActivationStream stream, ActivationStream::create(*source_, config_, set_, pool_, *options_.ops));
     stream_.emplace(std::move(stream));
     if (layers_done == 0) return {};
     std::vector<fs::path> files;
@@ -269,7 +270,7 @@ class Pipeline {
     for (int64_t i = 0; i < layers_done; ++i) {
       HEARTH_TRY(check_stop());
       HEARTH_TRY_ASSIGN(const LayerTensors layer, read_layer(written, config_, i, &quantization));
-      HEARTH_TRY(stream_->run({.layer = &layer, .index = i, .observer = nullptr, .until = {}}));
+      HEARTH_TRY(stream_->run({.layer = &layer, .index = i}));
     }
     return {};
   }
@@ -307,21 +308,20 @@ class Pipeline {
     const std::vector<ModuleRecipe>& recipes = recipes_[static_cast<size_t>(index)];
     const std::string prefix = layer_prefix(index);
     std::vector<StoredTensor> tensors;
-    HEARTH_TRY(prepare(layer, index, tensors));
+    // What nothing that is encoded comes before: all of them, or the first.
+    std::set<BlockPoint> plain;
+    for (const Stage& stage : stages())
+      if (stream_ && wants_moments(stage, recipes) && (!options_.sequential || &stage == &stages().front()))
+        plain.insert(stage.input);
+    HEARTH_TRY_ASSIGN(InputMoments moments, prepare(layer, index, std::move(plain), tensors));
     HEARTH_TRY(store_norms(layer, prefix, tensors));
     ordered_json lines = ordered_json::array();
-    std::map<BlockPoint, SecondMoments> moments;
-    if (stream_ && !options_.sequential) {
-      for (const Stage& stage : stages())
-        if (wants_moments(stage, recipes)) moments[stage.input] = moments_for(stage);
-      HEARTH_TRY(gather(layer, index, moments));
-    }
     for (const Stage& stage : stages()) {
-      if (stream_ && options_.sequential && wants_moments(stage, recipes)) {
-        moments[stage.input] = moments_for(stage);
-        HEARTH_TRY(gather(layer, index, moments));
+      auto found = moments.find(stage.input);
+      if (found == moments.end() && stream_ && wants_moments(stage, recipes)) {
+        HEARTH_TRY_ASSIGN(SecondMoments gathered, gather(layer, index, stage));
+        found = moments.emplace(stage.input, std::move(gathered)).first;
       }
-      const auto found = moments.find(stage.input);
       const SecondMoments* input = found == moments.end() ? nullptr : &found->second;
       for (const size_t m : stage.linears) {
         const LayerTensors::Named& named = LayerTensors::linears()[m];
@@ -331,7 +331,7 @@ class Pipeline {
     }
     // The stream moves on before the shard counts: an activation that is no number is found while the layer can be
     // done again.
-    if (stream_) HEARTH_TRY(stream_->run({.layer = &layer, .index = index, .observer = nullptr, .until = {}}));
+    if (stream_) HEARTH_TRY(stream_->run({.layer = &layer, .index = index}));
     return out_->write_shard(tensors, lines);
   }
 
@@ -346,26 +346,30 @@ class Pipeline {
       HEARTH_TRY_ASSIGN(head.w, read_float_tensor(*source_, "lm_head.weight", shape));
       HEARTH_TRY_ASSIGN(const std::vector<float> norm,
                         read_float_tensor(*source_, "model.norm.weight", Shape{config_.hidden_size}));
-      SecondMoments moments(stream_ ? head.k : 0);
-      const auto add = [&](ConstTensorView values) { return moments.add(floats(values), *compute_); };
-      if (stream_) HEARTH_TRY(stream_->final_norm(norm, add));
+      SecondMoments moments;
+      if (stream_) {
+        HEARTH_TRY_ASSIGN(moments, stream_->final_norm(norm));
+      }
       HEARTH_TRY(store_linear(head, kLmHead, *lm_head_, stream_ ? &moments : nullptr, tensors, lines));
     }
     return out_->write_shard(tensors, lines);
   }
 
-  // What changes the layer's weights and not what it computes; its scales for the KV cache go to the tensors.
-  Status prepare(LayerTensors& layer, int64_t index, std::vector<StoredTensor>& tensors) {
+  // What changes the layer's weights and not what it computes; its scales for the KV cache go to the tensors. Returns
+  // the moments at `points`.
+  Result<InputMoments> prepare(LayerTensors& layer, int64_t index, std::set<BlockPoint> points,
+                               std::vector<StoredTensor>& tensors) {
     const std::string prefix = layer_prefix(index);
     HEARTH_TRY(check_stop());
     HEARTH_TRY_ASSIGN(const DType stored, stored_type(prefix + "input_layernorm.weight"));
-    HEARTH_TRY_ASSIGN(const Fp8KvScales scales, prepare_layer(layer, {.config = &config_,
-                                                                      .options = &options_,
-                                                                      .recipes = &recipes_[static_cast<size_t>(index)],
-                                                                      .index = index,
-                                                                      .stored = stored,
-                                                                      .stream = stream_ ? &*stream_ : nullptr,
-                                                                      .compute = compute_.get()}));
+    HEARTH_TRY_ASSIGN(PreparedLayer prepared, prepare_layer(layer, {.config = &config_,
+                                                                    .options = &options_,
+                                                                    .recipes = &recipes_[static_cast<size_t>(index)],
+                                                                    .index = index,
+                                                                    .stored = stored,
+                                                                    .stream = stream_ ? &*stream_ : nullptr,
+                                                                    .compute = compute_.get(),
+                                                                    .moments = std::move(points)}));
     const auto store = [&](const char* name, const Shape& shape, std::span<const float> values) {
       StoredTensor tensor;
       tensor.spec = {.name = prefix + "self_attn." + name, .dtype = DType::kF32, .shape = shape};
@@ -373,11 +377,11 @@ class Pipeline {
       tensor.bytes.assign(bytes.begin(), bytes.end());
       tensors.push_back(std::move(tensor));
     };
-    if (!scales.key.empty()) store("k_scale", head_scale_shape(), scales.key);
-    if (!scales.value.empty()) store("v_scale", head_scale_shape(), scales.value);
+    if (!prepared.kv.key.empty()) store("k_scale", head_scale_shape(), prepared.kv.key);
+    if (!prepared.kv.value.empty()) store("v_scale", head_scale_shape(), prepared.kv.value);
     if (!layer.k_channel_scale.empty())
       store("k_channel_scale", Shape{config_.kv_heads, config_.head_dim}, layer.k_channel_scale);
-    return {};
+    return std::move(prepared.moments);
   }
 
   // compressed-tensors broadcasts scales of heads over [heads, tokens, channels].
@@ -386,29 +390,18 @@ class Pipeline {
     return form_ == CheckpointForm::kCompressedTensors ? Shape{config_.kv_heads, 1, 1} : Shape{config_.kv_heads};
   }
 
-  static std::span<const float> floats(ConstTensorView values) {
-    return {static_cast<const float*>(values.data), static_cast<size_t>(values.shape.count())};
-  }
-
   static bool wants_moments(const Stage& stage, const std::vector<ModuleRecipe>& recipes) {
     return std::ranges::any_of(stage.linears, [&](size_t m) { return !recipes[m].plain(); });
   }
 
-  SecondMoments moments_for(const Stage& stage) const {
-    return SecondMoments(linear_columns(config_, LayerTensors::linears()[stage.linears.front()].linear));
-  }
-
-  // Adds to the moments that are there; the stream stays where it is.
-  Status gather(const LayerTensors& layer, int64_t index, std::map<BlockPoint, SecondMoments>& moments) {
-    if (moments.empty()) return {};
-    const auto observe = [&](BlockPoint point, ConstTensorView values) -> Status {
-      const auto found = moments.find(point);
-      return found == moments.end() ? Status() : found->second.add(floats(values), *compute_);
-    };
-    const BlockObserver observer(observe);
+  // Of the stage's input, from the block whose earlier linears are what their codes stand for; the stream stays there.
+  Result<SecondMoments> gather(const LayerTensors& layer, int64_t index, const Stage& stage) {
     HEARTH_TRY(check_stop());
-    return stream_->run(
-        {.layer = &layer, .index = index, .observer = &observer, .until = std::prev(moments.end())->first});
+    InputMoments moments;
+    moments[stage.input] = SecondMoments();
+    HEARTH_TRY(
+        stream_->run({.layer = &layer, .index = index, .moments = &moments, .until = stage.input, .keep = true}));
+    return std::move(moments[stage.input]);
   }
 
   // Encodes the linear and makes it what its codes stand for.

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
+#include <optional>
 
 #include "hearth/quantize/transform_kv.h"
 #include "hearth/quantize/transform_scales.h"
@@ -154,32 +154,51 @@ class Preparer {
   Preparer(LayerTensors& layer, const PrepareArgs& args)
       : layer_(layer), args_(args), options_(*args.options), shape_(HeadShape::of(*args.config)) {}
 
-  Result<Fp8KvScales> run() {
-    HEARTH_TRY(prepare_kv());
-    if (args_.stream != nullptr && scales_inputs(options_))
-      for (const Site& site : sites()) HEARTH_TRY(scale_site(site));
-    if (options_.kv == KvFormatId::kFp8 && args_.stream != nullptr) return fp8_scales();
-    return Fp8KvScales{};
+  Result<PreparedLayer> run() {
+    const bool scales = args_.stream != nullptr && scales_inputs(options_);
+    std::set<BlockPoint> points = args_.moments;
+    for (const Site& site : sites())
+      if (scales && searched(site)) points.insert(site.input);
+    if (!searches_kv(options_) && options_.rotate_v.value_or(false)) HEARTH_TRY(rotate_v(layer_, shape_));
+    // The KV search changes V, and so what reaches O.
+    const bool apart = searches_kv(options_) && points.contains(BlockPoint::kOInput);
+    if (searches_kv(options_)) stats_.emplace(shape_, layer_, args_.config->rms_norm_eps);
+    HEARTH_TRY(gather(apart ? std::set<BlockPoint>() : points, stats_ ? &*stats_ : nullptr));
+    if (searches_kv(options_)) HEARTH_TRY(prepare_kv());
+    if (apart) HEARTH_TRY(gather(points, nullptr));
+    for (const Site& site : sites())
+      if (scales && searched(site)) HEARTH_TRY(scale_site(site));
+    PreparedLayer prepared;
+    prepared.moments = std::move(moments_);
+    if (options_.kv == KvFormatId::kFp8 && args_.stream != nullptr) {
+      HEARTH_TRY_ASSIGN(prepared.kv, fp8_scales());
+    }
+    return prepared;
   }
 
  private:
-  Status observe(BlockPoint last, FunctionRef<Status(BlockPoint point, ConstTensorView values)> look) {
-    const BlockObserver observer(look);
-    return args_.stream->run({.layer = &layer_, .index = args_.index, .observer = &observer, .until = last});
-  }
-
-  Result<AttentionStats> attention_stats() {
-    AttentionStats stats(shape_, layer_, args_.config->rms_norm_eps);
-    HEARTH_TRY(observe(BlockPoint::kQkv, [&](BlockPoint point, ConstTensorView values) -> Status {
-      return point == BlockPoint::kQkv ? stats.observe(values, args_.stream->cos_sin()) : Status();
-    }));
-    return stats;
+  // Moments of the inputs at `points`, and what `stats` wants, in one pass.
+  Status gather(const std::set<BlockPoint>& points, AttentionStats* stats) {
+    if (points.empty() && stats == nullptr) return {};
+    InputMoments moments;
+    for (const BlockPoint point : points) moments[point] = SecondMoments();
+    const auto look = [&](int64_t, ConstTensorView qkv) { return stats->observe(qkv, args_.stream->cos_sin()); };
+    const WindowObserver observer(look);
+    HEARTH_TRY(args_.stream->run(
+        {.layer = &layer_,
+         .index = args_.index,
+         .moments = &moments,
+         .qkv = stats != nullptr ? &observer : nullptr,
+         .until = points.empty()
+                      ? BlockPoint::kQkv
+                      : std::max(*points.rbegin(), stats != nullptr ? BlockPoint::kQkv : BlockPoint::kQkvInput)}));
+    moments_.merge(moments);
+    return {};
   }
 
   Status prepare_kv() {
-    if (!searches_kv(options_)) return options_.rotate_v.value_or(false) ? rotate_v(layer_, shape_) : Status();
     HEARTH_CHECK(args_.stream != nullptr, "a search without activations");
-    HEARTH_TRY_ASSIGN(const AttentionStats stats, attention_stats());
+    const AttentionStats& stats = *stats_;
     HEARTH_TRY_ASSIGN(const KeyScales keys, search_key_scales(stats, layer_, *options_.kv));
     HEARTH_TRY_ASSIGN(const ValueScales values, search_value_scales(stats, layer_, *options_.kv));
     if (!keys.pairs.empty()) HEARTH_TRY(scale_rope_pairs(layer_, shape_, keys.pairs));
@@ -188,34 +207,36 @@ class Preparer {
     return options_.rotate_v.value_or(values.rotate) ? rotate_v(layer_, shape_) : Status();
   }
 
-  Status scale_site(const Site& site) {
+  bool searched(const Site& site) const {
     // A coded cache wants V as it is now.
-    if (site.site == ScaleSite::kOInput && is_coded(options_.kv)) return {};
-    const std::vector<ModuleRecipe>& recipes = *args_.recipes;
-    if (std::ranges::none_of(site.readers, [&](size_t m) { return is_four_bit(recipes[m]); })) return {};
-    SecondMoments moments((layer_.*member(site.readers.front())).k);
-    HEARTH_TRY(observe(site.input, [&](BlockPoint point, ConstTensorView values) -> Status {
-      if (point != site.input) return {};
-      return moments.add({static_cast<const float*>(values.data), static_cast<size_t>(values.shape.count())},
-                         *args_.compute);
-    }));
+    if (site.site == ScaleSite::kOInput && is_coded(options_.kv)) return false;
+    return std::ranges::any_of(site.readers, [&](size_t m) { return is_four_bit((*args_.recipes)[m]); });
+  }
+
+  Status scale_site(const Site& site) {
+    SecondMoments& moments = moments_.at(site.input);
     std::vector<double> rms(static_cast<size_t>(moments.k()));
     for (int64_t i = 0; i < moments.k(); ++i)
       rms[static_cast<size_t>(i)] = std::sqrt(moments.diagonal(i) / static_cast<double>(moments.tokens()));
     const LayerTensors before = layer_;
-    const SiteLoss loss(before, shape_, site, recipes, moments, *args_.compute);
+    const SiteLoss loss(before, shape_, site, *args_.recipes, moments, *args_.compute);
     ScaleSearch search{.shape = shape_, .site = site.site, .input_rms = rms, .stored = args_.stored};
     const auto choice = search_scales(layer_, search, [&](const LayerTensors& scaled) { return loss(scaled); });
-    if (choice) return {};
-    return Error(choice.error())
-        .with_context(fmt::format("layer {}: scales for the {}", args_.index, block_point_name(site.input)));
+    if (!choice)
+      return Error(choice.error())
+          .with_context(fmt::format("layer {}: scales for the {}", args_.index, block_point_name(site.input)));
+    if (!args_.moments.contains(site.input)) {
+      moments_.erase(site.input);
+    } else if (choice->rule >= 0) {
+      moments.scale(input_factors(before, layer_, shape_, site.site));
+    }
+    return {};
   }
 
   Result<Fp8KvScales> fp8_scales() {
     AttentionStats stats(shape_, layer_, args_.config->rms_norm_eps);
     std::vector<double> value_max(static_cast<size_t>(shape_.kv_heads * shape_.head_dim));
-    HEARTH_TRY(observe(BlockPoint::kQkv, [&](BlockPoint point, ConstTensorView values) -> Status {
-      if (point != BlockPoint::kQkv) return {};
+    const auto look = [&](int64_t, ConstTensorView values) -> Status {
       const auto columns = static_cast<int64_t>(value_max.size());
       const ConstTensorView v = values.slice_cols(values.cols() - columns, columns);
       for (int64_t t = 0; t < values.rows(); ++t)
@@ -224,7 +245,10 @@ class Preparer {
           most = std::max(most, std::fabs(double{v.row<float>(t)[c]}));
         }
       return stats.observe(values, args_.stream->cos_sin());
-    }));
+    };
+    const WindowObserver observer(look);
+    HEARTH_TRY(
+        args_.stream->run({.layer = &layer_, .index = args_.index, .qkv = &observer, .until = BlockPoint::kQkv}));
     // Of every head, or of all of them.
     const auto scales = [&](const std::vector<double>& channel_max) {
       std::vector<float> result;
@@ -242,6 +266,8 @@ class Preparer {
   const PrepareArgs& args_;
   const QuantizeOptions& options_;
   const HeadShape shape_;
+  InputMoments moments_;
+  std::optional<AttentionStats> stats_;
 };
 
 }  // namespace
@@ -255,6 +281,8 @@ bool prepare_needs_calibration(const QuantizeOptions& options) {
   return searches_kv(options) || options.kv == KvFormatId::kFp8 || options.awq.value_or(false);
 }
 
-Result<Fp8KvScales> prepare_layer(LayerTensors& layer, const PrepareArgs& args) { return Preparer(layer, args).run(); }
+Result<PreparedLayer> prepare_layer(LayerTensors& layer, const PrepareArgs& args) {
+  return Preparer(layer, args).run();
+}
 
 }  // namespace hearth

@@ -5,7 +5,7 @@
 // One owner; the work runs on the threads of `compute`.
 #pragma once
 
-#include <optional>
+#include <set>
 #include <vector>
 
 #include "hearth/base/result.h"
@@ -24,6 +24,7 @@ struct PrepareArgs {
   DType stored = DType::kF32;                          // of the norms
   ActivationStream* stream = nullptr;                  // null: only what needs no activations
   Compute* compute = nullptr;
+  std::set<BlockPoint> moments;  // inputs of linears of which the caller wants the second moments; needs `stream`
 };
 
 // What the layer stores for an FP8 cache: what a stored 1 stands for, [1] or [kv_heads]. Empty: none.
@@ -32,12 +33,19 @@ struct Fp8KvScales {
   std::vector<float> value;
 };
 
+struct PreparedLayer {
+  Fp8KvScales kv;
+  InputMoments moments;  // those that were asked for, of the layer as it is now
+};
+
 // Whether the steps need activations: InvalidArgument without a calibration then.
 bool prepare_needs_calibration(const QuantizeOptions& options);
 // Whether inputs of linears are scaled: asked for, or by default for 4-bit weights by GPTQ.
 bool scales_inputs(const QuantizeOptions& options);
 
+// The steps leave what reaches a linear as it was, but for their own factors: one pass through the layer, before any of
+// them, gathers all that the searches look at.
 // In this order: factors of K and Q, of V and O for the KV format, rotation of V, scales of the linears' inputs.
-Result<Fp8KvScales> prepare_layer(LayerTensors& layer, const PrepareArgs& args);
+Result<PreparedLayer> prepare_layer(LayerTensors& layer, const PrepareArgs& args);
 
 }  // namespace hearth
