@@ -2,6 +2,7 @@
 // hearth quantize: a checkpoint in, a smaller one out that every other command runs.
 #include <sys/resource.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "hearth/base/clock.h"
@@ -189,9 +190,10 @@ void add_format_options(CLI::App& command, QuantizeSettings& s) {
              s.kv_scales)
       ->group(kGroup);
   command
-      .add_flag_function("--rotate-v,!--no-rotate-v", given(s.rotate_v),
-                "Rotates the values of each head, for a KV cache of few bits (default: where calibration says that it "
-                "helps).")
+      .add_flag_function(
+          "--rotate-v,!--no-rotate-v", given(s.rotate_v),
+          "Rotates the values of each head, for a KV cache of few bits (default: where calibration says that it "
+          "helps).")
       ->group(kGroup);
   add_text(command, "--keep", "RULES",
            "Modules with another format: lm_head=bf16,layers.0=fp8,down_proj=bf16. A rule names whole components of a "

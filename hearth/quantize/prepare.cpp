@@ -23,11 +23,12 @@ struct Site {
   BlockPoint input;
   std::vector<size_t> readers;  // of LayerTensors::linears()
 };
+// In the order in which outliers by powers of two cancel (transform_scales.h, I1).
 const std::vector<Site>& sites() {
-  static const std::vector<Site> kSites = {{ScaleSite::kQkvInput, BlockPoint::kQkvInput, {0, 1, 2}},
-                                           {ScaleSite::kOInput, BlockPoint::kOInput, {3}},
-                                           {ScaleSite::kGateUpInput, BlockPoint::kGateUpInput, {4, 5}},
-                                           {ScaleSite::kDownInput, BlockPoint::kDownInput, {6}}};
+  static const std::vector<Site> kSites = {{ScaleSite::kOInput, BlockPoint::kOInput, {3}},
+                                           {ScaleSite::kDownInput, BlockPoint::kDownInput, {6}},
+                                           {ScaleSite::kQkvInput, BlockPoint::kQkvInput, {0, 1, 2}},
+                                           {ScaleSite::kGateUpInput, BlockPoint::kGateUpInput, {4, 5}}};
   return kSites;
 }
 
@@ -160,12 +161,15 @@ class Preparer {
     for (const Site& site : sites())
       if (scales && searched(site)) points.insert(site.input);
     if (!searches_kv(options_) && options_.rotate_v.value_or(false)) HEARTH_TRY(rotate_v(layer_, shape_));
+    const bool evens_pairs = scales && !is_coded(options_.kv);
     // The KV search changes V, and so what reaches O.
     const bool apart = searches_kv(options_) && points.contains(BlockPoint::kOInput);
-    if (searches_kv(options_)) stats_.emplace(shape_, layer_, args_.config->rms_norm_eps);
+    if (searches_kv(options_) || evens_pairs) stats_.emplace(shape_, layer_, args_.config->rms_norm_eps);
     HEARTH_TRY(gather(apart ? std::set<BlockPoint>() : points, stats_ ? &*stats_ : nullptr));
     if (searches_kv(options_)) HEARTH_TRY(prepare_kv());
     if (apart) HEARTH_TRY(gather(points, nullptr));
+    // Rows of K and Q count in the columns of their inputs, whose scales are searched next.
+    if (evens_pairs) HEARTH_TRY(scale_rope_pairs(layer_, shape_, even_pair_factors(*stats_, layer_)));
     for (const Site& site : sites())
       if (scales && searched(site)) HEARTH_TRY(scale_site(site));
     PreparedLayer prepared;

@@ -45,7 +45,8 @@ bool scales_inputs(const QuantizeOptions& options);
 
 // The steps leave what reaches a linear as it was, but for their own factors: one pass through the layer, before any of
 // them, gathers all that the searches look at.
-// In this order: factors of K and Q, of V and O for the KV format, rotation of V, scales of the linears' inputs.
+// In this order: factors of K and Q, of V and O for the KV format, rotation of V, scales of the inputs of O, down, QKV,
+// gate and up.
 Result<PreparedLayer> prepare_layer(LayerTensors& layer, const PrepareArgs& args);
 
 }  // namespace hearth
