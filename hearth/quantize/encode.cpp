@@ -219,6 +219,31 @@ Result<QuantizedMatrix> encode(std::span<const float> w, int64_t n, int64_t k, c
   return out;
 }
 
+Result<double> encoding_loss(std::span<const float> w, int64_t n, const InputModel& model, const EncodeOptions& options,
+                             Compute& compute) {
+  HEARTH_TRY(check_weights(w, n, model.k));
+  HEARTH_TRY_ASSIGN(const CodeLevels code, code_levels(options.format));
+  double loss = 0;
+  for (int64_t first = 0; first < n; first += kPanelRows) {
+    Panel panel = make_panel(w, first, std::min(kPanelRows, n - first), model, false, compute.pool());
+    std::vector<float> error = panel.w;  // which feedback changes
+    HEARTH_TRY(encode_panel(code, model, options, nullptr, panel, compute));
+    for (size_t i = 0; i < error.size(); ++i) error[i] -= panel.value[i];
+    std::vector<float> product(error.size());
+    HEARTH_TRY(compute.subtract_product({.m = model.k,
+                                         .n = panel.rows,
+                                         .p = model.k,
+                                         .a = model.h.data(),
+                                         .lda = model.k,
+                                         .b = error.data(),
+                                         .ldb = panel.rows,
+                                         .c = product.data(),
+                                         .ldc = panel.rows}));
+    for (size_t i = 0; i < error.size(); ++i) loss -= static_cast<double>(error[i]) * static_cast<double>(product[i]);
+  }
+  return loss;
+}
+
 Result<EncodeReport> measure(std::span<const float> w, const QuantizedMatrix& matrix, const SecondMoments* moments,
                              Compute& compute) {
   const int64_t n = matrix.n, k = matrix.k;

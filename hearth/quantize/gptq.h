@@ -56,4 +56,9 @@ struct LineSearch {
 Status encode_panel(const CodeLevels& code, const InputModel& model, const EncodeOptions& options,
                     const LineSearch* lines, Panel& panel, Compute& compute);
 
+// tr(E H E^T) of w [n][model.k] when it is encoded by `options`, `model` being its input's: `h` and what the method
+// reads. No lines.
+Result<double> encoding_loss(std::span<const float> w, int64_t n, const InputModel& model, const EncodeOptions& options,
+                             Compute& compute);
+
 }  // namespace hearth

@@ -5,16 +5,22 @@
 #include <cmath>
 #include <optional>
 
+#include "hearth/quantize/site_loss.h"
 #include "hearth/quantize/transform_kv.h"
 #include "hearth/quantize/transform_scales.h"
 
 namespace hearth {
 namespace {
 
-// Rows of each matrix that judge a choice of scales, evenly spaced.
-constexpr int64_t kJudgedRows = 128;
 // E4M3 ends at 448. Half of it for what calibration saw: a float code loses nothing by room above.
 constexpr double kFp8Largest = 224;
+
+// What is searched. With error feedback the best exponents are small; large models have inputs that want more.
+constexpr ScaleRule kScaleRules[] = {
+    {ColumnStatistic::kRms, 0},       {ColumnStatistic::kRms, 0.1},    {ColumnStatistic::kRms, 0.2},
+    {ColumnStatistic::kRms, 0.35},    {ColumnStatistic::kRms, 0.5},    {ColumnStatistic::kRms, 0.7},
+    {ColumnStatistic::kMaxAbs, 0},    {ColumnStatistic::kMaxAbs, 0.1}, {ColumnStatistic::kMaxAbs, 0.2},
+    {ColumnStatistic::kMaxAbs, 0.35}, {ColumnStatistic::kMaxAbs, 0.5}, {ColumnStatistic::kMaxAbs, 0.7}};
 
 using Member = LayerLinear LayerTensors::*;
 
@@ -36,15 +42,6 @@ Member member(size_t linear) { return LayerTensors::linears()[linear].linear; }
 
 bool is_four_bit(const ModuleRecipe& recipe) {
   return !recipe.plain() && recipe.encode.format.code != WeightCode::kE4m3;
-}
-
-// The format that judges: round to nearest is quick for all codes but lines, for which a uniform one stands.
-WeightFormat judging_format(const WeightFormat& format) {
-  if (format.code != WeightCode::kBitvectors) return format;
-  return {.code = WeightCode::kI4SignMagnitude,
-          .scale_layout = ScaleLayout::kGroup,
-          .scale_dtype = DType::kF16,
-          .group_k = format.group_k};
 }
 
 // By how much row i of `after` differs from that of `before`, a multiple of it.
@@ -76,73 +73,6 @@ std::vector<float> input_factors(const LayerTensors& before, const LayerTensors&
   }
   return factors;
 }
-
-// The mean squared error of what the site's readers give, rounded to nearest, for a choice of scales.
-class SiteLoss {
- public:
-  SiteLoss(const LayerTensors& before, const HeadShape& shape, const Site& site,
-           const std::vector<ModuleRecipe>& recipes, const SecondMoments& moments, Compute& compute)
-      : before_(before), shape_(shape), site_(site), recipes_(recipes), k_(moments.k()), compute_(compute) {
-    h_.resize(static_cast<size_t>(k_ * k_));
-    const double tokens = static_cast<double>(std::max<int64_t>(1, moments.tokens()));
-    for (int64_t i = 0; i < k_; ++i)
-      for (int64_t j = i; j < k_; ++j)
-        h_[static_cast<size_t>(i * k_ + j)] = h_[static_cast<size_t>(j * k_ + i)] =
-            static_cast<float>(moments.sums()[static_cast<size_t>(i * k_ + j)] / tokens);
-  }
-
-  Result<double> operator()(const LayerTensors& scaled) const {
-    const std::vector<float> factors = input_factors(before_, scaled, shape_, site_.site);
-    double loss = 0;
-    for (const size_t reader : site_.readers) {
-      if (!is_four_bit(recipes_[reader])) continue;
-      HEARTH_TRY_ASSIGN(const double part, matrix_loss(scaled.*member(reader), recipes_[reader], factors));
-      loss += part;
-    }
-    return loss;
-  }
-
- private:
-  Result<double> matrix_loss(const LayerLinear& linear, const ModuleRecipe& recipe,
-                             const std::vector<float>& factors) const {
-    const int64_t rows = std::min(kJudgedRows, linear.n);
-    std::vector<float> w(static_cast<size_t>(rows * k_));
-    for (int64_t r = 0; r < rows; ++r)
-      std::ranges::copy(linear.row(r * linear.n / rows), w.begin() + static_cast<std::ptrdiff_t>(r * k_));
-    EncodeOptions options;
-    options.format = judging_format(recipe.encode.format);
-    options.method = EncodeMethod::kNearest;
-    HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, encode(w, rows, k_, nullptr, options, compute_));
-    // Errors as if the input had not been scaled.
-    std::vector<float> error(w.size()), product(w.size()), row(static_cast<size_t>(k_));
-    for (int64_t r = 0; r < rows; ++r) {
-      matrix.dequantize_row(r, row);
-      for (int64_t j = 0; j < k_; ++j)
-        error[static_cast<size_t>(j * rows + r)] =
-            (w[static_cast<size_t>(r * k_ + j)] - row[static_cast<size_t>(j)]) * factors[static_cast<size_t>(j)];
-    }
-    HEARTH_TRY(compute_.subtract_product({.m = k_,
-                                          .n = rows,
-                                          .p = k_,
-                                          .a = h_.data(),
-                                          .lda = k_,
-                                          .b = error.data(),
-                                          .ldb = rows,
-                                          .c = product.data(),
-                                          .ldc = rows}));
-    double loss = 0;
-    for (size_t i = 0; i < error.size(); ++i) loss -= double{error[i]} * double{product[i]};
-    return loss * static_cast<double>(linear.n) / static_cast<double>(rows);
-  }
-
-  const LayerTensors& before_;
-  const HeadShape shape_;
-  const Site& site_;
-  const std::vector<ModuleRecipe>& recipes_;
-  const int64_t k_;
-  Compute& compute_;
-  std::vector<float> h_;  // [k, k] mean second moments
-};
 
 bool is_coded(std::optional<KvFormatId> kv) {
   return kv == KvFormatId::kInt4 || kv == KvFormatId::kInt4Fireq || kv == KvFormatId::kInt4Saw;
@@ -223,9 +153,20 @@ class Preparer {
     for (int64_t i = 0; i < moments.k(); ++i)
       rms[static_cast<size_t>(i)] = std::sqrt(moments.diagonal(i) / static_cast<double>(moments.tokens()));
     const LayerTensors before = layer_;
-    const SiteLoss loss(before, shape_, site, *args_.recipes, moments, *args_.compute);
-    ScaleSearch search{.shape = shape_, .site = site.site, .input_rms = rms, .stored = args_.stored};
-    const auto choice = search_scales(layer_, search, [&](const LayerTensors& scaled) { return loss(scaled); });
+    SiteLoss judge(moments, *args_.compute);
+    const auto loss = [&](const LayerTensors& scaled) -> Result<double> {
+      const std::vector<float> factors = input_factors(before, scaled, shape_, site.site);
+      double sum = 0;
+      for (const size_t reader : site.readers) {
+        if (!is_four_bit((*args_.recipes)[reader])) continue;
+        HEARTH_TRY_ASSIGN(const double part, judge(scaled.*member(reader), factors, (*args_.recipes)[reader].encode));
+        sum += part;
+      }
+      return sum;
+    };
+    ScaleSearch search{
+        .shape = shape_, .site = site.site, .input_rms = rms, .rules = kScaleRules, .stored = args_.stored};
+    const auto choice = search_scales(layer_, search, loss);
     if (!choice)
       return Error(choice.error())
           .with_context(fmt::format("layer {}: scales for the {}", args_.index, block_point_name(site.input)));
