@@ -43,16 +43,22 @@ namespace pr = product;
 constexpr int64_t kTileRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
 constexpr int64_t kTileVectors = 2;
 
-// [depth][width] of `from` into panels of `panel` columns: [panel][depth][column], zeros past the width.
-template <class T>
-void pack(const T* from, int64_t stride, int64_t depth, int64_t width, int64_t panel, T* to) {
-  for (int64_t first = 0; first < width; first += panel, to += panel * depth) {
-    const int64_t count = std::min(panel, width - first);
-    for (int64_t d = 0; d < depth; ++d) {
-      const T* row = from + d * stride + first;
-      T* out = to + d * panel;
-      std::copy_n(row, count, out);
-      std::fill(out + count, out + panel, T{0});
+// [depth][width] of `from` into panels of kPanel columns: [panel][depth][column], zeros past the width.
+template <int64_t kPanel, class T>
+void pack(const T* from, int64_t stride, int64_t depth, int64_t width, T* to) {
+  const hn::CappedTag<T, kPanel> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t first = 0; first < width; first += kPanel, to += kPanel * depth) {
+    const int64_t count = std::min(kPanel, width - first);
+    for (int64_t t = 0; t < depth; ++t) {
+      const T* row = from + t * stride + first;
+      T* out = to + t * kPanel;
+      if (count == kPanel) {
+        for (int64_t i = 0; i < kPanel; i += lanes) hn::StoreU(hn::LoadU(d, row + i), d, out + i);
+      } else {
+        std::copy_n(row, count, out);
+        std::fill(out + count, out + kPanel, T{0});
+      }
     }
   }
 }
@@ -66,8 +72,8 @@ void block(const ProductOf<T, TC>& job, int64_t row, int64_t column, pr::Scratch
   const int64_t rows = std::min(pr::kBlockRows, job.m - row), columns = std::min(pr::kBlockColumns, job.n - column);
   for (int64_t p = 0; p < job.p; p += pr::kDepth) {
     const int64_t depth = std::min(pr::kDepth, job.p - p);
-    pack(job.a + p * job.lda + row, job.lda, depth, rows, kTileRows, scratch.a.get());
-    pack(job.b + p * job.ldb + column, job.ldb, depth, columns, kTileColumns, scratch.b.get());
+    pack<kTileRows>(job.a + p * job.lda + row, job.lda, depth, rows, scratch.a.get());
+    pack<kTileColumns>(job.b + p * job.ldb + column, job.ldb, depth, columns, scratch.b.get());
     for (int64_t j = 0; j < columns; j += kTileColumns) {
       for (int64_t i = 0; i < rows; i += kTileRows) {
         const T* a = scratch.a.get() + i * depth;
@@ -84,13 +90,17 @@ void block(const ProductOf<T, TC>& job, int64_t row, int64_t column, pr::Scratch
             acc[r][1] = hn::MulAdd(broadcast, b1, acc[r][1]);
           }
         }
-        HWY_ALIGN T sums[kTileColumns];
+        // Through memory with constant indices only: a register that is indexed at run time is stored in every round.
+        HWY_ALIGN T sums[kTileRows][kTileColumns];
+        HWY_UNROLL(8)
+        for (int64_t r = 0; r < kTileRows; ++r) {
+          hn::Store(acc[r][0], d, sums[r]);
+          hn::Store(acc[r][1], d, sums[r] + kLanes);
+        }
         const int64_t count = std::min(kTileColumns, columns - j);
         for (int64_t r = 0; r < std::min(kTileRows, rows - i); ++r) {
-          hn::Store(acc[r][0], d, sums);
-          hn::Store(acc[r][1], d, sums + kLanes);
           TC* c = job.c + (row + i + r) * job.ldc + column + j;
-          for (int64_t s = 0; s < count; ++s) c[s] += static_cast<TC>(job.alpha) * static_cast<TC>(sums[s]);
+          for (int64_t s = 0; s < count; ++s) c[s] += static_cast<TC>(job.alpha) * static_cast<TC>(sums[r][s]);
         }
       }
     }
