@@ -3,6 +3,7 @@
 #include "hearth/tensor/quantized_matrix.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace hearth {
 namespace {
@@ -61,6 +62,8 @@ Status QuantizedMatrix::validate() const {
   for (const uint16_t index : line_index) {
     if (index >= format.lines) return invalid_argument("quantized matrix: line {} of {}", index, format.lines);
   }
+  if (format.act == ActFormat::kE4m3Static && !(act_scale > 0 && act_scale <= std::numeric_limits<float>::max()))
+    return invalid_argument("quantized matrix: scale {} of activations, wanted a positive number", act_scale);
   if (k_order.empty()) return {};
   HEARTH_TRY(wanted_size("entries of the column order", k_order.size(), k));
   std::vector<bool> seen(static_cast<size_t>(k));

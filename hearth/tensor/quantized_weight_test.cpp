@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "hearth/base/random.h"
@@ -137,6 +138,17 @@ TEST(QuantizedWeight, TakesTheStoredBytesWhereNothingIsPadded) {
       .code = WeightCode::kU4, .scale_layout = ScaleLayout::kGroup, .scale_dtype = DType::kF16, .group_k = 128};
   EXPECT_EQ(quantized_weight_bytes(int4, 256, 1024, false), int4.stored_bytes(256, 1024));
   EXPECT_EQ(quantized_weight_bytes(int4, 256, 1024, true), int4.stored_bytes(256, 1024) + 4096);
+}
+
+TEST(QuantizedMatrix, AStaticScaleOfActivationsIsAPositiveNumber) {
+  WeightFormat format{.code = WeightCode::kE4m3, .scale_layout = ScaleLayout::kTensor};
+  format.act = ActFormat::kE4m3Static;
+  QuantizedMatrix matrix = make(format, 2, 3, false, 1);
+  EXPECT_TRUE(matrix.validate());
+  for (const float scale : {0.0f, -1.0f, INFINITY, NAN}) {
+    matrix.act_scale = scale;
+    EXPECT_FALSE(matrix.validate()) << scale;
+  }
 }
 
 }  // namespace
