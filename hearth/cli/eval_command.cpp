@@ -79,7 +79,7 @@ Result<std::vector<int64_t>> chosen_windows(const EvalSettings& s, int64_t count
 nlohmann::json quality_line(const EvalRun& run) {
   const Model& model = *run.model->model;
   nlohmann::json line =
-      result_line("eval.quality", cpu_device(run.pool->size()), command_line(run.settings.context.args));
+      result_line("eval.quality", device_of(model.ops(), run.pool->size()), command_line(run.settings.context.args));
   line["model"] = run.model->name;
   line["variant"] = "plain";
   line["format"] = stored_format(model);

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "hearth/eval/results.h"
+
 namespace hearth {
 namespace {
 
@@ -46,6 +48,11 @@ std::string stored_format(const Model& model) {
     }
   });
   return fmt::format("{}", fmt::join(formats, " + "));
+}
+
+std::string device_of(const OpTable& ops, int threads) {
+  const std::string gpu = ops.memory().device_name();
+  return gpu.empty() ? cpu_device(threads) : gpu;
 }
 
 }  // namespace hearth

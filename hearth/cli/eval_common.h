@@ -31,6 +31,9 @@ double bits_per_weight(const Model& model);
 // The format of the layers' linears; several joined by " + " where they differ.
 std::string stored_format(const Model& model);
 
+// What computes, as lines of results name it: the GPU, or the CPU and its threads.
+std::string device_of(const OpTable& ops, int threads);
+
 // Progress on stderr while an evaluation runs.
 class EvalProgress {
  public:

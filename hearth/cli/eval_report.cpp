@@ -328,7 +328,8 @@ Status ReportRun::write() const {
 
 Result<int> ReportRun::run() {
   HEARTH_TRY(parse());
-  report_.device = cpu_device(pool_->size());
+  HEARTH_TRY_ASSIGN(const OpTable* const ops, ops_of(s_.run.device));
+  report_.device = device_of(*ops, pool_->size());
   report_.command = command_line(s_.context.args);
   std::vector<OpenModel> models;
   HEARTH_TRY_ASSIGN(OpenModel first, open(0));

@@ -26,6 +26,7 @@ class HostQueue final : public Queue {
 class HostMemory final : public Memory {
  public:
   std::string_view name() const override { return "host"; }
+  std::string device_name() const override { return {}; }
   bool is_host() const override { return true; }
   Result<Buffer> allocate(int64_t size_bytes) const override {
     HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -67,6 +68,8 @@ class Memory {
  public:
   virtual ~Memory() = default;
   virtual std::string_view name() const = 0;
+  // The GPU whose memory this is, as results name it; empty on the host.
+  virtual std::string device_name() const = 0;
   // Whether the CPU may touch what allocate() returns.
   virtual bool is_host() const = 0;
   // Uninitialised bytes, aligned to 64 at least. ResourceExhausted where they do not fit, Unavailable where the

@@ -31,6 +31,10 @@ class CudaQueue final : public Queue {
 class CudaMemory final : public Memory {
  public:
   std::string_view name() const override { return "cuda"; }
+  std::string device_name() const override {
+    const auto info = cuda_device_info(0);
+    return info ? info->name : "GPU";
+  }
   bool is_host() const override { return false; }
   Result<Buffer> allocate(int64_t size_bytes) const override {
     HEARTH_TRY_ASSIGN(DeviceBuffer buffer, DeviceBuffer::allocate(size_bytes));
