@@ -26,7 +26,7 @@ constexpr OpTable kCudaOps{
       if (activation == DType::kBf16 && format.code == WeightCode::kBf16) return &kLinearCublasLt;
       return activation == DType::kF32 || activation == DType::kBf16 ? &kLinearSm90 : nullptr;
     },
-    .supports_kv = [](KvFormatId format) { return format == KvFormatId::kF32 || format == KvFormatId::kBf16; },
+    .supports_kv = [](KvFormatId) { return true; },
     .second_moments = second_moments_sm90,
     .non_finite = non_finite_sm90,
     .memory = cuda_memory,

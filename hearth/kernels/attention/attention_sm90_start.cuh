@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts the Hopper attention kernels for one KV format (kv_read.cuh): the scratch, the split, the instance. Each format
-// is compiled in a file of its own. Host code; no state.
+// Starts the Hopper attention kernels for one KV format (kv_read.cuh): the scratch, the split, the instance. Each
+// format is compiled in a file of its own. Host code; no state.
 #pragma once
 
 #include <algorithm>
