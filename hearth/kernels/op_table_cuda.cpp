@@ -9,6 +9,8 @@ namespace {
 
 constexpr LinearOp kLinearCublasLt{"linear_cublaslt", linear_cublaslt_workspace_bytes, linear_cublaslt};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
+constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
+                                        linear_quantized_sm90};
 
 constexpr OpTable kCudaOps{
     .backend = "cuda",
@@ -22,9 +24,9 @@ constexpr OpTable kCudaOps{
     .sample = sample_cpu,
     .sample_workspace_bytes = sample_cpu_workspace_bytes,
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
-      if (!format.is_plain()) return nullptr;
-      if (activation == DType::kBf16 && format.code == WeightCode::kBf16) return &kLinearCublasLt;
-      return activation == DType::kF32 || activation == DType::kBf16 ? &kLinearSm90 : nullptr;
+      if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
+      if (!format.is_plain()) return supports_linear_quantized(format) ? &kLinearQuantizedSm90 : nullptr;
+      return activation == DType::kBf16 && format.code == WeightCode::kBf16 ? &kLinearCublasLt : &kLinearSm90;
     },
     .supports_kv = [](KvFormatId) { return true; },
     .second_moments = second_moments_sm90,

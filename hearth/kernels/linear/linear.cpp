@@ -67,9 +67,6 @@ Status validate_quantized(const LinearWeight& weight) {
   }
   if (format.act == ActFormat::kE4m3Static) {
     HEARTH_TRY(validate_part("act_scale", weight.act_scale, DType::kF32, 1, 1));
-    const float scale = *static_cast<const float*>(weight.act_scale.data);
-    if (!(scale > 0 && scale <= std::numeric_limits<float>::max()))
-      return invalid_argument("linear: act_scale is {}, wanted a positive number", scale);
   }
   return {};
 }
@@ -83,6 +80,14 @@ bool supports_linear_quantized(const WeightFormat& format) {
 }
 
 Status validate(const LinearArgs& args) {
+  HEARTH_TRY(validate_on_device(args));
+  if (args.weight->format.act != ActFormat::kE4m3Static) return {};
+  const float scale = *static_cast<const float*>(args.weight->act_scale.data);
+  if (scale > 0 && scale <= std::numeric_limits<float>::max()) return {};
+  return invalid_argument("linear: act_scale is {}, wanted a positive number", scale);
+}
+
+Status validate_on_device(const LinearArgs& args) {
   if (args.weight == nullptr) return invalid_argument("linear: no weight");
   const LinearWeight& weight = *args.weight;
   if (weight.n < 0 || weight.k < 0)

@@ -40,6 +40,8 @@ struct LinearOp {
 };
 
 Status validate(const LinearArgs& args);
+// The same without a look into the tensors' memory, which may be that of a GPU.
+Status validate_on_device(const LinearArgs& args);
 // Plain formats (f32, f16, bf16 weights).
 Status linear_ref(const LinearArgs& args, ExecContext& exec);
 int64_t linear_cpu_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);

@@ -230,7 +230,7 @@ Status prepare_cublaslt() {
 int64_t linear_cublaslt_workspace_bytes(int64_t, int64_t, int64_t, int) { return kWorkspaceBytes; }
 
 Status linear_cublaslt(const LinearArgs& args, ExecContext& exec) {
-  HEARTH_TRY(validate(args));
+  HEARTH_TRY(validate_on_device(args));
   if (args.x.dtype != DType::kBf16 || args.weight->codes.dtype != DType::kBf16)
     return unsupported("linear: x is {} and the weight {}, this op has bf16 for both", dtype_name(args.x.dtype),
                        dtype_name(args.weight->codes.dtype));

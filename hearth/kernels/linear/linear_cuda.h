@@ -3,6 +3,7 @@
 // linear_cublaslt: bf16 x and bf16 weights, on the tensor cores; sums in f32 in the order of the algorithm that the
 // library chooses for the shape, so that a row's bits may differ between values of m (not from run to run).
 // linear_sm90: every other pair of plain types; a row's bits are its own.
+// linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once
 
 #include "hearth/kernels/linear/linear.h"
@@ -16,6 +17,8 @@ int64_t linear_cublaslt_workspace_bytes(int64_t m, int64_t n, int64_t k, int thr
 Status linear_cublaslt(const LinearArgs& args, ExecContext& exec);
 int64_t linear_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_sm90(const LinearArgs& args, ExecContext& exec);
+int64_t linear_quantized_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_quantized_sm90(const LinearArgs& args, ExecContext& exec);
 
 // out = bias + residual (where there is one), to which linear_cublaslt adds the product. REQUIRES: valid args, a bias.
 Status linear_fill_cuda(const LinearArgs& args, ExecContext& exec);
