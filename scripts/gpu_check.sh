@@ -10,9 +10,9 @@
 # script. A table of all tests comes last. Exit 1 if one fails, or without a GPU.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-op_tests="embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test linear_sm90_test silu_mul_sm90_test"
-tests="$op_tests model_cuda_test"
-programs="$tests rmsnorm_bench"
+op_tests="embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test linear_sm90_test linear_quantized_sm90_test silu_mul_sm90_test"
+tests="$op_tests model_cuda_test quantized_model_cuda_test"
+programs="$tests rmsnorm_bench linear_sm90_bench"
 
 pack() {
     root=$(dirname "$here")
@@ -55,7 +55,7 @@ run_test() {
     if "$here/$1" --gtest_brief=1 > "$out/$1.txt" 2>&1; then outcome=passed; else outcome=FAILED; failed=1; fi
     count=$(sed -n 's/^\[==========\] \([0-9]* tests\{0,1\}\).*/\1/p' "$out/$1.txt" | tail -1)
     grep -Ev '^(Note:|\[==========\])' "$out/$1.txt" | head -60 || true
-    printf '%-22s %-8s %-10s %3d s\n' "$1" "$outcome" "${count:-?}" $(($(date +%s) - begin)) >> "$out/table.txt"
+    printf '%-28s %-8s %-10s %3d s\n' "$1" "$outcome" "${count:-?}" $(($(date +%s) - begin)) >> "$out/table.txt"
 }
 
 case ${1:-check} in
@@ -78,6 +78,7 @@ check)
     for test in $tests; do run_test "$test"; done
     HEARTH_COMMIT=$(cat "$here/commit") "$here/rmsnorm_bench" --backend sm90 --out "$out/rmsnorm_ours.jsonl" \
         > "$out/rmsnorm_bench.txt"
+    HEARTH_COMMIT=$(cat "$here/commit") "$here/linear_sm90_bench" --out "$out/linear_sm90.jsonl" > "$out/linear_sm90_bench.txt"
     # The peer needs its own libraries, not those beside us.
     if has_torch torch; then
         LD_LIBRARY_PATH=$libraries python3 "$here/rmsnorm_torch.py" --ours "$out/rmsnorm_ours.jsonl" --out "$out/rmsnorm.jsonl"
