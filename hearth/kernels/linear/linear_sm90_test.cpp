@@ -4,6 +4,7 @@
 
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/linear/linear_cuda.h"
+#include "hearth/kernels/linear/linear_sm90_plan.h"
 
 namespace hearth {
 namespace {
@@ -125,6 +126,12 @@ TEST(LinearSm90, MatchesTheReferenceAtEdges) {
             expect_matches_reference({x, weight, out, m, 129, 37, extras, extras}, kSm90);
             expect_matches_reference({x, weight, out, m, 1, 384, extras, extras}, kSm90);
           }
+}
+
+// The tile that wants 200 blocks of 128 x 128 (linear_sm90_plan.h), with edges.
+TEST(LinearSm90, LargeTilesMatchTheReference) {
+  ASSERT_EQ(choose_tile(1700, 1900), TileSize::kLarge);
+  for (DType x : {DType::kF32, DType::kBf16}) expect_matches_reference({x, DType::kBf16, x, 1700, 1900, 24}, kSm90);
 }
 
 // What models have: fable, Qwen2.5-7B's 3584 and 18944, Llama-3-8B, and a vocabulary that fills no tile.
