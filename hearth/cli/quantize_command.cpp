@@ -9,6 +9,7 @@
 #include "hearth/base/progress.h"
 #include "hearth/checkpoint/file.h"
 #include "hearth/cli/commands.h"
+#include "hearth/cli/eval_common.h"
 #include "hearth/cli/options.h"
 #include "hearth/cli/session.h"
 #include "hearth/cli/terminal.h"
@@ -109,10 +110,10 @@ int64_t peak_rss_bytes() {
 
 std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
 
-Status write_result(const QuantizeSettings& s, const FoundModel& model, const QuantizeSummary& summary, int threads,
-                    double seconds) {
+Status write_result(const QuantizeSettings& s, const FoundModel& model, const QuantizeSummary& summary,
+                    const OpTable& ops, int threads, double seconds) {
   if (s.results.empty()) return {};
-  nlohmann::json line = result_line("quantize", cpu_device(threads), command_line(s.context.args));
+  nlohmann::json line = result_line("quantize", device_of(ops, threads), command_line(s.context.args));
   line["model"] = model.name;
   line["format"] = s.to;
   line["method"] = s.method;
@@ -159,7 +160,7 @@ Result<int> run_quantize(const QuantizeSettings& s) {
                              megabytes(summary.output_bytes), seconds, megabytes(peak_rss_bytes()),
                              megabytes(summary.activation_bytes)));
   }
-  HEARTH_TRY(write_result(s, model, summary, pool.size(), seconds));
+  HEARTH_TRY(write_result(s, model, summary, *options.ops, pool.size(), seconds));
   return 0;
 }
 

@@ -116,7 +116,9 @@ class Preparer {
     if (points.empty() && stats == nullptr) return {};
     InputMoments moments;
     for (const BlockPoint point : points) moments[point] = SecondMoments();
-    const auto look = [&](int64_t, ConstTensorView qkv) { return stats->observe(qkv, args_.stream->cos_sin()); };
+    const auto look = [&](int64_t, ConstTensorView qkv) {
+      return stats->observe(qkv, args_.stream->cos_sin(), &args_.compute->pool());
+    };
     const WindowObserver observer(look);
     HEARTH_TRY(args_.stream->run(
         {.layer = &layer_,
@@ -189,7 +191,7 @@ class Preparer {
           double& most = value_max[static_cast<size_t>(c)];
           most = std::max(most, std::fabs(double{v.row<float>(t)[c]}));
         }
-      return stats.observe(values, args_.stream->cos_sin());
+      return stats.observe(values, args_.stream->cos_sin(), &args_.compute->pool());
     };
     const WindowObserver observer(look);
     HEARTH_TRY(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Statistics of keys, queries and values, and the search of factors. Everything on one thread: a sample of about a thousand tokens.
+// Statistics of keys, queries and values, and the search of factors. The search runs on one thread: a sample of about a
+// thousand tokens.
 #include "hearth/quantize/transform_kv.h"
 
 #include <algorithm>
@@ -16,6 +17,8 @@
 namespace hearth {
 namespace {
 
+// Rows that are rotated together.
+constexpr int64_t kChunk = 256;
 constexpr std::array<double, 7> kExponents = {0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5};
 
 // The heads of a row normalised (weight may be empty) and rotated.
@@ -55,7 +58,7 @@ std::vector<double> AttentionStats::rms(const std::vector<double>& squares, int6
   return out;
 }
 
-Status AttentionStats::observe(ConstTensorView qkv, ConstTensorView cos_sin) {
+Status AttentionStats::observe(ConstTensorView qkv, ConstTensorView cos_sin, ThreadPool* pool) {
   if (qkv.dtype != DType::kF32 || qkv.cols() != columns())
     return invalid_argument("attention statistics: qkv is {} {}, wanted f32 rows of {}", dtype_name(qkv.dtype),
                             to_string(qkv.shape), columns());
@@ -67,41 +70,53 @@ Status AttentionStats::observe(ConstTensorView qkv, ConstTensorView cos_sin) {
       if (const float value = qkv.row<float>(t)[i]; !std::isfinite(value))
         return invalid_argument("attention statistics: qkv is {} at [{}, {}]; wanted finite numbers", value, t, i);
   const bool sample = std::ssize(starts_) <= kSampledSequences;
-  std::vector<float> row(static_cast<size_t>(columns()));
-  const size_t dim = static_cast<size_t>(shape_.head_dim);
-  for (int64_t t = 0; t < qkv.rows(); ++t) {
-    std::copy_n(qkv.row<float>(t), row.size(), row.begin());
-    for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h)
-      norm_and_rotate(std::span(row).subspan(static_cast<size_t>(h) * dim, dim), h < shape_.heads ? q_norm_ : k_norm_,
-                      norm_eps_, cos_sin.row<float>(t));
-    add_row(row);
-    if (sample && t < kSampledTokens) sample_.insert(sample_.end(), row.begin(), row.end());
+  const auto width = static_cast<size_t>(columns()), dim = static_cast<size_t>(shape_.head_dim);
+  std::vector<float> rows(width * static_cast<size_t>(std::min(kChunk, qkv.rows())));
+  const auto row = [&](int64_t t) { return std::span(rows).subspan(static_cast<size_t>(t) * width, width); };
+  const auto share = [&](int64_t count, int64_t grain, FunctionRef<void(int64_t begin, int64_t end)> body) {
+    if (pool == nullptr) return body(0, count);
+    pool->parallel_for(count, grain, [&](int64_t begin, int64_t end, int) { body(begin, end); });
+  };
+  for (int64_t first = 0; first < qkv.rows(); first += kChunk) {
+    const int64_t count = std::min(kChunk, qkv.rows() - first);
+    share(count, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        std::copy_n(qkv.row<float>(first + t), width, row(t).begin());
+        for (int64_t h = 0; h < shape_.heads + shape_.kv_heads; ++h)
+          norm_and_rotate(row(t).subspan(static_cast<size_t>(h) * dim, dim), h < shape_.heads ? q_norm_ : k_norm_,
+                          norm_eps_, cos_sin.row<float>(first + t));
+      }
+    });
+    // A group's sums get the tokens in order.
+    share(shape_.kv_heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group)
+        for (int64_t t = 0; t < count; ++t) add_group(row(t), group);
+    });
+    tokens_ += count;
+    if (!sample) continue;
+    for (int64_t t = 0; t < std::min(count, kSampledTokens - first); ++t)
+      sample_.insert(sample_.end(), row(t).begin(), row(t).end());
   }
   if (sample && qkv.rows() > 0) starts_.push_back(sampled());
   return {};
 }
 
-void AttentionStats::add_row(std::span<const float> row) {
-  const size_t dim = static_cast<size_t>(shape_.head_dim), pairs = dim / 2;
+// A kv head and the query heads that read it.
+void AttentionStats::add_group(std::span<const float> row, int64_t group) {
+  const size_t dim = static_cast<size_t>(shape_.head_dim), pairs = dim / 2, at = static_cast<size_t>(group) * dim;
   const auto head = [&](int64_t h) { return row.data() + static_cast<size_t>(h) * dim; };
-  for (int64_t h = 0; h < shape_.heads; ++h) {
-    double* sums = query_square_.data() + static_cast<size_t>(h / shape_.group()) * dim;
-    for (size_t i = 0; i < dim; ++i) sums[i] += double{head(h)[i]} * head(h)[i];
+  for (int64_t h = group * shape_.group(); h < (group + 1) * shape_.group(); ++h)
+    for (size_t i = 0; i < dim; ++i) query_square_[at + i] += double{head(h)[i]} * head(h)[i];
+  const float *k = head(shape_.heads + group), *v = head(shape_.heads + shape_.kv_heads + group);
+  for (size_t i = 0; i < dim; ++i) {
+    key_square_[at + i] += double{k[i]} * k[i];
+    value_square_[at + i] += double{v[i]} * v[i];
+    key_max_[at + i] = std::max(key_max_[at + i], std::abs(double{k[i]}));
   }
-  for (int64_t h = 0; h < shape_.kv_heads; ++h) {
-    const float *k = head(shape_.heads + h), *v = head(shape_.heads + shape_.kv_heads + h);
-    const size_t at = static_cast<size_t>(h) * dim;
-    for (size_t i = 0; i < dim; ++i) {
-      key_square_[at + i] += double{k[i]} * k[i];
-      value_square_[at + i] += double{v[i]} * v[i];
-      key_max_[at + i] = std::max(key_max_[at + i], std::abs(double{k[i]}));
-    }
-    for (size_t f = 0; f < pairs; ++f) {
-      double& largest = key_pair_max_[at / 2 + f];
-      largest = std::max(largest, std::sqrt(double{k[f]} * k[f] + double{k[f + pairs]} * k[f + pairs]));
-    }
+  for (size_t f = 0; f < pairs; ++f) {
+    double& largest = key_pair_max_[at / 2 + f];
+    largest = std::max(largest, std::sqrt(double{k[f]} * k[f] + double{k[f + pairs]} * k[f + pairs]));
   }
-  ++tokens_;
 }
 
 std::vector<float> fireq_pair_factors(const AttentionStats& stats, double alpha) {

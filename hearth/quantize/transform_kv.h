@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "hearth/base/result.h"
+#include "hearth/base/thread_pool.h"
 #include "hearth/quantize/layer.h"
 #include "hearth/quantize/transform.h"
 #include "hearth/quantize/transform_scales.h"
@@ -28,8 +29,9 @@ class AttentionStats {
 
   // Adds a sequence from its first token on, as a BlockObserver sees it at BlockPoint::kQkv.
   //   qkv [tokens, (heads + 2 kv_heads) head_dim] f32 before RoPE;  cos_sin [tokens, head_dim] f32 (rope.h)
-  // InvalidArgument for shapes that disagree or a value that is NaN or infinite; nothing is added then.
-  Status observe(ConstTensorView qkv, ConstTensorView cos_sin);
+  // InvalidArgument for shapes that disagree or a value that is NaN or infinite; nothing is added then. On the threads of
+  // `pool`, if given: the same bits.
+  Status observe(ConstTensorView qkv, ConstTensorView cos_sin, ThreadPool* pool = nullptr);
 
   const HeadShape& shape() const { return shape_; }
   int64_t tokens() const { return tokens_; }
@@ -59,7 +61,7 @@ class AttentionStats {
   int64_t columns() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim; }
   std::span<const float> sampled_head(int64_t token, int64_t head) const;
   std::vector<double> rms(const std::vector<double>& squares, int64_t per_token) const;
-  void add_row(std::span<const float> row);
+  void add_group(std::span<const float> row, int64_t group);
 
   HeadShape shape_;
   std::vector<float> q_norm_, k_norm_;

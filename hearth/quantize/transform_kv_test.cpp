@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "hearth/quantize/block_for_test.h"
 
@@ -59,6 +61,35 @@ TEST(BalancingFactors, AreWhatTheirFormulaSays) {
   EXPECT_THAT(balancing_factors(writer, reader, 0.5),
               ::testing::ElementsAre(0.5f, 2.0f, ::testing::FloatNear(0.6299605f, 1e-6f), 0.25f));
   EXPECT_THAT(balancing_factors(writer, reader, 0), ::testing::ElementsAre(0.25f, 1.0f, 0.25f, 0.0625f));
+}
+
+TEST(AttentionStats, TheSameBitsForAnyNumberOfThreads) {
+  constexpr uint64_t kSeed = 20291;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  ModelConfig c = testing::small_config();
+  c.qk_norm = true;
+  const LayerTensors layer = testing::random_layer(c, random);
+  const int64_t tokens = 600, columns = (c.heads + 2 * c.kv_heads) * c.head_dim;
+  const std::vector<float> qkv = testing::normals(tokens * columns, 1, random);
+  std::vector<int32_t> positions(tokens);
+  std::iota(positions.begin(), positions.end(), 0);
+  const std::vector<float> cos_sin = testing::rope_table(c, positions);
+  AttentionStats one(HeadShape::of(c), layer, c.rms_norm_eps), three = one;
+  ThreadPool pool(3);
+  const ConstTensorView values(qkv.data(), DType::kF32, Shape{tokens, columns}),
+      table(cos_sin.data(), DType::kF32, Shape{tokens, c.head_dim});
+  ASSERT_TRUE(one.observe(values, table));
+  ASSERT_TRUE(three.observe(values, table, &pool));
+  EXPECT_EQ(three.key_rms(), one.key_rms());
+  EXPECT_EQ(three.query_rms(), one.query_rms());
+  EXPECT_EQ(three.value_rms(), one.value_rms());
+  EXPECT_EQ(three.key_max(), one.key_max());
+  EXPECT_EQ(three.key_pair_max(), one.key_pair_max());
+  ASSERT_EQ(three.sampled(), AttentionStats::kSampledTokens);
+  ASSERT_EQ(one.sampled(), AttentionStats::kSampledTokens);
+  for (int64_t t : {0, 255, 256, 511})
+    EXPECT_TRUE(std::ranges::equal(three.sampled_key(t, 1), one.sampled_key(t, 1))) << t;
 }
 
 TEST(AttentionStats, CountsWhatItSees) {
