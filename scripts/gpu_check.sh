@@ -10,8 +10,8 @@
 # script. A table of all tests comes last. Exit 1 if one fails, or without a GPU.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-op_tests="embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test linear_sm90_test linear_quantized_sm90_test silu_mul_sm90_test"
-tests="$op_tests model_cuda_test quantized_model_cuda_test"
+op_tests="embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test linear_sm90_test linear_quantized_sm90_test silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"
+tests="$op_tests model_cuda_test quantized_model_cuda_test quantize_pipeline_cuda_test"
 programs="$tests rmsnorm_bench linear_sm90_bench"
 
 pack() {

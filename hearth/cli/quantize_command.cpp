@@ -156,9 +156,11 @@ Result<int> run_quantize(const QuantizeSettings& s) {
                              summary.modules, summary.bits_per_weight,
                              summary.kept > 0 ? fmt::format(", {} kept as they were", summary.kept) : "",
                              summary.rel_error));
-    write_stderr(fmt::format("hearth: {} of weights in {:.1f} s, at most {} of memory, {} of them activations",
+    const bool on_host = options.ops->memory().is_host();
+    write_stderr(fmt::format("hearth: {} of weights in {:.1f} s, at most {} of memory, {} {}activations{}",
                              megabytes(summary.output_bytes), seconds, megabytes(peak_rss_bytes()),
-                             megabytes(summary.activation_bytes)));
+                             megabytes(summary.activation_bytes), on_host ? "of them " : "of ",
+                             on_host ? "" : fmt::format(" in {} memory", options.ops->memory().name())));
   }
   HEARTH_TRY(write_result(s, model, summary, *options.ops, pool.size(), seconds));
   return 0;

@@ -14,10 +14,10 @@ constexpr const char* kStreamModel = "models/fable-13m";
 
 struct StreamFixture {
   StreamFixture() : checkpoint(*Checkpoint::open(kStreamModel)), config(*parse_model_config(checkpoint.config())) {
-    set.length = 40;
-    for (int32_t w = 0; w < 3; ++w) {
+    set.length = 33;
+    for (int32_t w = 0; w < 2; ++w) {
       set.windows.emplace_back();
-      for (int32_t t = 0; t < 40; ++t)
+      for (int32_t t = 0; t < 33; ++t)
         set.windows.back().push_back(static_cast<int32_t>((w * 977 + t * t * 131 + 7) % config.vocab_size));
     }
   }
