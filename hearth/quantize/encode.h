@@ -39,7 +39,7 @@ struct EncodeOptions {
   double damping = 0.01;
   ColumnOrder order = ColumnOrder::kGroups;
   // Sweeps of coordinate descent over codes and scales after kClip (with moments) and kGptq.
-  int sweeps = 4;
+  int sweeps = 8;
   // u4 without zero points: a group's scale may be negative, so that its largest value can be the code -8.
   bool signed_scales = true;
   uint64_t seed = 0;  // SBVR: the start of the line search

@@ -298,13 +298,14 @@ Losses losses_of(WeightFormat format, Compute& compute) {
           loss(EncodeMethod::kGptq, 4)};
 }
 
-// Ratios of the research on data of this kind: GPTQ 0.312 of nearest, both asymmetric.
+// The research has 0.312 of nearest for GPTQ on data of this kind, both asymmetric; a scale search under feedback and the
+// order of columns bring 0.076 here.
 TEST(Encode, EachMethodIsBetter) {
   Machine machine;
   WeightFormat asymmetric = int4(128);
   asymmetric.has_zero_point = true;
   const Losses asym = losses_of(asymmetric, *machine.compute);
-  EXPECT_LT(asym.gptq, 0.35 * asym.nearest);
+  EXPECT_LT(asym.gptq, 0.1 * asym.nearest);
   for (const WeightFormat& format : {int4(128), asymmetric, with(int4(128, DType::kF16), WeightCode::kI4SignMagnitude),
                                      with(int4(128, DType::kF16), WeightCode::kC4), int4(32), int4(512)}) {
     const Losses losses = losses_of(format, *machine.compute);
