@@ -19,7 +19,8 @@ def newest():
         for text in file.read_text().splitlines():
             line = json.loads(text)
             key = tuple(line.get(k) for k in ("bench", "model", "config", "layer", "text", "format", "act", "activation",
-                                              "device", "M", "rows", "hidden", "residual"))
+                                              "device", "M", "rows", "hidden", "residual", "name", "baseline",
+                                              "list"))
             if key not in lines or lines[key]["date"] <= line["date"]:
                 lines[key] = line
     return list(lines.values())
@@ -30,7 +31,14 @@ def table(lines):
     for line in lines:
         where = f"{line['device']}, {line['date'][:10]}, `{line['command']}`"
         if line["bench"] == "eval.quality" and line["activation"] == "f32":
-            if "ppl" in line:
+            if "baseline" in line:
+                # A format's row: of its own baseline alone, and not the baseline itself.
+                own = "kvint4" if line["name"].startswith("kv") else "rtn"
+                if line["baseline"] == own and line["name"] not in (own, "m"):
+                    rows.append((f"{line['model']}, {line['name']} as shares of {own}, {line['text']}, {line['windows']} windows",
+                                 f"rise of perplexity {line['rise_share']:.3f} ± {line['rise_share_standard_error']:.3f}, "
+                                 f"KL {line['kl_share']:.3f}", where))
+            elif "ppl" in line:
                 rows.append((f"{line['model']}, perplexity of {line['text']}", f"{line['ppl']:.4f}", where))
             else:
                 rows.append((f"{line['model']}, LAMBADA accuracy", f"{line['correct']} of {line['n']}", where))
