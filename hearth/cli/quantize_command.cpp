@@ -91,6 +91,7 @@ Result<QuantizeOptions> options_of(const QuantizeSettings& s) {
   o.rotate_v = s.rotate_v;
   o.seed = static_cast<uint64_t>(s.seed);
   HEARTH_TRY_ASSIGN(o.ops, ops_of(s.device));
+  if (o.ops->prepare) HEARTH_TRY(o.ops->prepare());
   if (!s.rules.empty()) {
     HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.rules, kMaxRuleBytes).with_context("--rules"));
     HEARTH_TRY_ASSIGN(o.rules, parse_rule_file(text).with_context(s.rules));

@@ -3,6 +3,7 @@
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/op_table.h"
 #include "hearth/memory/cuda/cuda_memory.h"
+#include "hearth/memory/cuda/device.h"
 
 namespace hearth {
 namespace {
@@ -11,6 +12,12 @@ constexpr LinearOp kLinearCublasLt{"linear_cublaslt", linear_cublaslt_workspace_
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};
+
+// The GPU first: without one cuBLASLt says only that it is not initialized.
+Status prepare() {
+  HEARTH_TRY(check_cuda_device());
+  return prepare_cublaslt();
+}
 
 constexpr OpTable kCudaOps{
     .backend = "cuda",
@@ -32,7 +39,7 @@ constexpr OpTable kCudaOps{
     .second_moments = second_moments_sm90,
     .non_finite = non_finite_sm90,
     .memory = cuda_memory,
-    .prepare = prepare_cublaslt,
+    .prepare = prepare,
 };
 
 }  // namespace

@@ -35,6 +35,25 @@ Result<CudaDeviceInfo> cuda_device_info(int device) {
                         properties.major * 10 + properties.minor};
 }
 
+Status check_cuda_device() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  const std::string found = error != cudaSuccess
+                                ? fmt::format("{} ({})", cudaGetErrorString(error), cudaGetErrorName(error))
+                                : std::string("the driver shows none");
+  // A missing driver is reported as an old one.
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorStubLibrary)
+    return unavailable("no NVIDIA driver, or one that is older than CUDA {}: {}", CUDART_VERSION / 1000, found);
+  if (error != cudaSuccess || count == 0)
+    return unavailable(
+        "no GPU that this process may use: {}; nvidia-smi lists the machine's, CUDA_VISIBLE_DEVICES hides some", found);
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo info, cuda_device_info(0));
+  if (info.compute_capability != 90)
+    return unsupported("GPU 0, {}, has compute capability {}.{}; hearth's kernels are for 9.0 (H100, H200)", info.name,
+                       info.compute_capability / 10, info.compute_capability % 10);
+  return {};
+}
+
 Result<Stream> Stream::create() {
   cudaStream_t stream = nullptr;
   HEARTH_CUDA_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));

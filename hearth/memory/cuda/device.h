@@ -25,6 +25,9 @@ struct CudaDeviceInfo {
   int compute_capability = 0;  // 90 for sm_90
 };
 Result<CudaDeviceInfo> cuda_device_info(int device);
+// Whether the first GPU can run hearth's kernels, and what is missing where it cannot. Unavailable: a driver or a
+// device; Unsupported: it is of another generation than Hopper.
+Status check_cuda_device();
 
 class Stream {
  public:

@@ -14,8 +14,14 @@ TEST(Cuda, AMachineWithoutAGpuSaysSo) {
   if (count) {
     EXPECT_GE(*count, 1);
     EXPECT_TRUE(Stream::create());
+    EXPECT_TRUE(check_cuda_device()) << check_cuda_device().error().message;
     return;
   }
+  const Status missing = check_cuda_device();
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, ErrorCode::kUnavailable);
+  const std::string& message = missing.error().message;
+  EXPECT_TRUE(message.starts_with("no NVIDIA driver") || message.starts_with("no GPU")) << message;
   EXPECT_EQ(count.error().code, ErrorCode::kUnavailable) << count.error().message;
   EXPECT_NE(count.error().message.find("cudaGetDeviceCount"), std::string::npos) << count.error().message;
   const auto stream = Stream::create();
