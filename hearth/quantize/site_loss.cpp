@@ -28,14 +28,17 @@ EncodeOptions judging_options(const EncodeOptions& wanted) {
 }
 
 // D H D for a diagonal D, and what is computed from it.
-void scale_model(const InputModel& from, std::span<const float> d, InputModel& to) {
-  const auto k = static_cast<size_t>(from.k);
-  for (size_t i = 0; i < k; ++i) {
-    for (size_t j = 0; j < k; ++j) to.h[i * k + j] = from.h[i * k + j] * d[i] * d[j];
-    to.weight[i] = from.weight[i] * d[i] * d[i];
-  }
-  // (D H D)^-1 = (U D^-1)^T (U D^-1).
-  for (size_t i = 0; i < from.factor.size(); ++i) to.factor[i] = from.factor[i] / d[i % k];
+void scale_model(const InputModel& from, std::span<const float> d, InputModel& to, ThreadPool& pool) {
+  pool.parallel_for(from.k, 16, [&](int64_t begin, int64_t end, int) {
+    const auto k = static_cast<size_t>(from.k);
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      for (size_t j = 0; j < k; ++j) to.h[i * k + j] = from.h[i * k + j] * d[i] * d[j];
+      to.weight[i] = from.weight[i] * d[i] * d[i];
+      if (from.factor.empty()) continue;
+      // (D H D)^-1 = (U D^-1)^T (U D^-1).
+      for (size_t j = 0; j < k; ++j) to.factor[i * k + j] = from.factor[i * k + j] / d[j];
+    }
+  });
   // D H D = (D M) (D M)^T.
   for (size_t block = 0; block < from.group_factor.size(); ++block) {
     const std::vector<float>& m = from.group_factor[block];
@@ -101,7 +104,7 @@ Result<double> SiteLoss::operator()(const LayerLinear& linear, std::span<const f
   std::vector<float> d(static_cast<size_t>(k));
   for (size_t i = 0; i < d.size(); ++i)
     d[i] = rms_[i] > 0 ? static_cast<float>(rms_[i] * static_cast<double>(factors[i])) : factors[i];
-  scale_model(judge->even, d, judge->scaled);
+  scale_model(judge->even, d, judge->scaled, compute_.pool());
   std::vector<float> w;
   for (int64_t r = 0; r < rows; ++r) {
     const std::span<const float> row = linear.row(r * linear.n / rows);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "hearth/base/check.h"
 
@@ -95,9 +96,11 @@ std::vector<double> column_statistic(const LayerTensors& layer, const HeadShape&
   return out;
 }
 
-std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
-                               std::span<const double> input_rms, const ScaleRule& rule) {
-  const std::vector<double> columns = column_statistic(layer, shape, site, rule.statistic);
+namespace {
+
+// site_scales() with the columns' statistic at hand: exponents share it.
+std::vector<float> scales_of(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
+                             std::span<const double> input_rms, std::span<const double> columns, double exponent) {
   const int64_t inputs = readers(layer, site).front()->k;
   HEARTH_CHECK(static_cast<int64_t>(input_rms.size()) == inputs, "{} root mean squares for {} inputs", input_rms.size(),
                inputs);
@@ -107,7 +110,7 @@ std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape
     values[static_cast<size_t>(channel)] += x * x;
   });
   for (double& x : values) x = std::sqrt(x / static_cast<double>(inputs / static_cast<int64_t>(columns.size())));
-  std::vector<float> scales = balancing_factors(columns, values, rule.exponent);
+  std::vector<float> scales = balancing_factors(columns, values, exponent);
 
   // The inputs become x / s, which is the same wherever a power of two was.
   double logs = 0;
@@ -120,6 +123,13 @@ std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape
   const int constant = used ? static_cast<int>(std::lround(logs / static_cast<double>(used))) : 0;
   for (float& s : scales) s = std::ldexp(s, constant);
   return scales;
+}
+
+}  // namespace
+
+std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
+                               std::span<const double> input_rms, const ScaleRule& rule) {
+  return scales_of(layer, shape, site, input_rms, column_statistic(layer, shape, site, rule.statistic), rule.exponent);
 }
 
 void apply_scales(LayerTensors& layer, const HeadShape& shape, ScaleSite site, std::span<const float> s, DType stored) {
@@ -141,8 +151,12 @@ Result<ScaleChoice> search_scales(LayerTensors& layer, const ScaleSearch& search
   HEARTH_TRY_ASSIGN(best.loss, judge(layer));
   best.plain_loss = best.loss;
   LayerTensors winner;
+  std::map<ColumnStatistic, std::vector<double>> statistics;
   for (size_t i = 0; i < search.rules.size(); ++i) {
-    std::vector<float> scale = site_scales(layer, search.shape, search.site, search.input_rms, search.rules[i]);
+    const ScaleRule& rule = search.rules[i];
+    std::vector<double>& columns = statistics[rule.statistic];
+    if (columns.empty()) columns = column_statistic(layer, search.shape, search.site, rule.statistic);
+    std::vector<float> scale = scales_of(layer, search.shape, search.site, search.input_rms, columns, rule.exponent);
     LayerTensors scaled = layer;
     apply_scales(scaled, search.shape, search.site, scale, search.stored);
     HEARTH_TRY_ASSIGN(const double value, judge(scaled));
