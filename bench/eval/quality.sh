@@ -41,11 +41,12 @@ rows=(
     "sbvr2 --to sbvr --bitvectors 2 --calibration $books"
     "auto --to auto --bits 4.25 --calibration $books"
     "w4a8kv4 --to fireq --kv int4-fireq --calibration $books"
+    "w4a8kv4-c4 --to fireq-c4 --kv int4-fireq --calibration $books"
     "kv-fp8 --to bf16 --kv fp8 --calibration $books"
     "kv-fireq --to bf16 --kv int4-fireq --calibration $books"
     "kv-saw --to bf16 --kv int4-saw --calibration $books"
 )
-gated=(rtn clip int4 fp8 fireq fireq-c4 sbvr w4a8kv4@kv=int4-fireq)
+gated=(rtn clip int4 fp8 fireq fireq-c4 sbvr w4a8kv4@kv=int4-fireq w4a8kv4-c4@kv=int4-fireq)
 gated_kv=(kv-fp8@kv=fp8 kv-fireq@kv=int4-fireq kv-saw@kv=int4-saw)
 outlier_rows=(rtn awq int4 fireq fireq-c4 sbvr)
 
@@ -92,7 +93,7 @@ all_rows() {
     for row in "${rows[@]}"; do
         name=${row%% *}
         case $name in
-            w4a8kv4) echo "$name@kv=int4-fireq" ;;
+            w4a8kv4*) echo "$name@kv=int4-fireq" ;;
             kv-fp8) echo "$name@kv=fp8" ;;
             kv-fireq) echo "$name@kv=int4-fireq" ;;
             kv-saw) echo "$name@kv=int4-saw" ;;
