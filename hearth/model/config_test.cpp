@@ -3,7 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "hearth/model/architecture.h"
 #include "hearth/model/rope_frequencies.h"
@@ -177,6 +181,31 @@ TEST(ModelConfig, EosMayBeOneOrMany) {
   EXPECT_EQ(parse(config).eos_token_ids, (std::vector<int32_t>{7, 9}));
   config["eos_token_id"] = 7;
   EXPECT_EQ(parse(config).eos_token_ids, (std::vector<int32_t>{7}));
+}
+
+// Elements of all tensors of a model.
+int64_t parameters(const ModelConfig& c) {
+  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  int64_t layer = c.hidden_size * (2 * q + 2 * kv) + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size;
+  if (c.qkv_bias) layer += q + 2 * kv;
+  if (c.qk_norm) layer += 2 * c.head_dim;
+  return c.layers * layer + c.hidden_size + (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden_size;
+}
+
+// The numbers are those of the published checkpoints.
+TEST(ModelConfig, BenchConfigurationsHaveThePublishedSizes) {
+  const std::map<std::string, int64_t> published = {{"llama-2-7b", 6738415616},   {"llama-3-8b", 8030261248},
+                                                    {"llama-3-70b", 70553706496}, {"llama-3.2-1b", 1235814400},
+                                                    {"qwen3-8b", 8190735360},     {"qwen2.5-7b", 7615616512}};
+  std::set<std::string> seen;
+  for (const auto& entry : std::filesystem::directory_iterator("bench/configs")) {
+    const std::string name = entry.path().stem();
+    SCOPED_TRACE(name);
+    std::ifstream file(entry.path());
+    EXPECT_EQ(parameters(parse(json::parse(file))), published.at(name));
+    seen.insert(name);
+  }
+  EXPECT_EQ(seen.size(), published.size());
 }
 
 }  // namespace
