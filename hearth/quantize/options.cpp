@@ -81,6 +81,31 @@ WeightFormat weight_format(const QuantizeOptions& options, std::string_view name
   return format;
 }
 
+// Whether any linear could get one of `formats`.
+bool may_use(const QuantizeOptions& o, std::initializer_list<std::string_view> formats) {
+  const auto wanted = [&](std::string_view name) { return std::ranges::find(formats, name) != formats.end(); };
+  return wanted(o.to) || std::ranges::any_of(o.rules, wanted, &FormatRule::format) ||
+         (o.to == kAutoFormat && std::ranges::any_of(o.candidates, wanted));
+}
+
+// An option that nothing would look at was meant for another command line.
+Status check_use(const QuantizeOptions& o) {
+  const QuantizeOptions usual;
+  const bool groups = o.group_size != usual.group_size;
+  if (groups && !may_use(o, {"int4", "fireq", "fireq-c4"}))
+    return invalid_argument("--group-size is for int4, fireq and fireq-c4; --to {} has no use for it", o.to);
+  if (groups && o.group_size == 0 && may_use(o, {"fireq", "fireq-c4"}))
+    return invalid_argument("--group-size channel is for int4; fireq and fireq-c4 have groups of 128, 64 or 32");
+  if (o.asymmetric && !may_use(o, {"int4"}))
+    return invalid_argument("--asymmetric is for int4; --to {} has no use for it", o.to);
+  const bool bitvectors = o.bitvectors != usual.bitvectors || o.lines != usual.lines || o.max_bits;
+  if (bitvectors && !may_use(o, {"sbvr"}))
+    return invalid_argument("--bitvectors, --lines and --max-bits are for sbvr; --to {} has no use for them", o.to);
+  if (o.to != kAutoFormat && (o.bits != usual.bits || o.candidates != usual.candidates))
+    return invalid_argument("--bits and --candidates are for --to auto; --to is {}", o.to);
+  return {};
+}
+
 }  // namespace
 
 std::vector<std::string> quantize_format_names() {
@@ -138,6 +163,8 @@ Status check_options(const QuantizeOptions& o) {
     return invalid_argument("--to auto needs --bits: the stored bits of a weight that the linears may take");
   if (o.to == kAutoFormat && !o.calibration)
     return invalid_argument("--to auto measures what goes through the model: give --calibration FILE");
+  if (o.candidates.empty())
+    return invalid_argument("--candidates: no format; known: {}", fmt::join(quantize_format_names(), ", "));
   for (const std::string& name : o.candidates)
     if (!is_format(name) && name != kPlain)
       return invalid_argument("--candidates: unknown format '{}'; known: {}", name,
@@ -152,16 +179,13 @@ Status check_options(const QuantizeOptions& o) {
                               fmt::join(quantize_format_names(), ", "));
   if (o.group_size != 0 && o.group_size != 32 && o.group_size != 64 && o.group_size != 128)
     return invalid_argument("--group-size: {}; wanted 128, 64, 32 or channel", o.group_size);
-  if (o.group_size == 0 && o.to.starts_with("fireq"))
-    return invalid_argument("--group-size channel is for int4; {} has groups of 128, 64 or 32", o.to);
-  const bool sbvr =
-      o.to == "sbvr" || std::ranges::any_of(o.rules, [](const FormatRule& r) { return r.format == "sbvr"; });
-  if (o.method == "authors" && !sbvr)
+  if (o.method == "authors" && !may_use(o, {"sbvr"}))
     return invalid_argument("--method authors is the encoder of SBVR's authors; --to {} has no use for it", o.to);
   if (o.method == "authors" && (o.bitvectors != 4 || o.lines != 0 || o.max_bits))
     return invalid_argument(
         "--method authors makes 4 bitvectors with as many lines as it finds; leave --bitvectors, "
         "--lines and --max-bits");
+  HEARTH_TRY(check_use(o));
   if (o.bitvectors < 2 || o.bitvectors > 4) return invalid_argument("--bitvectors: {}; wanted 4, 3 or 2", o.bitvectors);
   if (o.lines < 0 || o.lines > 4096) return invalid_argument("--lines: {}; wanted 1 to 4096", o.lines);
   if (o.max_bits && *o.max_bits <= static_cast<double>(o.bitvectors))

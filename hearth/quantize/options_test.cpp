@@ -86,6 +86,58 @@ TEST(QuantizeOptions, RefusesWhatItDoesNotKnow) {
   EXPECT_FALSE(check_options(options));
 }
 
+TEST(QuantizeOptions, RefusesWhatTheFormatsHaveNoUseFor) {
+  using Change = void (*)(QuantizeOptions&);
+  struct Case {
+    const char* option;
+    Change change;
+    const char* to;    // has no use for it
+    const char* user;  // has
+  };
+  const Case cases[] = {
+      {"--group-size", [](QuantizeOptions& o) { o.group_size = 64; }, "fp8", "fireq-c4"},
+      {"--group-size", [](QuantizeOptions& o) { o.group_size = 0; }, "fireq", "int4"},
+      {"--asymmetric", [](QuantizeOptions& o) { o.asymmetric = true; }, "fireq", "int4"},
+      {"--bitvectors", [](QuantizeOptions& o) { o.bitvectors = 3; }, "int4", "sbvr"},
+      {"--lines", [](QuantizeOptions& o) { o.lines = 16; }, "int4", "sbvr"},
+      {"--max-bits", [](QuantizeOptions& o) { o.max_bits = 4.1; }, "fp8", "sbvr"},
+      {"--bits", [](QuantizeOptions& o) { o.bits = 4.25; }, "int4", "auto"},
+      {"--candidates", [](QuantizeOptions& o) { o.candidates = {"fp8"}; }, "int4", "auto"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(fmt::format("{} {}", c.to, c.option));
+    QuantizeOptions options;
+    options.to = c.to;
+    c.change(options);
+    const Status status = check_options(options);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_THAT(status.error().message, testing::HasSubstr(c.option));
+    options.to = c.user;
+    if (options.to == kAutoFormat) {
+      options.calibration = CalibrationOptions{};
+      options.bits = 4.25;
+    }
+    EXPECT_TRUE(check_options(options));
+  }
+  // It has no use for the option, whatever the value.
+  QuantizeOptions useless;
+  useless.to = "int4";
+  useless.max_bits = 3;
+  EXPECT_THAT(check_options(useless).error().message, testing::HasSubstr("--max-bits are for sbvr"));
+  // A rule's format counts as well as that of --to.
+  QuantizeOptions options;
+  options.to = "int4";
+  options.lines = 16;
+  options.rules = {{"layers.0", "sbvr"}};
+  EXPECT_TRUE(check_options(options));
+  options = {};
+  options.to = "int4";
+  options.group_size = 0;
+  options.rules = {{"layers.0", "fireq"}};
+  EXPECT_FALSE(check_options(options));
+}
+
 TEST(QuantizeOptions, GroupsThatDoNotFitKeepTheModule) {
   QuantizeOptions options;
   options.to = "int4";

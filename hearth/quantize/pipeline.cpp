@@ -64,6 +64,7 @@ class Pipeline {
   Result<QuantizeSummary> run(const fs::path& source, const fs::path& out) {
     HEARTH_TRY(check_options(options_));
     HEARTH_TRY(open_source(source));
+    HEARTH_TRY(check_rules());
     if (options_.to != kAutoFormat) HEARTH_TRY(plan_modules());
     HEARTH_TRY(plan_calibration());
     HEARTH_TRY_ASSIGN(ordered_json fingerprint, make_fingerprint());
@@ -74,7 +75,7 @@ class Pipeline {
       HEARTH_TRY(plan_modules());
     }
     HEARTH_TRY(start_stream(out));
-    HEARTH_TRY(write_all().with_context(out.string()));
+    HEARTH_TRY(write_all().with_context(source.string()));
     HEARTH_TRY(out_->finish(source, final_config_));
     return summary();
   }
@@ -112,6 +113,24 @@ class Pipeline {
       if (known.contains(entry.name) || entry.name.ends_with(".rotary_emb.inv_freq")) continue;
       return unsupported("{}: tensor {} has no place in a {}", source_->dir().string(), quote_name(entry.name),
                          source_->config().value("model_type", "model of this kind"));
+    }
+    return {};
+  }
+
+  // A rule that names no linear is a slip of the keyboard.
+  Status check_rules() const {
+    for (const FormatRule& rule : options_.rules) {
+      bool found = matches_module(rule.pattern, kLmHead);
+      for (int64_t i = 0; i < config_.layers && !found; ++i)
+        found = std::ranges::any_of(LayerTensors::linears(), [&](const LayerTensors::Named& named) {
+          return matches_module(rule.pattern, layer_prefix(i) + named.name);
+        });
+      if (!found)
+        return invalid_argument(
+            "rule {}={} names no linear of {}; wanted whole components of lm_head or of names such as "
+            "{}self_attn.q_proj and {}mlp.down_proj",
+            escape_controls(rule.pattern), rule.format, source_->dir().string(), layer_prefix(0),
+            layer_prefix(config_.layers - 1));
     }
     return {};
   }

@@ -311,6 +311,22 @@ TEST(PipelineRefuses, WhatItCannotDo) {
   EXPECT_EQ(code(quantize(tied, folder.path() / "f")), ErrorCode::kUnsupported);
 }
 
+TEST(PipelineRefuses, RulesThatNameNothing) {
+  const TempFolder folder;
+  QuantizeOptions options = options_to("int4", "rtn");
+  for (const char* pattern : {"layers.6", "lm_haed", "down", "model.norm"}) {
+    options.rules = {{pattern, "bf16"}};
+    const auto result = quantize(options, folder.path() / "a");
+    ASSERT_FALSE(result) << pattern;
+    EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_THAT(result.error().message, ::testing::HasSubstr(fmt::format("rule {}=bf16 names no linear", pattern)));
+    EXPECT_FALSE(fs::exists(folder.path() / "a"));
+  }
+  // An embedding that is the head as well is no linear, but its name is right.
+  options.rules = {{"lm_head", "bf16"}, {"layers.*", "bf16"}, {"layers.5.*.v_proj", "fp8"}};
+  EXPECT_TRUE(quantize(options, folder.path() / "b"));
+}
+
 // Stands for a full disk: no file may grow beyond a limit that a layer's shard needs.
 TEST(PipelineRefuses, AFullDiskAndGoesOnAfterIt) {
   const TempFolder folder;
