@@ -261,9 +261,9 @@ TEST_F(HttpLimitsTest, WaitsWhereThereAreNoDescriptors) {
   before.send(kGetEcho);
   EXPECT_EQ(before.answer().status, 200);
   Client client(0);
-  // The undefined-behaviour sanitizer opens a pipe when it meets a class for the first time: the logger's are to
-  // be known to it before there are no descriptors.
-  spdlog::warn("http_limits_test: a warning that is expected");
+  // The undefined-behaviour sanitizer opens a pipe when it meets a class for the first time: the logger's, those
+  // for arguments too, are to be known to it before there are no descriptors.
+  spdlog::warn("http_limits_test: {}", "a warning that is expected");
   rlimit old{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &old), 0);
   const rlimit none{3, old.rlim_max};
