@@ -2,6 +2,7 @@
 #include "hearth/quantize/choose.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 namespace hearth {
 namespace {
@@ -139,6 +140,22 @@ Result<std::vector<FormatRule>> fit_formats(const std::vector<LinearCosts>& line
   }
   std::vector<FormatRule> rules;
   for (size_t i = 0; i < linears.size(); ++i) rules.push_back({linears[i].module, linears[i].costs[chosen[i]].format});
+  return rules;
+}
+
+Result<std::vector<FormatRule>> settled_formats(const nlohmann::ordered_json& settled, int64_t layers) {
+  const std::vector<std::string> known = quantize_format_names();
+  std::vector<FormatRule> rules;
+  for (int64_t i = 0; i < layers; ++i) {
+    for (const LayerTensors::Named& named : LayerTensors::linears()) {
+      const std::string module = fmt::format("model.layers.{}.{}", i, named.name);
+      const auto format = settled.is_object() ? settled.find(module) : settled.end();
+      if (format == settled.end() || !format->is_string() ||
+          std::ranges::find(known, format->get<std::string>()) == known.end())
+        return corrupt("nothing that is a format was settled for {}; remove the folder to begin anew", module);
+      rules.push_back({module, format->get<std::string>()});
+    }
+  }
   return rules;
 }
 

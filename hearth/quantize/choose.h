@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <vector>
 
 #include "hearth/base/result.h"
@@ -31,6 +32,10 @@ struct LinearCosts {
 // step to another format that takes most error away per byte, as long as it fits. InvalidArgument where the fewest
 // bytes are too many.
 Result<std::vector<FormatRule>> fit_formats(const std::vector<LinearCosts>& linears, double bits_per_weight);
+
+// The rules out of the object that an earlier run settled: module to format. Corrupt unless each linear of `layers`
+// blocks has a format, and one that there is.
+Result<std::vector<FormatRule>> settled_formats(const nlohmann::ordered_json& settled, int64_t layers);
 
 struct MeasureArgs {
   const Checkpoint* checkpoint = nullptr;

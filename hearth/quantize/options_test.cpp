@@ -171,6 +171,26 @@ TEST(FitFormats, StaysInTheBudgetAndTakesTheMostSensitiveFirst) {
   EXPECT_THAT(none.error().message, testing::HasSubstr("take 4 bits a weight"));
 }
 
+TEST(SettledFormats, HaveOneForEachLinear) {
+  nlohmann::ordered_json settled = nlohmann::ordered_json::object();
+  for (const LayerTensors::Named& named : LayerTensors::linears())
+    settled[fmt::format("model.layers.0.{}", named.name)] = "fp8";
+  settled["model.layers.0.mlp.up_proj"] = "bf16";
+  const auto rules = settled_formats(settled, 1);
+  ASSERT_TRUE(rules) << rules.error().message;
+  ASSERT_EQ(rules->size(), 7u);
+  EXPECT_EQ(rules->front().pattern, "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(rules->front().format, "fp8");
+  EXPECT_EQ((*rules)[5].format, "bf16");
+  EXPECT_EQ(settled_formats(settled, 2).error().code, ErrorCode::kCorrupt);
+  for (const auto& wrong : {nlohmann::ordered_json(7), nlohmann::ordered_json("foo")}) {
+    settled["model.layers.0.mlp.up_proj"] = wrong;
+    EXPECT_THAT(settled_formats(settled, 1).error().message, testing::HasSubstr("model.layers.0.mlp.up_proj"));
+  }
+  for (const auto& wrong : {nlohmann::ordered_json(7), nlohmann::ordered_json::array(), nlohmann::ordered_json()})
+    EXPECT_FALSE(settled_formats(wrong, 1));
+}
+
 TEST(Calibration, ReadsTextAndJsonLines) {
   const TempFolder folder;
   const auto lines = folder.put("a.jsonl", "{\"text\": \"one\"}\n\n{\"text\": \" \"}\n{\"text\": \"two\\nthree\"}");

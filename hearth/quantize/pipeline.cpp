@@ -254,12 +254,10 @@ class Pipeline {
       for (const FormatRule& rule : chosen) settled[rule.pattern] = rule.format;
       HEARTH_TRY(out_->settle(std::move(settled)));
     }
-    std::vector<FormatRule> rules;
+    HEARTH_TRY_ASSIGN(std::vector<FormatRule> rules,
+                      settled_formats(out_->settled(), config_.layers).with_context(kQuantizeStateFile));
     std::map<std::string, int64_t> counts;
-    for (const auto& [module, format] : out_->settled().items()) {
-      rules.push_back({module, format.get<std::string>()});
-      ++counts[rules.back().format];
-    }
+    for (const FormatRule& rule : rules) ++counts[rule.format];
     std::string text;
     for (const auto& [format, linears] : counts)
       text += fmt::format("{}{} {}", text.empty() ? "" : ", ", linears, format);
@@ -270,9 +268,27 @@ class Pipeline {
     return {};
   }
 
+  // Those of an earlier run, which anyone may have changed since.
+  Status check_lines() const {
+    const auto is_number = [](const ordered_json& line, const char* key) {
+      return line.contains(key) && line[key].is_number();
+    };
+    for (const ordered_json& line : out_->lines()) {
+      bool whole = line.is_object() && line.contains("module") && line.contains("method") && line.contains("shape") &&
+                   is_number(line, "bits_per_weight") && line["shape"].is_array() && line["shape"].size() == 2 &&
+                   line["shape"][0].is_number_integer() && line["shape"][1].is_number_integer();
+      whole = whole && (line["method"] == "none" || is_number(line, "rel_error"));
+      if (!whole)
+        return corrupt("{}: {} is no linear's line; remove the folder to begin anew", kQuantizeStateFile,
+                       quote_name(line.dump()));
+    }
+    return {};
+  }
+
   // The stream at the first layer that is not written yet.
   Status start_stream(const fs::path& out) {
     done_shards_ = out_->shards_done();
+    HEARTH_TRY(check_lines());
     for (const auto& line : out_->lines()) count(line);
     total_weights_ = remaining_weights();
     const int64_t layers_done = std::clamp<int64_t>(done_shards_ - 1, 0, config_.layers);

@@ -12,6 +12,7 @@
 
 #include "hearth/checkpoint/test_util.h"
 #include "hearth/model/golden_for_test.h"
+#include "hearth/quantize/output.h"
 
 namespace hearth {
 namespace {
@@ -203,6 +204,14 @@ TEST(Pipeline, GoesOnWhereItWasCutOff) {
   const auto refused = quantize(other, cut);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  const std::string state = read_bytes(cut / kQuantizeStateFile);
+  nlohmann::ordered_json changed = nlohmann::ordered_json::parse(state);
+  for (const nlohmann::json& line : {nlohmann::json(5), nlohmann::json{{"module", 1}}}) {
+    changed["lines"][0] = line;
+    std::ofstream(cut / kQuantizeStateFile) << changed.dump();
+    EXPECT_EQ(quantize(options, cut).error().code, ErrorCode::kCorrupt) << line;
+  }
+  std::ofstream(cut / kQuantizeStateFile) << state;
   const auto summary = quantize(options, cut);
   ASSERT_TRUE(summary) << summary.error().message;
   EXPECT_GT(summary->resumed_shards, 1);
