@@ -365,7 +365,8 @@ Command add_inspect_command(CLI::App& app) {
            "Draws histograms of weights in units of their scales, with the levels of the code over them.", s->plot);
   add_texts(*command, "--tensor", "NAME",
             "A linear that --plot draws, such as model.layers.0.mlp.down_proj. May be repeated; without it, a few.",
-            s->plotted);
+            s->plotted)
+      ->needs("--plot");
   return {command, [s] { return run_inspect(*s); }};
 }
 

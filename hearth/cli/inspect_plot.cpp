@@ -2,11 +2,13 @@
 #include "hearth/cli/inspect_plot.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <fstream>
 #include <map>
 
 #include "hearth/checkpoint/convert.h"
+#include "hearth/checkpoint/file.h"
 #include "hearth/checkpoint/quantization.h"
 
 namespace hearth {
@@ -241,6 +243,8 @@ std::string histograms_svg(std::span<const WeightHistogram> histograms) {
 
 Status plot_weights(const Checkpoint& checkpoint, const ModelConfig& config, std::vector<std::string> modules,
                     const std::filesystem::path& file) {
+  if (file.has_extension() && file.extension() != ".svg")
+    return invalid_argument("--plot: {} would hold SVG; wanted a name that ends in .svg", file.string());
   if (modules.empty()) {
     for (const int64_t layer : {int64_t{0}, config.layers - 1})
       for (const char* name : {"self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"})
@@ -252,10 +256,11 @@ Status plot_weights(const Checkpoint& checkpoint, const ModelConfig& config, std
     HEARTH_TRY_ASSIGN(WeightHistogram histogram, weight_histogram(checkpoint, config, module));
     histograms.push_back(std::move(histogram));
   }
+  errno = 0;
   std::ofstream out(file, std::ios::binary);
   out << histograms_svg(histograms);
   out.close();
-  if (!out) return unavailable("--plot: cannot write {}", file.string());
+  if (!out) return io_error(errno != 0 ? errno : EIO, "write", file).with_context("--plot");
   return {};
 }
 

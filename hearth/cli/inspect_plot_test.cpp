@@ -100,7 +100,9 @@ TEST(Plot, WritesAPicture) {
   ASSERT_TRUE(plot_weights(*checkpoint, config, {"model.layers.1.mlp.up_proj.weight"}, file));
   EXPECT_THAT(testing_util::read_bytes(file), HasSubstr("width=\"380\" height=\"230\""));
   EXPECT_THAT(plot_weights(*checkpoint, config, {}, dir.path() / "no" / "file.svg").error().message,
-              HasSubstr("--plot: cannot write"));
+              HasSubstr("file.svg: No such file or directory"));
+  EXPECT_THAT(plot_weights(*checkpoint, config, {}, dir.path() / "weights.png").error().message, HasSubstr(".svg"));
+  EXPECT_FALSE(std::filesystem::exists(dir.path() / "weights.png"));
   const WeightHistogram odd{.title = "a<b>&", .subtitle = "x\n", .range = 1, .counts = {1, 0, 2}, .levels = {0.5}};
   EXPECT_THAT(histograms_svg({&odd, 1}), HasSubstr("a&lt;b&gt;&amp;"));
 }
