@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <limits>
 
 #include "hearth/base/log.h"
 #include "hearth/checkpoint/convert.h"
@@ -143,7 +144,13 @@ class Binder {
     TensorEntry& row = flattened_.emplace_back(*entry);
     row.shape = {count};
     const Part part{&row, 0, 1, shared ? 0 : mine * shard_.rank, mine};
-    return place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width});
+    HEARTH_TRY_ASSIGN(const ConstTensorView scales,
+                      place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width}));
+    // Values are divided by them; the reciprocal of a denormal one is infinite.
+    for (int64_t i = 0; base_ && i < mine; ++i)
+      if (const float scale = static_cast<const float*>(scales.data)[i]; !(scale >= std::numeric_limits<float>::min()))
+        return corrupt("tensor '{}' is {} at {}; wanted positive scales", name, scale, i);
+    return scales;
   }
 
   Result<bool> is_quantized(const std::string& module, int64_t n, int64_t k) {

@@ -136,6 +136,12 @@ Status learn(std::span<const float> w, const InputModel& model, const EncodeOpti
   WeightFormat& format = out.format;
   if (format.lines == 0) format.lines = affordable_lines(format, out.n, out.k, options.max_bits);
   HEARTH_TRY(format.validate(out.n, out.k));
+  const double widest = 65504.0 * (format.integer_lines ? 127 : 1);  // an f16 times what a line's codes add up to
+  const auto largest = std::ranges::max_element(w, {}, [](float x) { return std::fabs(x); });
+  if (std::fabs(double{*largest}) > widest)
+    return invalid_argument(
+        "encode: weight [{}, {}] holds {}, which does not fit f16 coefficient lines; wanted at most {}", out.n, out.k,
+        *largest, widest);
   std::vector<float> weight(static_cast<size_t>(out.k));
   for (size_t place = 0; place < weight.size(); ++place)
     weight[static_cast<size_t>(model.order[place])] = model.weight[place];

@@ -2,7 +2,6 @@
 #include "hearth/quantize/pipeline.h"
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -49,10 +48,6 @@ class Fingerprint {
  private:
   uint64_t hash_ = 0xcbf29ce484222325;
 };
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
@@ -455,7 +450,6 @@ class Pipeline {
       if (!recipe.note.empty()) line["note"] = recipe.note;
       return add_line(std::move(line), lines);
     }
-    const double begin = now_seconds();
     EncodeReport report;
     HEARTH_TRY_ASSIGN(
         const QuantizedMatrix matrix,
@@ -472,7 +466,6 @@ class Pipeline {
                          {"bits_per_weight", matrix.format.bits_per_weight(linear.n, linear.k)},
                          {"rel_error", ratio(report.squared_error, report.squared_norm)}};
     if (moments != nullptr) line["proxy"] = ratio(report.proxy_loss, report.proxy_norm);
-    line["seconds"] = now_seconds() - begin;
     if (!recipe.note.empty()) line["note"] = recipe.note;
     done_weights_ += linear.n * linear.k;
     if (control_.progress) control_.progress(done_weights_, total_weights_);

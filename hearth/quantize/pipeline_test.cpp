@@ -43,11 +43,9 @@ Result<QuantizeSummary> quantize(const QuantizeOptions& options, const fs::path&
   return quantize_model(model, out, options, pool, control);
 }
 
-// Every file but the report, which has times.
 std::map<std::string, std::string> contents(const fs::path& dir) {
   std::map<std::string, std::string> files;
-  for (const auto& entry : fs::directory_iterator(dir))
-    if (entry.path().filename() != "quantize_report.jsonl") files[entry.path().filename()] = read_bytes(entry.path());
+  for (const auto& entry : fs::directory_iterator(dir)) files[entry.path().filename()] = read_bytes(entry.path());
   return files;
 }
 
@@ -166,6 +164,24 @@ TEST(Pipeline, StoresFp8ScalesOfTensorsOrHeads) {
     EXPECT_EQ(format == std::string("fp8"), !scheme.is_null());
     EXPECT_LT(golden_loss(head, KvFormatId::kFp8), plain + 0.05);
   }
+  // A scale of 0 would divide the keys by it.
+  const fs::path shard = folder.path() / "bf16/tensor/model-00005-of-00008.safetensors";
+  const auto file = SafetensorsFile::open(shard);
+  ASSERT_TRUE(file) << file.error().message;
+  for (const TensorEntry& entry : file->tensors()) {
+    if (!entry.name.ends_with("k_scale")) continue;
+    std::fstream out(shard, std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(entry.offset_bytes);
+    out.write("\0\0\0\0", 4);
+  }
+  ThreadPool pool(1);
+  const auto broken = Checkpoint::open(folder.path() / "bf16/tensor");
+  ASSERT_TRUE(broken) << broken.error().message;
+  const auto model = Model::load(*broken, cpu_ops(), {}, pool);
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(model.error().message, ::testing::HasSubstr("k_scale' is 0 at 0; wanted positive scales"));
+
   QuantizeOptions wrong = options_to("fp8", "rtn");
   wrong.kv_scale_per_head = true;
   const auto refused = quantize(wrong, folder.path() / "wrong");

@@ -47,6 +47,14 @@ Encoded run(const std::vector<float>& w, int64_t n, int64_t k, const EncodeOptio
   return {std::move(*matrix), report.squared_error / report.squared_norm};
 }
 
+TEST(Sbvr, LinesThatF16CannotHoldAreAnError) {
+  Machine machine;
+  const auto matrix = encode(normal(64 * 128, 1, 1e37f), 64, 128, nullptr, {.format = sbvr(4, 16)}, *machine.compute);
+  ASSERT_FALSE(matrix);
+  EXPECT_EQ(matrix.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(matrix.error().message.find("does not fit f16"), std::string::npos) << matrix.error().message;
+}
+
 // The normalised errors of 16 and 256 lines of the research are 8.84e-3 and 8.24e-3, the authors' encoder with up to
 // 65,536 lines has 7.91e-3.
 TEST(Sbvr, ErrorOnGaussianWeights) {
