@@ -25,7 +25,7 @@ results=${RESULTS:-$out/quality.jsonl}
 books=$data/calibration/books.jsonl
 mkdir -p "$out"
 
-# A row: its name and the arguments of `hearth quantize`. What needs no calibration names none, so that nobody wonders.
+# A row: its name and the arguments of `hearth quantize`.
 rows=(
     "rtn --to int4 --method rtn --no-awq"
     "clip --to int4 --method clip --no-awq --calibration $books"
