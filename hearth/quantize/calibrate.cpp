@@ -167,8 +167,8 @@ Result<ActivationStream> ActivationStream::create(const Checkpoint& checkpoint, 
   if (set.length > config.max_positions)
     return invalid_argument("calibration: windows of {} tokens; the model was made for {}", set.length,
                             config.max_positions);
-  HEARTH_TRY_ASSIGN(stream.queue_, ops.memory().create_queue());
   if (ops.prepare != nullptr) HEARTH_TRY(ops.prepare());
+  HEARTH_TRY_ASSIGN(stream.queue_, ops.memory().create_queue());
   const int64_t bytes = set.tokens() * config.hidden_size * static_cast<int64_t>(sizeof(float));
   HEARTH_TRY_ASSIGN(stream.hidden_, ops.memory().allocate(bytes).with_context(fmt::format(
                                         "activations of {} windows of {} tokens", set.windows.size(), set.length)));
