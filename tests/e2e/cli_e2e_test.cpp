@@ -347,5 +347,39 @@ TEST(Help, EveryCommandHasOne) {
   EXPECT_EQ(run_hearth({}).exit_code, 0);
 }
 
+// An absent flag is neither --awq nor --no-awq: with GPTQ it means the former.
+TEST(Quantize, ScalesInputsUnlessToldNotTo) {
+  const std::string base = testing::TempDir() + "hearth_e2e_awq_";
+  std::vector<std::string> shards;
+  for (const char* flag : {"", "--awq", "--no-awq"}) {
+    const fs::path out = base + (*flag != 0 ? flag + 2 : "default");
+    fs::remove_all(out);
+    std::vector<std::string> args = {"quantize",
+                                     kModel,
+                                     "--to",
+                                     "int4",
+                                     "--calibration",
+                                     "docs/design/engine.md",
+                                     "--samples",
+                                     "2",
+                                     "--length",
+                                     "64",
+                                     "--quiet",
+                                     "-o",
+                                     out.string(),
+                                     "--keep",
+                                     "layers.1=bf16,layers.2=bf16,layers.3=bf16,layers.4=bf16,layers.5=bf16"};
+    if (*flag != 0) args.emplace_back(flag);
+    const ProcessResult result = run_hearth(args);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    std::ifstream file(out / "model-00002-of-00008.safetensors", std::ios::binary);  // layer 0
+    shards.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    ASSERT_FALSE(shards.back().empty());
+    fs::remove_all(out);
+  }
+  EXPECT_TRUE(shards[0] == shards[1]);
+  EXPECT_FALSE(shards[0] == shards[2]);
+}
+
 }  // namespace
 }  // namespace hearth::e2e
