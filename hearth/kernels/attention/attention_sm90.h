@@ -2,8 +2,8 @@
 // Which instance of the Hopper attention kernel serves a call, and how its work is split: host code without CUDA,
 // shared by the kernel, the selector and the tests.
 //   I1. Keys are taken in chunks of kAttentionChunk that begin at multiples of it, and chunks are merged in their
-//       order: a row's bits depend on its query and its keys alone, whether one block takes all chunks of a row (many
-//       rows) or each of them has its own (few rows).
+//       order: a row's bits depend on its query and its keys alone, whether one block takes all chunks of a row, each of
+//       them has its own (few rows), or a block takes several rows (prompts).
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,22 @@ inline constexpr int64_t kAttentionMaxHeadDim = 256;
 // Index of the smallest config that holds the head dim, and the query heads of a kv head if one does.
 // REQUIRES: head_dim <= kAttentionMaxHeadDim.
 int select_attention_config(int64_t queries_per_kv_head, int64_t head_dim);
+
+// Rows, each a query head of a token, that a block takes of a prompt; one kv head's, neighbouring tokens.
+inline constexpr int kTileRows = 16;
+
+// Tokens of a tile; fewer than two, and tiles are of no use.
+inline constexpr int64_t attention_tile_tokens(int64_t queries_per_kv_head) { return kTileRows / queries_per_kv_head; }
+// Tiles of a step, the empty ones among them: sequences' tiles lie one after the other.
+inline constexpr int64_t attention_tiles(int64_t tile_tokens, int64_t tokens, int64_t sequences) {
+  return tokens / tile_tokens + sequences;
+}
+// Whether tiles hold two tokens and more on average and fill a GPU of 132 multiprocessors.
+inline constexpr bool use_attention_tiles(int64_t tile_tokens, int64_t tokens, int64_t sequences, int64_t kv_heads) {
+  if (tile_tokens < 2) return false;
+  const int64_t tiles = attention_tiles(tile_tokens, tokens, sequences);
+  return 2 * tiles <= tokens && tiles * kv_heads >= 256;
+}
 
 // Floats that one chunk of one query head leaves for the merge: its sum of V, its largest score, its sum.
 inline constexpr int64_t attention_partial_floats(int64_t head_dim) { return head_dim + 2; }

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "hearth/kernels/attention/attention_sm90.cuh"
+#include "hearth/kernels/attention/attention_tile_sm90.cuh"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth::sm90 {
@@ -39,9 +39,17 @@ Status start_attention(const AttentionArgs& args, const KvScales& scales, ExecCo
                             .window = static_cast<int>(args.window),
                             .rotate_q = layout.query_transform == QueryTransform::kHadamard,
                             .scale = args.scale};
+  // All ways give the same bits (attention_sm90.h, I1).
+  const int64_t tile_tokens = attention_tile_tokens(group), sequences = args.batch->num_sequences();
+  if (use_attention_tiles(tile_tokens, tokens, sequences, layout.kv_heads)) {
+    Launch how(dim3(static_cast<unsigned>(attention_tiles(tile_tokens, tokens, sequences)),
+                    static_cast<unsigned>(layout.kv_heads)),
+               dim3(kAttentionThreads), exec.stream);
+    how.pdl = true;
+    return launch(how, attention_tile_kernel<kConfig.max_head_dim(), T, Format>, params, static_cast<int>(tile_tokens));
+  }
   const int64_t rows = layout.kv_heads * group_blocks;
   const int64_t partial_bytes = tokens * args.heads * params.chunks * attention_partial_floats(layout.head_dim) * 4;
-  // Either way gives the same bits (attention_sm90.h, I1).
   const bool split = params.chunks > 1 && tokens * rows < kEnoughBlocks &&
                      partial_bytes <= static_cast<int64_t>(exec.workspace.size());
   if (split) params.partials = reinterpret_cast<float*>(exec.workspace.data());

@@ -40,6 +40,12 @@ std::vector<AttentionCase> gpu_cases() {
   for (int64_t head_dim : {64, 128})
     for (int64_t group : {1, 3, 4, 7, 8})
       all.push_back({DType::kBf16, KvFormatId::kBf16, 2 * group, 2, head_dim, 16, 0, {{0, 130}, {511, 1}, {1000, 2}}});
+  // Prompts that are cut into tiles of 16, 5 and 2 tokens.
+  for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4Saw})
+    for (int64_t head_dim : {64, 128})
+      all.push_back({DType::kF32, format, 8, 8, head_dim, 16, 0, {{0, 300}, {200, 1}, {64, 210}}});
+  all.push_back({DType::kBf16, KvFormatId::kBf16, 24, 8, 80, 16, 0, {{0, 160}, {200, 20}}});
+  all.push_back({DType::kF32, KvFormatId::kInt4Fireq, 64, 8, 256, 16, 70, {{0, 70}, {30, 3}}});
   for (KvFormatId format : kCodedFormats) {
     for (int64_t head_dim : {64, 128})
       for (int64_t group : {1, 3, 8})
@@ -75,21 +81,24 @@ TEST(AttentionSm90, AsExactAsANaiveLoop) {
   EXPECT_GE(ran, 180);
 }
 
-// I1: alone, chunked, batched.
+// I1: alone, chunked, batched; in tiles and not.
 TEST(AttentionSm90, ARowIsItsOwn) {
   constexpr uint64_t kSeed = 20306;
+  constexpr int64_t kPart = 61;
+  ASSERT_TRUE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), 723, 3, 2));
+  ASSERT_FALSE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), kPart, 1, 2));
   for (int64_t window : {0, 100})
     for (DType dtype : {DType::kF32, DType::kBf16})
       for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,
                                 KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw}) {
-        const AttentionCase c{dtype, format, 6, 2, 64, 16, window, {{0, 150}, {131, 3}, {300, 1}}};
+        const AttentionCase c{dtype, format, 6, 2, window > 0 ? 64 : 128, 16, window, {{0, 520}, {131, 3}, {300, 200}}};
         SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
         AttentionRun run(c, kSeed);
         TestTensor all = run.empty_out(), chunked = run.empty_out();
         ASSERT_TRUE(run_sm90(run, run.step.batch(), 0, all, Scratch::kNone));
         for (int64_t s = 0; s < 3; ++s)
-          for (int64_t begin = 0; begin < c.sequences[s].queries; begin += 7) {
-            const int64_t end = std::min<int64_t>(begin + 7, c.sequences[s].queries);
+          for (int64_t begin = 0; begin < c.sequences[s].queries; begin += kPart) {
+            const int64_t end = std::min<int64_t>(begin + kPart, c.sequences[s].queries);
             ASSERT_TRUE(run_sm90(run, run.step.part(s, begin, end), run.step.batch().query_start[s] + begin, chunked,
                                  Scratch::kSplit));
           }
