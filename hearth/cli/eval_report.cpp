@@ -246,10 +246,11 @@ Status ReportRun::describe(const OpenModel& opened, ReportRow& row) {
 Status ReportRun::make_runners(OpenModel& model) {
   const ServedModel& served = *model.served;
   const int64_t speed = s_.speed_rounds > 0 ? report_.speed.prompt_tokens + report_.speed.decode_tokens : 1;
-  HEARTH_TRY_ASSIGN(
-      model.windows,
-      Runner::create(served.model, eval_runner_options(*served.model, std::max(ctx_, speed), served.kv_format),
-                     *pool_));
+  HEARTH_TRY_ASSIGN(model.windows,
+                    Runner::create(served.model,
+                                   eval_runner_options(*served.model, std::max(ctx_, speed), served.kv_format,
+                                                       windows_per_step(*served.model)),
+                                   *pool_));
   if (!items_) return {};
   HEARTH_TRY_ASSIGN(model.items, Runner::create(served.model,
                                                 eval_runner_options(*served.model, longest_item(items_->items),

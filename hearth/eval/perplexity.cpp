@@ -14,6 +14,9 @@ namespace {
 // of them nothing is gained.
 constexpr int64_t kLogitsBytes = int64_t{64} << 20;
 constexpr int64_t kMinRows = 16;
+// The same for a GPU: 2,048 rows.
+constexpr int64_t kGpuWindows = 4;
+constexpr int64_t kGpuLogitsBytes = int64_t{256} << 20;
 
 }  // namespace
 
@@ -21,11 +24,18 @@ int64_t rows_per_step(const Model& model) {
   return std::clamp(kLogitsBytes / (model.config().vocab_size * int64_t{sizeof(float)}), kMinRows, kEvalStepTokens);
 }
 
+int64_t windows_per_step(const Model& model) {
+  if (model.ops().memory().is_host()) return 1;
+  const int64_t row_bytes = model.config().vocab_size * int64_t{sizeof(float)};
+  return std::clamp(kGpuLogitsBytes / (rows_per_step(model) * row_bytes), int64_t{1}, kGpuWindows);
+}
+
 RunnerOptions eval_runner_options(const Model& model, int64_t ctx, KvFormatId kv_format, int64_t sequences) {
+  const int64_t windows = std::min(sequences, windows_per_step(model));
   return {.max_sequences = sequences,
           .max_context = ctx,
-          .chunk_tokens = kEvalStepTokens,
-          .max_logit_rows = rows_per_step(model),
+          .chunk_tokens = windows * kEvalStepTokens,
+          .max_logit_rows = windows * rows_per_step(model),
           .kv_format = kv_format};
 }
 

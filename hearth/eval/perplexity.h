@@ -14,8 +14,8 @@ namespace hearth {
 // Tokens of a step.
 inline constexpr int64_t kEvalStepTokens = 512;
 
-// A runner for evaluations over contexts of `ctx` tokens: steps as large as bounded memory for logits
-// allows, one slot per sequence.
+// A runner for evaluations over contexts of `ctx` tokens, one slot per sequence. Steps hold the logits of rows_per_step()
+// tokens, or of windows_per_step() times as many where there are that many sequences.
 RunnerOptions eval_runner_options(const Model& model, int64_t ctx, KvFormatId kv_format, int64_t sequences = 1);
 
 struct PerplexityResult {
@@ -37,5 +37,8 @@ Status check_ids(std::span<const int32_t> ids, int64_t vocab);
 Status check_windows(std::span<const int32_t> ids, int64_t ctx, std::span<const int64_t> windows, int64_t max_context);
 // Tokens of a step that wants the logits of each: at most kEvalStepTokens, fewer for a large vocabulary.
 int64_t rows_per_step(const Model& model);
+// Windows that a step takes parts of rows_per_step() tokens of: 1 on a CPU, which a few hundred rows keep busy, more on
+// a GPU.
+int64_t windows_per_step(const Model& model);
 
 }  // namespace hearth

@@ -15,70 +15,99 @@ namespace {
 // Items that are kept in one line of the state.
 constexpr size_t kItemsPerLine = 64;
 
-// A model that lacks the window at hand.
+// A model that lacks at least one of the windows at hand, with sums for each of them.
 struct Pending {
   const ReportModel* model = nullptr;
   std::string key;
-  WindowSums sums;
+  std::vector<WindowSums> sums;
 };
 
-// One window through the reference and through every pending model, a step of each in turn.
+// Some windows side by side through the reference and through every pending model, a step of each in turn. A window's
+// sums do not depend on the windows beside it.
 class WindowPass {
  public:
-  WindowPass(const ReportModel& reference, std::span<const int32_t> ids, int64_t ctx)
+  WindowPass(const ReportModel& reference, std::span<const ReportModel> models, std::span<const int32_t> ids,
+             int64_t ctx)
       : reference_(reference),
         ids_(ids),
         ctx_(ctx),
         chunk_(rows_per_step(reference.runner->model())),
-        rows_(static_cast<size_t>(chunk_)),
-        scores_(rows_.size()) {}
+        most_(windows_of(*reference.runner)) {
+    for (const ReportModel& model : models) most_ = std::min(most_, windows_of(*model.runner));
+    rows_.resize(static_cast<size_t>(most_ * chunk_));
+    scores_.resize(rows_.size());
+  }
 
-  Status run(int64_t window, std::span<Pending> pending, const std::atomic<bool>* stop) {
-    reference_.runner->cut(0, 0);
-    for (const Pending& p : pending) p.model->runner->cut(0, 0);
+  // Windows that run() takes at once.
+  int64_t most() const { return most_; }
+
+  // REQUIRES: at most most() windows; sums of each in every Pending.
+  Status run(std::span<const int64_t> windows, std::span<Pending> pending, const std::atomic<bool>* stop) {
+    for (int64_t slot = 0; slot < std::ssize(windows); ++slot) {
+      reference_.runner->cut(slot, 0);
+      for (const Pending& p : pending) p.model->runner->cut(slot, 0);
+    }
     for (int64_t begin = 0; begin < ctx_; begin += chunk_) {
-      if (stop != nullptr && stop->load(std::memory_order_relaxed)) return cancelled("stopped in window {}", window);
-      const auto first = static_cast<size_t>(window * ctx_ + begin);
-      const auto count = static_cast<size_t>(std::min(chunk_, ctx_ - begin));
-      HEARTH_TRY(step(ids_.subspan(first, count), ids_.subspan(first + 1, count), pending));
+      if (stop != nullptr && stop->load(std::memory_order_relaxed))
+        return cancelled("stopped in window {}", windows.front());
+      std::vector<SlotTokens> feeds;
+      targets_.clear();
+      for (int64_t slot = 0; slot < std::ssize(windows); ++slot) {
+        const auto first = static_cast<size_t>(windows[static_cast<size_t>(slot)] * ctx_ + begin);
+        const auto count = static_cast<size_t>(std::min(chunk_, ctx_ - begin));
+        feeds.push_back({.slot = slot, .tokens = ids_.subspan(first, count), .all_logits = true});
+        const auto targets = ids_.subspan(first + 1, count);
+        targets_.insert(targets_.end(), targets.begin(), targets.end());
+      }
+      HEARTH_TRY(step(feeds, pending));
     }
     return {};
   }
 
  private:
-  // The sum over a step, so that a model that is the reference has the reference's sums bit for bit.
-  Result<double> nll_of(ConstTensorView logits, std::span<const int32_t> targets) {
-    const std::span<TokenScore> out(scores_.data(), targets.size());
-    HEARTH_TRY(score_rows(logits, targets, out, *reference_.runner->exec().pool));
+  int64_t windows_of(const Runner& runner) const {
+    const RunnerOptions& options = runner.options();
+    return std::min(options.max_sequences, std::min(options.chunk_tokens, options.max_logit_rows) / chunk_);
+  }
+
+  // Fills scores_.
+  Status score(ConstTensorView logits) {
+    return score_rows(logits, targets_, std::span(scores_).first(targets_.size()), *reference_.runner->exec().pool);
+  }
+
+  // The sum over a window's rows of a step, so that a model that is the reference has the reference's bits.
+  double nll_of(size_t window, size_t rows) const {
     double nll = 0;
-    for (const TokenScore& s : out) nll -= s.logprob;
+    for (size_t r = window * rows; r < (window + 1) * rows; ++r) nll -= scores_[r].logprob;
     return nll;
   }
 
-  Status step(std::span<const int32_t> tokens, std::span<const int32_t> targets, std::span<Pending> pending) {
-    const SlotTokens feed = {.slot = 0, .tokens = tokens, .all_logits = true};
-    HEARTH_TRY_ASSIGN(const ConstTensorView p, reference_.runner->step({&feed, 1}).with_context(reference_.name));
-    HEARTH_TRY_ASSIGN(const double reference_nll, nll_of(p, targets).with_context(reference_.name));
+  Status step(std::span<const SlotTokens> feeds, std::span<Pending> pending) {
+    HEARTH_TRY_ASSIGN(const ConstTensorView p, reference_.runner->step(feeds).with_context(reference_.name));
+    HEARTH_TRY(score(p).with_context(reference_.name));
+    const size_t rows = feeds.front().tokens.size();
+    for (Pending& one : pending)
+      for (size_t w = 0; w < feeds.size(); ++w) one.sums[w].nll_reference += nll_of(w, rows);
     for (Pending& one : pending) {
-      one.sums.nll_reference += reference_nll;
       const bool itself = one.model->runner == reference_.runner;
-      auto logits = itself ? Result<ConstTensorView>(p) : one.model->runner->step({&feed, 1});
-      HEARTH_TRY(compare(p, std::move(logits), targets, one.sums).with_context(one.model->name));
+      auto logits = itself ? Result<ConstTensorView>(p) : one.model->runner->step(feeds);
+      HEARTH_TRY(compare(p, std::move(logits), rows, one.sums).with_context(one.model->name));
     }
     return {};
   }
 
-  Status compare(ConstTensorView p, Result<ConstTensorView> logits, std::span<const int32_t> targets,
-                 WindowSums& sums) {
+  Status compare(ConstTensorView p, Result<ConstTensorView> logits, size_t rows_of_window, std::span<WindowSums> sums) {
     HEARTH_TRY_ASSIGN(const ConstTensorView q, std::move(logits));
-    HEARTH_TRY_ASSIGN(const double nll, nll_of(q, targets));
-    const std::span<RowDivergence> rows(rows_.data(), targets.size());
+    HEARTH_TRY(score(q));
+    const std::span<RowDivergence> rows(rows_.data(), targets_.size());
     HEARTH_TRY(divergence_rows(p, q, rows, *reference_.runner->exec().pool));
-    sums.nll += nll;
-    for (const RowDivergence& row : rows) {
-      sums.kl += row.kl;
-      sums.kl_max = std::max(sums.kl_max, row.kl);
-      sums.same_top += row.same_top ? 1 : 0;
+    for (size_t w = 0; w * rows_of_window < rows.size(); ++w) {
+      sums[w].nll += nll_of(w, rows_of_window);
+      for (const RowDivergence& row : rows.subspan(w * rows_of_window, rows_of_window)) {
+        sums[w].kl += row.kl;
+        sums[w].kl_max = std::max(sums[w].kl_max, row.kl);
+        sums[w].same_top += row.same_top ? 1 : 0;
+      }
     }
     return {};
   }
@@ -87,6 +116,8 @@ class WindowPass {
   const std::span<const int32_t> ids_;
   const int64_t ctx_;
   const int64_t chunk_;
+  int64_t most_;
+  std::vector<int32_t> targets_;  // of the step
   std::vector<RowDivergence> rows_;
   std::vector<TokenScore> scores_;
 };
@@ -131,22 +162,25 @@ Status score_windows(const ReportModel& reference, std::span<const ReportModel> 
   HEARTH_TRY(check_windows(ids, ctx, windows, context));
   HEARTH_TRY(check_ids(ids, vocab));
   const std::string text = ids_fingerprint(ids);
-  WindowPass pass(reference, ids, ctx);
+  WindowPass pass(reference, models, ids, ctx);
   int64_t done = 0;
   const int64_t total = std::ssize(windows) * std::ssize(models);
   control.report(0, total);
-  for (const int64_t window : windows) {
+  const auto lacks = [&](const std::string& key, int64_t window) { return state.window(key, window) == nullptr; };
+  for (size_t begin = 0; begin < windows.size();) {
+    const auto group = windows.subspan(begin, std::min(static_cast<size_t>(pass.most()), windows.size() - begin));
+    begin += group.size();
     std::vector<Pending> pending;
     for (const ReportModel& model : models) {
       std::string key = window_key(model, reference, text, ctx);
-      if (state.window(key, window) == nullptr) pending.push_back({&model, std::move(key), {}});
+      if (std::ranges::any_of(group, [&](int64_t window) { return lacks(key, window); }))
+        pending.push_back({&model, std::move(key), std::vector<WindowSums>(group.size())});
     }
-    done += std::ssize(models) - std::ssize(pending);
-    if (!pending.empty()) {
-      HEARTH_TRY(pass.run(window, pending, control.stop));
-      for (const Pending& p : pending) HEARTH_TRY(state.add_window(p.key, p.model->name, window, p.sums));
-      done += std::ssize(pending);
-    }
+    if (!pending.empty()) HEARTH_TRY(pass.run(group, pending, control.stop));
+    for (const Pending& p : pending)
+      for (size_t w = 0; w < group.size(); ++w)
+        if (lacks(p.key, group[w])) HEARTH_TRY(state.add_window(p.key, p.model->name, group[w], p.sums[w]));
+    done += std::ssize(group) * std::ssize(models);
     control.report(done, total);
   }
   return {};

@@ -70,6 +70,39 @@ class ReportScores : public testing::Test {
   std::vector<int64_t> windows_ = {0, 1, 3, 5};
 };
 
+// A window's sums are its own, however many lie side by side, and whether some of them are known.
+TEST_F(ReportScores, WindowsSideBySideAreAsAlone) {
+  ReportState alone, together;
+  const ReportModel models[] = {reference_, rounded_};
+  ASSERT_TRUE(score(models, alone));
+  const auto wide = [&](DType activation) {
+    const auto model = load(pool_, activation);
+    const int64_t rows = 3 * rows_per_step(*model);
+    auto made = Runner::create(
+        model, {.max_sequences = 3, .max_context = 64, .chunk_tokens = rows, .max_logit_rows = rows}, pool_);
+    HEARTH_CHECK(made.has_value(), "{}", made.error().message);
+    return std::move(made).value();
+  };
+  Runner f32 = wide(DType::kF32), bf16 = wide(DType::kBf16);
+  const ReportModel reference = named("reference", f32), wide_models[] = {reference, named("rounded", bf16)};
+  // One window is there already.
+  const int64_t second[] = {windows_[1]};
+  ASSERT_TRUE(score_windows(reference, wide_models, ids_, kCtx, second, together));
+  ASSERT_TRUE(score_windows(reference, wide_models, ids_, kCtx, windows_, together));
+  for (const ReportModel& model : models) {
+    const std::vector<WindowSums> wanted = sums_of(model, alone), found = sums_of(model, together);
+    ASSERT_EQ(wanted.size(), 4U);
+    ASSERT_EQ(found.size(), 4U);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_EQ(wanted[i].nll, found[i].nll) << i;
+      EXPECT_EQ(wanted[i].nll_reference, found[i].nll_reference) << i;
+      EXPECT_EQ(wanted[i].kl, found[i].kl) << i;
+      EXPECT_EQ(wanted[i].kl_max, found[i].kl_max) << i;
+      EXPECT_EQ(wanted[i].same_top, found[i].same_top) << i;
+    }
+  }
+}
+
 TEST_F(ReportScores, EqualPerplexityAndKl) {
   ReportState state;
   const ReportModel models[] = {reference_, rounded_};

@@ -39,6 +39,7 @@ class Runner {
 
   const Model& model() const { return *model_; }
   int64_t max_context() const { return options_.max_context; }
+  const RunnerOptions& options() const { return options_; }  // max_context is never 0
   int64_t context(int64_t slot) const { return context_len_[static_cast<size_t>(slot)]; }
 
   // Forgets the slot's tokens from `length` on. REQUIRES: 0 <= length <= context(slot).
