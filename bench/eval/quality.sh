@@ -9,8 +9,8 @@
 # eval/{heldout_books.txt,wikitext2_test.txt,lambada_openai.jsonl}. $HEARTH is the binary (build/cpu/bin/hearth),
 # $DEVICE cpu or cuda, $ROWS the rows to make (all), $JOBS how many at once (1), $RESULTS the file of results
 # (OUT/quality.jsonl).
-# Stages: the models; the table of all rows on the lists of bench/eval; the gated rows on the whole texts; the same
-# for the variant of the model with outliers ($INJECT is the injector). Without any: all four.
+# Stages: the models, and those of the variant with outliers ($INJECT is the injector); the table of all rows on the
+# lists of bench/eval; the gated rows on the whole texts; the variant's table. Without any: all four.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 model=$1 out=$2
@@ -25,23 +25,23 @@ results=${RESULTS:-$out/quality.jsonl}
 books=$data/calibration/books.jsonl
 mkdir -p "$out"
 
-# A row: its name and the arguments of `hearth quantize`.
+# A row: its name and the arguments of `hearth quantize`; those that take long come first.
 rows=(
-    "rtn --to int4 --method rtn --no-awq"
-    "clip --to int4 --method clip --no-awq --calibration $books"
-    "awq --to int4 --method clip --awq --calibration $books"
-    "gptq --to int4 --no-awq --calibration $books"
-    "int4 --to int4 --calibration $books"
-    "int4-zero --to int4 --asymmetric --calibration $books"
-    "fp8 --to fp8 --calibration $books"
-    "fireq --to fireq --calibration $books"
-    "fireq-c4 --to fireq-c4 --calibration $books"
+    "auto --to auto --bits 4.25 --calibration $books"
     "sbvr --to sbvr --max-bits 4.2 --calibration $books"
     "sbvr3 --to sbvr --bitvectors 3 --calibration $books"
     "sbvr2 --to sbvr --bitvectors 2 --calibration $books"
-    "auto --to auto --bits 4.25 --calibration $books"
     "w4a8kv4 --to fireq --kv int4-fireq --calibration $books"
     "w4a8kv4-c4 --to fireq-c4 --kv int4-fireq --calibration $books"
+    "int4-zero --to int4 --asymmetric --calibration $books"
+    "int4 --to int4 --calibration $books"
+    "awq --to int4 --method clip --awq --calibration $books"
+    "fireq --to fireq --calibration $books"
+    "fireq-c4 --to fireq-c4 --calibration $books"
+    "gptq --to int4 --no-awq --calibration $books"
+    "rtn --to int4 --method rtn --no-awq"
+    "clip --to int4 --method clip --no-awq --calibration $books"
+    "fp8 --to fp8 --calibration $books"
     "kv-fp8 --to bf16 --kv fp8 --calibration $books"
     "kv-fireq --to bf16 --kv int4-fireq --calibration $books"
     "kv-saw --to bf16 --kv int4-saw --calibration $books"
@@ -66,8 +66,9 @@ make_rows() {  # make_rows SOURCE FOLDER [ROW...]
         "$hearth" quantize "$source" ${row#* } -o "$folder/$name" --device "$device" --quiet --results "$results" \
             --threads "$((($(nproc) + jobs - 1) / jobs))" &
     done
-    while [ -n "$(jobs -pr)" ]; do wait -n; done
 }
+
+finish_rows() { while [ -n "$(jobs -pr)" ]; do wait -n; done; }
 
 specs() {  # specs FOLDER NAME[@kv=FORMAT]...: those that are there
     local folder=$1 spec
@@ -104,7 +105,12 @@ all_rows() {
 
 for stage in $stages; do
     case $stage in
-        quantize) make_rows "$model" "$out" ;;
+        quantize)
+            [ -e "$out/outliers/plain/config.json" ] || "$inject" "$model" "$out/outliers/plain"
+            make_rows "$model" "$out"
+            make_rows "$out/outliers/plain" "$out/outliers" "${outlier_rows[@]}"
+            finish_rows
+            ;;
         tables)
             # shellcheck disable=SC2046  # lists of words
             report tables rtn "$model" $(specs "$out" $(all_rows)) "kv-int4=$model@kv=int4" \
@@ -117,8 +123,6 @@ for stage in $stages; do
             report gates-kv kv-int4 "$model" "kv-int4=$model@kv=int4" $(specs "$out" "${gated_kv[@]}") --speed-rounds 0
             ;;
         outliers)
-            [ -e "$out/outliers/plain/config.json" ] || "$inject" "$model" "$out/outliers/plain"
-            make_rows "$out/outliers/plain" "$out/outliers" "${outlier_rows[@]}"
             # shellcheck disable=SC2046
             report outliers rtn "$out/outliers/plain" $(specs "$out/outliers" "${outlier_rows[@]}") \
                 "${lists[@]}" --speed-rounds 0

@@ -61,8 +61,8 @@ Status score_group(Runner& runner, Group& group) {
     runner.cut(i, 0);
     std::span<const int32_t> context = item.context;
     // A context beyond one step: all but its last part goes first. Such an item is alone in its group.
-    if (std::ssize(context) > kEvalStepTokens) {
-      const size_t before = context.size() - static_cast<size_t>(kEvalStepTokens);
+    if (const int64_t step = runner.options().chunk_tokens; std::ssize(context) > step) {
+      const size_t before = context.size() - static_cast<size_t>(step);
       HEARTH_TRY(runner.feed(i, context.first(before)));
       context = context.subspan(before);
     }
@@ -121,7 +121,7 @@ Result<LambadaResult> lambada(Runner& runner, std::span<const LambadaItem> items
     HEARTH_TRY(check_ids(item.context, runner.model().config().vocab_size));
     HEARTH_TRY(check_ids(item.continuation, runner.model().config().vocab_size));
   }
-  const int64_t max_rows = rows_per_step(runner.model());
+  const int64_t max_tokens = runner.options().chunk_tokens, max_rows = runner.options().max_logit_rows;
   LambadaResult result;
   double nll = 0;
   control.report(0, std::ssize(items));
@@ -134,7 +134,7 @@ Result<LambadaResult> lambada(Runner& runner, std::span<const LambadaItem> items
       rows += std::ssize(items[end].continuation);
       ++end;
     } while (end < items.size() && static_cast<int64_t>(end - begin) < slots &&
-             tokens + std::ssize(items[end].context) <= kEvalStepTokens &&
+             tokens + std::ssize(items[end].context) <= max_tokens &&
              rows + std::ssize(items[end].continuation) <= max_rows);
     result.scores.resize(end, {.hit = true, .logprob = 0});
     Group group{.items = items.subspan(begin, end - begin), .scores = std::span(result.scores).subspan(begin)};
