@@ -15,13 +15,6 @@ namespace {
 // E4M3 ends at 448. Half of it for what calibration saw: a float code loses nothing by room above.
 constexpr double kFp8Largest = 224;
 
-// What is searched. With error feedback the best exponents are small; large models have inputs that want more.
-constexpr ScaleRule kScaleRules[] = {
-    {ColumnStatistic::kRms, 0},       {ColumnStatistic::kRms, 0.1},    {ColumnStatistic::kRms, 0.2},
-    {ColumnStatistic::kRms, 0.35},    {ColumnStatistic::kRms, 0.5},    {ColumnStatistic::kRms, 0.7},
-    {ColumnStatistic::kMaxAbs, 0},    {ColumnStatistic::kMaxAbs, 0.1}, {ColumnStatistic::kMaxAbs, 0.2},
-    {ColumnStatistic::kMaxAbs, 0.35}, {ColumnStatistic::kMaxAbs, 0.5}, {ColumnStatistic::kMaxAbs, 0.7}};
-
 using Member = LayerLinear LayerTensors::*;
 
 struct Site {
@@ -166,8 +159,7 @@ class Preparer {
       }
       return sum;
     };
-    ScaleSearch search{
-        .shape = shape_, .site = site.site, .input_rms = rms, .rules = kScaleRules, .stored = args_.stored};
+    const ScaleSearch search{.shape = shape_, .site = site.site, .input_rms = rms, .stored = args_.stored};
     const auto choice = search_scales(layer_, search, loss);
     if (!choice)
       return Error(choice.error())

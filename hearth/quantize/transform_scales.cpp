@@ -54,14 +54,12 @@ std::vector<float> balancing_factors(std::span<const double> writer, std::span<c
   return out;
 }
 
-std::span<const ScaleRule> default_scale_rules() {
-  static const std::vector<ScaleRule> rules = [] {
-    std::vector<ScaleRule> all;
-    for (const auto statistic : {ColumnStatistic::kRms, ColumnStatistic::kMeanAbs, ColumnStatistic::kMaxAbs})
-      for (int tenth = 0; tenth < 10; ++tenth) all.push_back({statistic, tenth / 10.0});
-    return all;
-  }();
-  return rules;
+std::span<const ScaleRule> scale_rules() {
+  using enum ColumnStatistic;
+  static constexpr ScaleRule kRules[] = {{kRms, 0},      {kRms, 0.1},     {kRms, 0.2},    {kRms, 0.35},
+                                         {kRms, 0.5},    {kRms, 0.7},     {kMaxAbs, 0},   {kMaxAbs, 0.1},
+                                         {kMaxAbs, 0.2}, {kMaxAbs, 0.35}, {kMaxAbs, 0.5}, {kMaxAbs, 0.7}};
+  return kRules;
 }
 
 std::vector<double> column_statistic(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
@@ -77,8 +75,7 @@ std::vector<double> column_statistic(const LayerTensors& layer, const HeadShape&
       const std::span<const float> row = linear->row(i);
       for (size_t j = 0; j < row.size(); ++j) {
         const double w = std::abs(double{row[j]});
-        sums[j] = statistic == ColumnStatistic::kMaxAbs ? std::max(sums[j], w)
-                                                        : sums[j] + (statistic == ColumnStatistic::kRms ? w * w : w);
+        sums[j] = statistic == ColumnStatistic::kMaxAbs ? std::max(sums[j], w) : sums[j] + w * w;
       }
     }
   }
@@ -88,19 +85,13 @@ std::vector<double> column_statistic(const LayerTensors& layer, const HeadShape&
     const double from = sums[static_cast<size_t>(input)];
     to = statistic == ColumnStatistic::kMaxAbs ? std::max(to, from) : to + from;
   });
-  const double terms = static_cast<double>(rows * (inputs / channels));
-  for (double& x : out) {
-    if (statistic == ColumnStatistic::kRms) x = std::sqrt(x / terms);
-    if (statistic == ColumnStatistic::kMeanAbs) x /= terms;
-  }
+  if (statistic == ColumnStatistic::kMaxAbs) return out;
+  for (double& x : out) x = std::sqrt(x / static_cast<double>(rows * (inputs / channels)));
   return out;
 }
 
-namespace {
-
-// site_scales() with the columns' statistic at hand: exponents share it.
-std::vector<float> scales_of(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
-                             std::span<const double> input_rms, std::span<const double> columns, double exponent) {
+std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
+                               std::span<const double> input_rms, std::span<const double> columns, double exponent) {
   const int64_t inputs = readers(layer, site).front()->k;
   HEARTH_CHECK(static_cast<int64_t>(input_rms.size()) == inputs, "{} root mean squares for {} inputs", input_rms.size(),
                inputs);
@@ -125,13 +116,6 @@ std::vector<float> scales_of(const LayerTensors& layer, const HeadShape& shape, 
   return scales;
 }
 
-}  // namespace
-
-std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
-                               std::span<const double> input_rms, const ScaleRule& rule) {
-  return scales_of(layer, shape, site, input_rms, column_statistic(layer, shape, site, rule.statistic), rule.exponent);
-}
-
 void apply_scales(LayerTensors& layer, const HeadShape& shape, ScaleSite site, std::span<const float> s, DType stored) {
   switch (site) {
     case ScaleSite::kQkvInput: return scale_qkv_inputs(layer, s, stored);
@@ -152,11 +136,12 @@ Result<ScaleChoice> search_scales(LayerTensors& layer, const ScaleSearch& search
   best.plain_loss = best.loss;
   LayerTensors winner;
   std::map<ColumnStatistic, std::vector<double>> statistics;
-  for (size_t i = 0; i < search.rules.size(); ++i) {
-    const ScaleRule& rule = search.rules[i];
+  const std::span<const ScaleRule> rules = scale_rules();
+  for (size_t i = 0; i < rules.size(); ++i) {
+    const ScaleRule& rule = rules[i];
     std::vector<double>& columns = statistics[rule.statistic];
     if (columns.empty()) columns = column_statistic(layer, search.shape, search.site, rule.statistic);
-    std::vector<float> scale = scales_of(layer, search.shape, search.site, search.input_rms, columns, rule.exponent);
+    std::vector<float> scale = site_scales(layer, search.shape, search.site, search.input_rms, columns, rule.exponent);
     LayerTensors scaled = layer;
     apply_scales(scaled, search.shape, search.site, scale, search.stored);
     HEARTH_TRY_ASSIGN(const double value, judge(scaled));

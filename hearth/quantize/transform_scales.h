@@ -37,17 +37,18 @@ enum class ScaleSite : uint8_t {
 };
 
 // What of a column of weights counts.
-enum class ColumnStatistic : uint8_t { kRms, kMeanAbs, kMaxAbs };
+enum class ColumnStatistic : uint8_t { kRms, kMaxAbs };
 
-// Balancing factors with the columns' statistic as writer and the input's root mean square as reader. Exponent 0 is
-// FireQ's channel-wise scaling (section 3.1): lambda = c / max |W| with kMaxAbs, c / mean |W| with kMeanAbs. Exponents
-// between are AWQ's x^a / w^(1 - a), without its normalisation of w by groups, which would break I1.
+// Balancing factors with the columns' statistic as writer and the input's root mean square as reader. Exponent 0 with
+// kMaxAbs is FireQ's channel-wise scaling (section 3.1), lambda = c / max |W|. Exponents between are AWQ's
+// x^a / w^(1 - a), without its normalisation of w by groups, which would break I1.
 struct ScaleRule {
   ColumnStatistic statistic = ColumnStatistic::kRms;
   double exponent = 0;
 };
-// Every statistic with exponents 0, 0.1, ... 0.9.
-std::span<const ScaleRule> default_scale_rules();
+// What is searched: both statistics with exponents 0 to 0.7. With error feedback the best exponents are small; large
+// models have inputs that want more.
+std::span<const ScaleRule> scale_rules();
 
 // The statistic of each column over all weights that read the site's channels. [channels of the site]
 std::vector<double> column_statistic(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
@@ -55,8 +56,9 @@ std::vector<double> column_statistic(const LayerTensors& layer, const HeadShape&
 
 // The factors of a rule. Their constant (FireQ's c) is the power of two that brings the inputs' mean log2 next to 0.
 //   input_rms: root mean square of each input of the linears, [hidden], [ffn] or, for kOInput, [heads head_dim]
+//   columns:   column_statistic() of the rule's statistic
 std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
-                               std::span<const double> input_rms, const ScaleRule& rule);
+                               std::span<const double> input_rms, std::span<const double> columns, double exponent);
 
 // `stored`: the type that the norm will be stored in (transform.h).
 void apply_scales(LayerTensors& layer, const HeadShape& shape, ScaleSite site, std::span<const float> s,
@@ -65,7 +67,7 @@ void apply_scales(LayerTensors& layer, const HeadShape& shape, ScaleSite site, s
 using LayerLoss = std::function<Result<double>(const LayerTensors& layer)>;
 
 struct ScaleChoice {
-  int rule = -1;             // index of the rule; -1: no scaling was better than any
+  int rule = -1;             // of scale_rules(); -1: no scaling was better than any
   std::vector<float> scale;  // what was applied; empty for none
   double loss = 0;
   double plain_loss = 0;
@@ -77,7 +79,6 @@ struct ScaleSearch {
   HeadShape shape;
   ScaleSite site = ScaleSite::kQkvInput;
   std::span<const double> input_rms;
-  std::span<const ScaleRule> rules = default_scale_rules();
   DType stored = DType::kF32;
 };
 Result<ScaleChoice> search_scales(LayerTensors& layer, const ScaleSearch& search, const LayerLoss& loss);

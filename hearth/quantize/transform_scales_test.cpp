@@ -109,13 +109,18 @@ struct Fixture {
   std::vector<float> x = normals(kTokens * c.hidden_size, 1, random);
 };
 
+std::vector<float> scales_of(const LayerTensors& layer, const HeadShape& shape, ScaleSite site,
+                             std::span<const double> rms, const ScaleRule& rule) {
+  return site_scales(layer, shape, site, rms, column_statistic(layer, shape, site, rule.statistic), rule.exponent);
+}
+
 TEST(ScaleRules, FireqMakesColumnsEquallyLarge) {
   Fixture f;
   for (const ScaleSite site : kSites)
-    for (const ColumnStatistic statistic : {ColumnStatistic::kMaxAbs, ColumnStatistic::kMeanAbs}) {
+    for (const ColumnStatistic statistic : {ColumnStatistic::kMaxAbs, ColumnStatistic::kRms}) {
       LayerTensors layer = f.plain;
       apply_scales(layer, f.shape, site,
-                   site_scales(layer, f.shape, site, input_rms(f.c, layer, f.x, site), {statistic, 0}));
+                   scales_of(layer, f.shape, site, input_rms(f.c, layer, f.x, site), {statistic, 0}));
       const std::vector<double> columns = column_statistic(layer, f.shape, site, statistic);
       const auto [low, high] = std::minmax_element(columns.begin(), columns.end());
       EXPECT_NEAR(*high / *low, 1, 1e-5);
@@ -142,14 +147,13 @@ TEST(ScaleRules, UndoOutliersExactly) {
   const double plain_loss = squared_distance(run_block(f.c, rounded(f.plain), f.x).hidden, exact);
   EXPECT_GT(squared_distance(run_block(f.c, rounded(outliers), f.x).hidden, exact), 2 * plain_loss);
 
-  for (const ScaleRule& rule : default_scale_rules()) {
+  for (const ScaleRule& rule : scale_rules()) {
     SCOPED_TRACE(fmt::format("statistic {}, exponent {}", static_cast<int>(rule.statistic), rule.exponent));
     LayerTensors a = f.plain, b = outliers;
     for (LayerTensors* layer : {&a, &b}) {
       ASSERT_TRUE(scale_rope_pairs(*layer, f.shape, even_pair_factors(attention_stats(f.c, *layer, f.x), *layer)));
       for (const ScaleSite site : kSites)
-        apply_scales(*layer, f.shape, site,
-                     site_scales(*layer, f.shape, site, input_rms(f.c, *layer, f.x, site), rule));
+        apply_scales(*layer, f.shape, site, scales_of(*layer, f.shape, site, input_rms(f.c, *layer, f.x, site), rule));
     }
     for (const LayerTensors::Named& named : LayerTensors::linears())
       EXPECT_EQ((a.*named.linear).w, (b.*named.linear).w) << named.name;
@@ -175,7 +179,7 @@ TEST(SearchScales, TakesTheRuleOfLeastLoss) {
     if (found->rule < 0) continue;
     LayerTensors again = before;
     apply_scales(again, f.shape, site,
-                 site_scales(before, f.shape, site, rms, default_scale_rules()[static_cast<size_t>(found->rule)]));
+                 scales_of(before, f.shape, site, rms, scale_rules()[static_cast<size_t>(found->rule)]));
     EXPECT_EQ(*loss(again), found->loss);
   }
   // What outliers cost is gone: no worse than the plain layer without any scaling.
