@@ -20,13 +20,21 @@ class HostQueue final : public Queue {
     if (!to.empty()) std::memcpy(to.data(), from, to.size());
     return {};
   }
+  Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) override {
+    if (size_bytes > 0) std::memcpy(to, from, static_cast<size_t>(size_bytes));
+    return {};
+  }
   Status synchronize() override { return {}; }
+  Result<std::unique_ptr<Recording>> record(std::function<Status()>) override {
+    return unsupported("the host's work cannot be recorded");
+  }
 };
 
 class HostMemory final : public Memory {
  public:
   std::string_view name() const override { return "host"; }
   std::string device_name() const override { return {}; }
+  Result<int64_t> available_bytes() const override { return available_host_bytes(); }
   bool is_host() const override { return true; }
   Result<Buffer> allocate(int64_t size_bytes) const override {
     HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -50,6 +51,14 @@ class Buffer {
   int64_t size_bytes_ = 0;
 };
 
+// Work that a queue keeps, to be put in again as one: the same launches with the same arguments, over what the memory
+// that they name then holds. Belongs to the queue that made it, and goes before it.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual Status run() = 0;
+};
+
 // Work in order.
 class Queue {
  public:
@@ -60,8 +69,12 @@ class Queue {
   // the host's side stays until synchronize(). At full speed where it came from allocate_staging().
   virtual Status copy_in(std::byte* to, std::span<const std::byte> from) = 0;
   virtual Status copy_out(std::span<std::byte> to, const std::byte* from) = 0;
+  // Within this memory; the two do not overlap.
+  virtual Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) = 0;
   // Waits for all of it, and returns what went wrong.
   virtual Status synchronize() = 0;
+  // Keeps the work that `body` puts into this queue instead of doing it. Unsupported where the queue cannot.
+  virtual Result<std::unique_ptr<Recording>> record(std::function<Status()> body) = 0;
 };
 
 class Memory {
@@ -70,6 +83,8 @@ class Memory {
   virtual std::string_view name() const = 0;
   // The GPU whose memory this is, as results name it; empty on the host.
   virtual std::string device_name() const = 0;
+  // Bytes that allocate() could still give, all together.
+  virtual Result<int64_t> available_bytes() const = 0;
   // Whether the CPU may touch what allocate() returns.
   virtual bool is_host() const = 0;
   // Uninitialised bytes, aligned to 64 at least. ResourceExhausted where they do not fit, Unavailable where the

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hearth/memory/step_staging.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
+
+#include "hearth/base/check.h"
 
 namespace hearth {
 namespace {
@@ -29,20 +33,30 @@ Result<StepStaging> StepStaging::create(const Memory& memory, const StagingLimit
   return out;
 }
 
+Status StepStaging::check(int64_t tokens, int64_t sequences, int64_t rows, int64_t entries) const {
+  if (tokens <= limits_.tokens && sequences <= limits_.sequences && rows <= limits_.logit_rows &&
+      entries <= limits_.block_entries)
+    return {};
+  return invalid_argument(
+      "step of {} tokens of {} sequences with {} logit rows and {} blocks; planned for {}, {}, {} and {}", tokens,
+      sequences, rows, entries, limits_.tokens, limits_.sequences, limits_.logit_rows, limits_.block_entries);
+}
+
+template <class T>
+std::span<T> StepStaging::place(int64_t count, int64_t& used) {
+  T* const at = static_cast<T*>(static_cast<void*>(host_.data() + used));
+  used += array_bytes<T>(count);
+  return {at, static_cast<size_t>(count)};
+}
+
 Result<StepBatch> StepStaging::stage(const StepBatch& batch, Queue& queue) {
-  const auto entries = static_cast<int64_t>(batch.block_table.size());
-  if (batch.num_tokens() > limits_.tokens || batch.num_sequences() > limits_.sequences ||
-      static_cast<int64_t>(batch.logit_rows.size()) > limits_.logit_rows || entries > limits_.block_entries)
-    return invalid_argument(
-        "step of {} tokens of {} sequences with {} logit rows and {} blocks; planned for {}, {}, {} and {}",
-        batch.num_tokens(), batch.num_sequences(), batch.logit_rows.size(), entries, limits_.tokens, limits_.sequences,
-        limits_.logit_rows, limits_.block_entries);
+  HEARTH_TRY(
+      check(batch.num_tokens(), batch.num_sequences(), std::ssize(batch.logit_rows), std::ssize(batch.block_table)));
   int64_t used = 0;
   const auto put = [&]<class T>(std::span<const T> from) {
-    T* const to = static_cast<T*>(static_cast<void*>(host_.data() + used));
-    if (!from.empty()) std::memcpy(to, from.data(), from.size_bytes());
-    used += array_bytes<T>(static_cast<int64_t>(from.size()));
-    return std::span<const T>(to, from.size());
+    const std::span<T> to = place<T>(std::ssize(from), used);
+    if (!from.empty()) std::memcpy(to.data(), from.data(), from.size_bytes());
+    return std::span<const T>(to);
   };
   StepBatch out = batch;
   out.tokens = put(batch.tokens);
@@ -52,6 +66,42 @@ Result<StepBatch> StepStaging::stage(const StepBatch& batch, Queue& queue) {
   out.block_table = put(batch.block_table);
   out.logit_rows = put(batch.logit_rows);
   out.adapter = put(batch.adapter);
+  HEARTH_TRY(queue.copy_in(device_.data(), {host_.data(), static_cast<size_t>(used)}));
+  return out;
+}
+
+Result<StepBatch> StepStaging::stage_padded(const StepBatch& batch, const PaddedShape& shape, Queue& queue) {
+  const int64_t given = batch.num_sequences(), count = shape.sequences, stride = shape.block_stride;
+  HEARTH_CHECK(given <= count && batch.num_tokens() == given, "{} sequences of {} tokens padded to {}", given,
+               batch.num_tokens(), count);
+  HEARTH_TRY(check(count, count, count, count * stride));
+  int64_t used = 0;
+  const auto put = [&](std::span<const int32_t> from, int32_t padding) {
+    const std::span<int32_t> to = place<int32_t>(count, used);
+    std::fill(std::copy(from.begin(), from.end(), to.begin()), to.end(), padding);
+    return std::span<const int32_t>(to);
+  };
+  const auto ascending = [&](int64_t size) {
+    const std::span<int32_t> to = place<int32_t>(size, used);
+    std::iota(to.begin(), to.end(), 0);
+    return std::span<const int32_t>(to);
+  };
+  StepBatch out;
+  out.tokens = put(batch.tokens, 0);
+  out.positions = put(batch.positions, 0);
+  out.query_start = ascending(count + 1);
+  out.context_len = put(batch.context_len, 1);
+  out.logit_rows = ascending(count);
+  const std::span<int64_t> table = place<int64_t>(count * stride, used);
+  for (int64_t s = 0; s < count; ++s) {
+    const std::span<int64_t> row = table.subspan(static_cast<size_t>(s * stride), static_cast<size_t>(stride));
+    std::span<const int64_t> blocks = s < given ? batch.blocks(s) : std::span<const int64_t>();
+    if (std::ssize(blocks) > stride) blocks = blocks.first(static_cast<size_t>(stride));
+    std::fill(std::copy(blocks.begin(), blocks.end(), row.begin()), row.end(), shape.dummy_block);
+  }
+  out.block_table = table;
+  out.block_table_stride = stride;
+  out.max_context = shape.max_context;
   HEARTH_TRY(queue.copy_in(device_.data(), {host_.data(), static_cast<size_t>(used)}));
   return out;
 }

@@ -30,6 +30,14 @@ struct StagingLimits {
   int64_t block_entries = 0;  // of the block table, all sequences together
 };
 
+// A decode step of fixed shape: so many sequences of one token, each with its row of logits.
+struct PaddedShape {
+  int64_t sequences = 0;
+  int64_t max_context = 0;   // StepBatch::max_context
+  int64_t block_stride = 0;  // entries of a sequence's block table
+  int64_t dummy_block = 0;   // byte offset of the block that slots without a sequence have (KvView)
+};
+
 class StepStaging {
  public:
   StepStaging() = default;
@@ -37,9 +45,16 @@ class StepStaging {
 
   // InvalidArgument where the batch is larger than planned.
   Result<StepBatch> stage(const StepBatch& batch, Queue& queue);
+  // The same for a decode step, padded to `shape` with token 0 at position 0 of the dummy block. The arrays of a shape
+  // always lie in the same places. REQUIRES: no more sequences than the shape's, no context longer than its blocks.
+  Result<StepBatch> stage_padded(const StepBatch& batch, const PaddedShape& shape, Queue& queue);
   StagedMemory memory() const { return {host_.data(), device_.data(), device_.size_bytes()}; }
 
  private:
+  Status check(int64_t tokens, int64_t sequences, int64_t rows, int64_t entries) const;
+  // Room for `count` values behind `used` bytes.
+  template <class T>
+  std::span<T> place(int64_t count, int64_t& used);
   StagingLimits limits_;
   Buffer host_, device_;
 };

@@ -78,6 +78,9 @@ struct KvLayout {
 struct KvView {
   std::byte* base = nullptr;
   KvLayout layout;
+  // Offset of a block that belongs to no sequence: steps that are padded to a fixed number of sequences write there.
+  // -1: the pool has none, and no step is padded.
+  int64_t dummy_block = -1;
 
   std::byte* key(int64_t block_offset_bytes, int64_t layer) const {
     return base + block_offset_bytes + layer * layout.layer_stride_bytes;

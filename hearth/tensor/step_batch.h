@@ -4,6 +4,7 @@
 // tokens of a sequence are in the step.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -18,9 +19,16 @@ struct StepBatch {
   int64_t block_table_stride = 0;
   std::span<const int32_t> logit_rows;  // [R] ascending token rows whose logits are wanted
   std::span<const int32_t> adapter;     // [S] adapter of the sequence, -1 for none; empty: none anywhere
+  // No context_len is larger, now and whenever the same launches run again over new contents of these arrays: what an
+  // op plans its grid and its scratch for. 0: the largest context_len.
+  int64_t max_context = 0;
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_sequences() const { return static_cast<int64_t>(context_len.size()); }
+  int64_t planned_context() const {
+    if (max_context > 0 || context_len.empty()) return max_context;
+    return *std::max_element(context_len.begin(), context_len.end());
+  }
 
   // The query token `i` of sequence s sits at position context_len[s] - query_len(s) + i.
   int64_t query_len(int64_t s) const { return query_start[s + 1] - query_start[s]; }

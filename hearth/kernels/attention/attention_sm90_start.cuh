@@ -21,7 +21,7 @@ Status start_attention(const AttentionArgs& args, const KvScales& scales, ExecCo
   const KvLayout& layout = args.kv.layout;
   const int64_t tokens = args.q.rows(), group = args.heads / layout.kv_heads;
   const int64_t group_blocks = (group + kConfig.group - 1) / kConfig.group;
-  const int64_t longest = *std::ranges::max_element(args.batch->context_len);
+  const int64_t longest = args.batch->planned_context();
   AttentionParams<T> params{.q = static_cast<const T*>(args.q.data),
                             .out = static_cast<T*>(args.out.data),
                             .q_stride = args.q.row_stride,

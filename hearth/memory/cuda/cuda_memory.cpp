@@ -9,6 +9,16 @@
 namespace hearth {
 namespace {
 
+class CudaRecording final : public Recording {
+ public:
+  CudaRecording(Graph graph, const Stream& stream) : graph_(std::move(graph)), stream_(stream) {}
+  Status run() override { return graph_.launch(stream_); }
+
+ private:
+  Graph graph_;
+  const Stream& stream_;
+};
+
 class CudaQueue final : public Queue {
  public:
   explicit CudaQueue(Stream stream) : stream_(std::move(stream)) {}
@@ -21,7 +31,15 @@ class CudaQueue final : public Queue {
     HEARTH_CUDA_TRY(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, handle()));
     return {};
   }
+  Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) override {
+    HEARTH_CUDA_TRY(cudaMemcpyAsync(to, from, static_cast<size_t>(size_bytes), cudaMemcpyDeviceToDevice, handle()));
+    return {};
+  }
   Status synchronize() override { return stream_.synchronize(); }
+  Result<std::unique_ptr<Recording>> record(std::function<Status()> body) override {
+    HEARTH_TRY_ASSIGN(Graph graph, Graph::capture(stream_, body));
+    return std::unique_ptr<Recording>(std::make_unique<CudaRecording>(std::move(graph), stream_));
+  }
 
  private:
   cudaStream_t handle() const { return static_cast<cudaStream_t>(stream_.handle()); }
@@ -34,6 +52,11 @@ class CudaMemory final : public Memory {
   std::string device_name() const override {
     const auto info = cuda_device_info(0);
     return info ? info->name : "GPU";
+  }
+  Result<int64_t> available_bytes() const override {
+    size_t free_bytes = 0, total_bytes = 0;
+    HEARTH_CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
+    return static_cast<int64_t>(free_bytes);
   }
   bool is_host() const override { return false; }
   Result<Buffer> allocate(int64_t size_bytes) const override {

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device for machines without one: memory that the CPU may not touch by the interface, though it is the host's, and a
+// queue that does its work at once and can record. With it the CPU's ops run as a device's: staging, padding and
+// recordings can be tested without a GPU. Tests only; a queue is used by one thread at a time.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "hearth/memory/host_buffer.h"
+#include "hearth/memory/memory.h"
+
+namespace hearth::testing {
+
+class FakeDevice final : public Memory {
+ public:
+  // What tests count.
+  struct Counts {
+    std::atomic<int64_t> allocations = 0, recorded = 0, replayed = 0;
+    void reset() { allocations = recorded = replayed = 0; }
+  };
+  static FakeDevice& instance() {
+    static FakeDevice device;
+    return device;
+  }
+  mutable Counts counts;
+
+  std::string_view name() const override { return "fake"; }
+  std::string device_name() const override { return "a fake device"; }
+  Result<int64_t> available_bytes() const override { return int64_t{1} << 30; }
+  bool is_host() const override { return false; }
+  Result<Buffer> allocate(int64_t size_bytes) const override {
+    ++counts.allocations;
+    HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));
+    std::ranges::fill(buffer.bytes(), std::byte{0xFF});  // f32 and bf16 NaN
+    return Buffer(std::move(buffer));
+  }
+  Result<Buffer> allocate_staging(int64_t size_bytes) const override { return allocate(size_bytes); }
+  Result<std::unique_ptr<hearth::Queue>> create_queue() const override {
+    return std::unique_ptr<hearth::Queue>(std::make_unique<Queue>(counts));
+  }
+
+ private:
+  class Replay final : public Recording {
+   public:
+    Replay(std::function<Status()> body, Counts& counts) : body_(std::move(body)), counts_(counts) {}
+    Status run() override {
+      ++counts_.replayed;
+      return body_();
+    }
+
+   private:
+    std::function<Status()> body_;
+    Counts& counts_;
+  };
+
+  class Queue final : public hearth::Queue {
+   public:
+    explicit Queue(Counts& counts) : counts_(counts) {}
+    void* stream() const override { return nullptr; }
+    Status copy_in(std::byte* to, std::span<const std::byte> from) override {
+      if (!from.empty()) std::memcpy(to, from.data(), from.size());
+      return {};
+    }
+    Status copy_out(std::span<std::byte> to, const std::byte* from) override {
+      if (!to.empty()) std::memcpy(to.data(), from, to.size());
+      return {};
+    }
+    Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) override {
+      if (size_bytes > 0) std::memcpy(to, from, static_cast<size_t>(size_bytes));
+      return {};
+    }
+    Status synchronize() override { return {}; }
+    Result<std::unique_ptr<Recording>> record(std::function<Status()> body) override {
+      ++counts_.recorded;
+      return std::unique_ptr<Recording>(std::make_unique<Replay>(std::move(body), counts_));
+    }
+
+   private:
+    Counts& counts_;
+  };
+};
+
+inline const Memory& fake_device() { return FakeDevice::instance(); }
+
+}  // namespace hearth::testing
