@@ -222,4 +222,31 @@ Result<ModelFiles> read_model_files(const fs::path& model_dir, int64_t max_file_
   return files;
 }
 
+ModelFiles byte_model_files() {
+  // Byte-level tokenizers write bytes that are no visible Latin-1 character as the characters from U+0100 on.
+  Json vocab = Json::object();
+  int hidden = 0;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool visible = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+    const int code = visible ? byte : 0x100 + hidden++;
+    std::string piece;
+    if (code >= 0x80) piece.push_back(static_cast<char>(0xC0 | code >> 6));
+    piece.push_back(static_cast<char>(code >= 0x80 ? 0x80 | (code & 0x3F) : code));
+    vocab[piece] = byte;
+  }
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  const Json tokenizer = {{"version", "1.0"},
+                          {"added_tokens", Json::array()},
+                          {"normalizer", nullptr},
+                          {"pre_tokenizer", byte_level},
+                          {"post_processor", nullptr},
+                          {"decoder", byte_level},
+                          {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}};
+  ModelFiles files;
+  files.tokenizer_json = tokenizer.dump();
+  files.added_tokens_json = "[]";
+  return files;
+}
+
 }  // namespace hearth::text_detail

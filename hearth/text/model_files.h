@@ -29,6 +29,9 @@ struct ModelFiles {
 
 Result<ModelFiles> read_model_files(const std::filesystem::path& model_dir, int64_t max_file_bytes);
 
+// A tokenizer of 256 tokens, one for each byte, and nothing beside it.
+ModelFiles byte_model_files();
+
 // The whole file. NotFound, or ResourceExhausted if it is longer than `max_bytes`.
 Result<std::string> read_text_file(const std::filesystem::path& path, int64_t max_bytes);
 

@@ -75,12 +75,16 @@ Status open_tokenizer(const ModelFiles& files, TokenizerState& state) {
 }  // namespace text_detail
 
 Result<Tokenizer> Tokenizer::load(const std::filesystem::path& model_dir, const TokenizerLimits& limits) {
+  HEARTH_TRY_ASSIGN(text_detail::ModelFiles files, text_detail::read_model_files(model_dir, limits.max_file_bytes));
+  return make(std::move(files), limits).with_context(model_dir.string());
+}
+
+Result<Tokenizer> Tokenizer::bytes() { return make(text_detail::byte_model_files(), {}); }
+
+Result<Tokenizer> Tokenizer::make(text_detail::ModelFiles files, const TokenizerLimits& limits) {
   using namespace text_detail;
-  HEARTH_TRY_ASSIGN(ModelFiles files, read_model_files(model_dir, limits.max_file_bytes));
   auto state = std::make_shared<TokenizerState>();
-  if (Status opened = open_tokenizer(files, *state); !opened) {
-    return std::move(opened).error().with_context(model_dir.string());
-  }
+  HEARTH_TRY(open_tokenizer(files, *state));
   state->limits = limits;
   const auto named = [&](const char* name) -> std::optional<TokenId> {
     const auto it = files.special_tokens.find(name);

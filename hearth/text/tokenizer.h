@@ -37,6 +37,7 @@ struct TokenizeOptions {
 };
 
 namespace text_detail {
+struct ModelFiles;
 struct TokenizerState;
 }
 
@@ -46,6 +47,9 @@ class Tokenizer {
   // generation_config.json, chat_template.jinja and additional_chat_templates/*.jinja of `model_dir`.
   // NotFound: no tokenizer.json. Corrupt: a file that is not what it should be; the message names the file.
   static Result<Tokenizer> load(const std::filesystem::path& model_dir, const TokenizerLimits& limits = {});
+
+  // A tokenizer whose token i is byte i of the text, without special tokens: for models that have none of their own.
+  static Result<Tokenizer> bytes();
 
   // Ids of `text` (UTF-8; InvalidArgument with the offset of the first bad byte otherwise).
   // The rule for BOS and EOS with add_special_tokens: the post-processor of tokenizer.json alone decides, as in
@@ -87,6 +91,7 @@ class Tokenizer {
 
  private:
   friend class Detokenizer;
+  static Result<Tokenizer> make(text_detail::ModelFiles files, const TokenizerLimits& limits);
   explicit Tokenizer(std::shared_ptr<const text_detail::TokenizerState> state) : state_(std::move(state)) {}
   std::shared_ptr<const text_detail::TokenizerState> state_;
 };

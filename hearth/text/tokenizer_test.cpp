@@ -47,6 +47,20 @@ TEST(TokenizerTest, SpecialTokensOfDemoModel) {
   EXPECT_FALSE(tokenizer.is_special(8192));
 }
 
+TEST(TokenizerTest, BytesAreTheTokensOfTheByteTokenizer) {
+  const Tokenizer tokenizer = Tokenizer::bytes().value();
+  EXPECT_EQ(tokenizer.vocab_size(), 256);
+  const std::string text = "A \n\t~\x7F caf\xC3\xA9 \xE2\x82\xAC\xF0\x9F\x98\x80";
+  std::vector<TokenId> bytes;
+  for (const char c : text) bytes.push_back(static_cast<unsigned char>(c));
+  EXPECT_EQ(tokenizer.encode(text).value(), bytes);
+  EXPECT_EQ(tokenizer.decode(bytes).value(), text);
+  for (TokenId id = 0; id < 256; ++id)
+    EXPECT_EQ(tokenizer.token_bytes(id), std::string(1, static_cast<char>(id))) << id;
+  EXPECT_TRUE(tokenizer.eos_ids().empty());
+  EXPECT_EQ(tokenizer.bos_id(), std::nullopt);
+}
+
 TEST(TokenizerTest, PiecesAndBytes) {
   const Tokenizer tokenizer = load_demo();
   const TokenId the = tokenizer.token_to_id("Ġthe").value();
