@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Barriers in shared memory, on which threads and copies arrive, and the fences that go with them (PTX ISA 9.0,
+// section "mbarrier" and "Async proxy"). A phase ends when all counted arrivals and all announced bytes are there; phases
+// have parity 0, 1, 0, ... A fresh barrier is in phase 0: waiting for parity 1 returns at once.
+#pragma once
+
+#include <cstdint>
+
+namespace hearth::sm90 {
+
+// The 32-bit address that instructions want of something in shared memory.
+__device__ __forceinline__ uint32_t shared_address(const void* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+
+struct alignas(8) MBarrier {
+  uint64_t state;
+
+  // One thread, before anyone uses it; then fence_barrier_init() and a barrier of the block.
+  __device__ __forceinline__ void init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
+  }
+  __device__ __forceinline__ void arrive() {
+    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  // One arrival, and `bytes` that copies will bring in this phase.
+  __device__ __forceinline__ void arrive_and_expect(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  // Whether the phase of this parity has ended; waits for a while, bounded by the hardware.
+  __device__ __forceinline__ bool try_wait(int parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(shared_address(this)), "r"(parity)
+        : "memory");
+    return done != 0;
+  }
+  __device__ __forceinline__ void wait(int parity) {
+    while (!try_wait(parity)) {}
+  }
+  // The same, but a phase that stays open, by a bug of ours, ends the kernel with an error after some seconds. Not in
+  // kernels with wgmma: a trap makes ptxas 13.0 serialise it (C7512).
+  __device__ __forceinline__ void wait_or_trap(int parity) {
+    constexpr int kMostTries = 1 << 26;
+    for (int tries = 0; !try_wait(parity);)
+      if (++tries == kMostTries) asm volatile("trap;");
+  }
+};
+
+// Makes init() visible to copies.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// After ordinary stores to shared memory that wgmma or a bulk copy reads: by every storing thread, before the barrier
+// behind which they are read.
+__device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A barrier of `threads` threads, a multiple of 32; ids 1 to 15 (0 is __syncthreads()). PTX ISA, section "barrier".
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Moves registers between the warpgroups of a block: all threads of one execute it. PTX ISA, section "setmaxnreg".
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+}  // namespace hearth::sm90

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products on the tensor cores by one warp, and what brings their fragments from shared memory (PTX ISA 9.0, sections
+// "mma.sync" for m16n8k16 and "ldmatrix"). Lane l, r = l / 4, c = 2 (l % 4):
+//   D [16, 8] f32: d[0], d[1] at (r, c), (r, c + 1); d[2], d[3] eight rows further.
+//   A [16, 16] bf16: a[0] (r, c...), a[1] (r + 8, c...), a[2] (r, c + 8...), a[3] (r + 8, c + 8...); two columns each.
+//   B [16, 8] bf16: b[0] (c..., r), b[1] (c + 8..., r); two rows each.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "hearth/kernels/sm90/mbarrier.cuh"
+
+namespace hearth::sm90 {
+
+// d += a b.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The same with only rows 0 to 7 of A, the others zero: rows 8 to 15 of D need no registers that last.
+__device__ __forceinline__ void mma_bf16_upper(float (&d)[2], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+  asm("{\n"
+      ".reg .f32 lower0, lower1;\n"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, lower0, lower1}, {%2, %6, %3, %6}, {%4, %5}, "
+      "{%0, %1, %7, %7};\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1])
+      : "r"(a0), "r"(a2), "r"(b0), "r"(b1), "r"(0), "f"(0.0f));
+}
+
+// Four matrices of 8 x 8 16-bit elements; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows, of 16 bytes each.
+// x[i] of lane l: row l / 4 of matrix i, columns 2 (l % 4) and the next.
+__device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
+// Transposed: x[i] of lane l: column l / 4 of matrix i, rows 2 (l % 4) and the next.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
+
+// Two floats rounded to nearest even; `low` in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t x;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+
+// 2^x, within 2 units of the last place; 0 for -infinity. PTX ISA, section "ex2".
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 16 bytes of global memory, past L1.
+__device__ __forceinline__ uint4 load_streamed(const void* at) {
+  uint4 x;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(__cvta_generic_to_global(at)));
+  return x;
+}
+
+// The sum and the largest over the four lanes that share a row of a fragment.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xFFFFFFFF, x, 1);
+  return x + __shfl_xor_sync(0xFFFFFFFF, x, 2);
+}
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 2));
+}
+
+}  // namespace hearth::sm90

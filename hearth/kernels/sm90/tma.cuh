@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies by the copy engine, global to shared memory, that complete on an mbarrier (PTX ISA 9.0, sections
+// "cp.async.bulk" and "cp.async.bulk.tensor"). One thread issues a copy; the barrier must expect its bytes.
+// Tensor maps are made on the host (tensor_map.cuh) and passed as __grid_constant__ parameters.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "hearth/kernels/sm90/mbarrier.cuh"
+
+namespace hearth::sm90 {
+
+__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// `bytes` contiguous bytes; addresses and size are multiples of 16.
+__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, MBarrier& barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(&barrier))
+               : "memory");
+}
+
+// The map's box at coordinate (x, y), x innermost. What lies outside of the tensor arrives as zeros and counts.
+// `to` is a multiple of 128 bytes, of 1024 where the map swizzles 128 bytes.
+__device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, int x, int y, MBarrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
+          "r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y)
+      : "memory");
+}
+__device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, int x, int y, int z, MBarrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+}  // namespace hearth::sm90

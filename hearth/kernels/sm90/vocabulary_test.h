@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of vocabulary_test, seen from its host part: each runs one block over device memory. Tests only.
+#pragma once
+
+#include <cstdint>
+
+#include "hearth/base/result.h"
+
+namespace hearth::sm90 {
+
+// How operands reach shared memory.
+enum class Route { kStores, kTensorMap };
+enum class Operands { kBf16, kE4m3, kS8 };
+// Where A lies, and along which dimension B's rows go.
+struct ProductCase {
+  Operands type;
+  int n;             // one of the wrappers'
+  bool registers_a;  // else shared memory
+  bool b_along_n;    // bf16: B is [K, N], else [N, K]
+  Route route;
+};
+// d [64, n] = a [64, k] b, 32-bit; k is two rows of 128 bytes. b_along_n: b [k, n], n a multiple of 64.
+Status run_product(const ProductCase& c, const void* a, const void* b, void* d, void* stream);
+
+// d [16, 8] f32 = a [16, 16] b [16, 8] in bf16 by mma.sync, fragments by ldmatrix; b_along_n as above. `upper`: by
+// mma_bf16_upper, into the first 8 rows; the others are not written.
+Status run_small_product(const void* a, const void* b, void* d, bool b_along_n, bool upper, void* stream);
+
+// Copies `count` boxes of `rows` rows of 128 bytes of bf16 through one three-dimensional tensor map whose third dimension
+// are addresses in units of 64 bytes, from unit unit[i] (int) and row first_row of a tensor of `tensor_rows` rows at `pitch`
+// bytes, to to + i * rows * 128, unswizzled.
+Status run_addressed_copies(const void* from, int pitch, int tensor_rows, int first_row, const void* unit, int count,
+                            int rows, void* to, void* stream);
+
+// `bytes` by one bulk copy into shared memory and back; a ring of two barriers, `rounds` times.
+Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* stream);
+
+// to[0, 64) = 2^from, to[64, 96) = sums of quads of from[0, 32), to[96, 128) their largest; all f32.
+Status run_reductions(const void* from, void* to, void* stream);
+
+}  // namespace hearth::sm90
