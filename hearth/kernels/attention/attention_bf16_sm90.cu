@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// BF16 attention on Hopper's tensor cores: the tensor map, the parameters, the launches. Host code; no state but what
+// the driver said about the device.
+#include <algorithm>
+#include <bit>
+
+#include "hearth/kernels/attention/attention_bf16_decode_sm90.cuh"
+#include "hearth/kernels/attention/attention_bf16_prefill_sm90.cuh"
+#include "hearth/kernels/sm90/tensor_map.cuh"
+#include "hearth/memory/cuda/launch.cuh"
+
+namespace hearth {
+namespace {
+
+using namespace sm90;
+
+Result<int> multiprocessors() {
+  int device = 0, count = 0;
+  HEARTH_CUDA_TRY(cudaGetDevice(&device));
+  HEARTH_CUDA_TRY(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// All blocks of the pool: channels, tokens of a block, and an address in units of 64 bytes. A copy brings 64 channels of
+// a block's tokens, of `most_tokens` of them at most.
+Result<CUtensorMap> encode_kv_map(const KvView& kv, int64_t most_tokens) {
+  const KvLayout& layout = kv.layout;
+  TensorMapShape shape{.rank = 3};
+  shape.size[0] = static_cast<uint64_t>(layout.head_dim);
+  shape.size[1] = static_cast<uint64_t>(layout.block_tokens);
+  shape.size[2] = (uint64_t{1} << 31) - 1;
+  shape.stride_bytes[1] = static_cast<uint64_t>(layout.token_stride_bytes);
+  shape.stride_bytes[2] = kKvUnitBytes;
+  shape.box[0] = 64;
+  shape.box[1] = static_cast<uint32_t>(std::min(layout.block_tokens, most_tokens));
+  return encode_tensor_map(kv.base, 2, shape);
+}
+
+template <class... Params, class... Args>
+Status launch_with_shared(Launch how, int shared_bytes, void (*kernel)(Params...), Args&&... args) {
+  HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  how.shared_bytes = shared_bytes;
+  how.pdl = true;
+  return launch(how, kernel, std::forward<Args>(args)...);
+}
+
+int log2_of(int64_t x) { return std::bit_width(static_cast<uint64_t>(x)) - 1; }
+
+template <int kDim>
+Status start_decode(const AttentionArgs& args, Bf16AttentionParams p, ExecContext& exec) {
+  HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_kv_map(args.kv, kDecodeStage));
+  HEARTH_TRY_ASSIGN(const int blocks, multiprocessors());
+  p.box_shift = std::min(p.block_shift, log2_of(kDecodeStage));
+  HEARTH_TRY(launch_with_shared(Launch(dim3(static_cast<unsigned>(blocks)), dim3(kDecodeThreads), exec.stream),
+                                kDecodeSharedBytes<kDim>, attention_bf16_decode_kernel<kDim>, map, p));
+  if (args.batch->block_table_stride * args.kv.layout.block_tokens <= kDecodeChunk || p.slots == 0) return {};
+  Launch how(dim3(static_cast<unsigned>(p.step.sequences), static_cast<unsigned>(p.heads)), dim3(kDim), exec.stream);
+  how.pdl = true;
+  return launch(how, attention_bf16_merge_kernel<kDim>, p);
+}
+
+template <int kDim>
+Status start_prefill(const AttentionArgs& args, Bf16AttentionParams p, ExecContext& exec) {
+  HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_kv_map(args.kv, kPrefillKeys));
+  p.box_shift = std::min(p.block_shift, log2_of(kPrefillKeys));
+  const int64_t tiles = prefill_tiles(args.q.rows(), p.step.sequences, p.group);
+  return launch_with_shared(Launch(dim3(static_cast<unsigned>(tiles * p.kv_heads)), dim3(kPrefillThreads), exec.stream),
+                            kPrefillSharedBytes<kDim>, attention_bf16_prefill_kernel<kDim>, map, p);
+}
+
+}  // namespace
+
+Status attention_bf16_sm90(const AttentionArgs& args, ExecContext& exec) {
+  HEARTH_TRY(validate(args));
+  if (!takes_attention_bf16(args))
+    return unsupported("attention: the tensor-core kernels do not take this call; attention_sm90() does");
+  const int64_t tokens = args.q.rows(), sequences = args.batch->num_sequences();
+  if (tokens == 0) return {};
+  HEARTH_TRY_ASSIGN(const DeviceStep step, device_step("attention", *args.batch, exec));
+  const KvLayout& layout = args.kv.layout;
+  const int64_t group = args.heads / layout.kv_heads;
+  const int64_t slot_floats = decode_partial_floats(group, layout.head_dim);
+  const int64_t layer_units = args.layer * layout.layer_stride_bytes / kKvUnitBytes;
+  const Bf16AttentionParams p{
+      .q = static_cast<const __nv_bfloat16*>(args.q.data),
+      .out = static_cast<__nv_bfloat16*>(args.out.data),
+      .q_stride = args.q.row_stride,
+      .out_stride = args.out.row_stride,
+      .step = step,
+      .key_units = static_cast<int>(layer_units),
+      .value_units = static_cast<int>(layer_units + layout.v_offset_bytes / kKvUnitBytes),
+      .head_units = static_cast<int>(layout.head_stride_bytes / kKvUnitBytes),
+      .block_shift = log2_of(layout.block_tokens),
+      .box_shift = 0,
+      .partials = reinterpret_cast<float*>(exec.workspace.data()),
+      .partial_floats = slot_floats,
+      .slots = static_cast<int>(
+          std::min<int64_t>(int64_t{1} << 30, static_cast<int64_t>(exec.workspace.size()) / 4 / slot_floats)),
+      .heads = static_cast<int>(args.heads),
+      .kv_heads = static_cast<int>(layout.kv_heads),
+      .group = static_cast<int>(group),
+      .window = static_cast<int>(args.window),
+      .scale_log2 = args.scale * 1.44269504088896340736f,
+  };
+  // Which kernels there is work for is the shape of the step, which a graph is captured for, and not the lengths.
+  bool decodes = false, prefills = false;
+  for (int64_t s = 0; s < sequences; ++s) {
+    decodes |= args.batch->query_len(s) == 1;
+    prefills |= args.batch->query_len(s) > 1;
+  }
+  const bool wide = layout.head_dim == 128;
+  if (prefills) {
+    HEARTH_TRY(wide ? start_prefill<128>(args, p, exec) : start_prefill<64>(args, p, exec));
+  }
+  if (decodes) {
+    HEARTH_TRY(wide ? start_decode<128>(args, p, exec) : start_decode<64>(args, p, exec));
+  }
+  return {};
+}
+
+}  // namespace hearth
