@@ -22,14 +22,15 @@ constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
 
 int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
 
-// Bytes of a model's KV pool: what is asked for, else a quarter of what is free, but no more than max_sequences
-// whole contexts need.
-int64_t kv_pool_bytes(const EngineOptions& options, const ServedModel& model, const KvLayout& layout) {
+// Bytes of a model's KV pool: what is asked for, else a quarter of what is free where the model lies, but no more than
+// max_sequences whole contexts need.
+Result<int64_t> kv_pool_bytes(const EngineOptions& options, const ServedModel& model, const KvLayout& layout) {
   if (options.kv_bytes > 0) return options.kv_bytes;
+  HEARTH_TRY_ASSIGN(const int64_t available, model.model->ops().memory().available_bytes());
   int64_t all = 0;
   const int64_t context_bytes = blocks_for(model.max_context, options.block_tokens) * layout.block_bytes();
   if (__builtin_mul_overflow(context_bytes, options.max_sequences, &all)) all = std::numeric_limits<int64_t>::max();
-  return std::min(all, std::max(available_host_bytes() / 4, context_bytes));
+  return std::min(all, std::max(available / 4, context_bytes));
 }
 
 Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served, const EngineOptions& options,
@@ -55,16 +56,20 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
   HEARTH_TRY_ASSIGN(state->kv.layout, KvLayout::make(served->kv_format, c.layers, served->model->local_kv_heads(),
                                                      c.head_dim, options.block_tokens));
   const KvLayout& layout = state->kv.layout;
-  const int64_t blocks = kv_pool_bytes(options, *served, layout) / layout.block_bytes();
+  HEARTH_TRY_ASSIGN(const int64_t pool_bytes, kv_pool_bytes(options, *served, layout));
+  const int64_t blocks = pool_bytes / layout.block_bytes();
   if (blocks < 1)
-    return invalid_argument("a KV pool of {} bytes holds no block: one of {} tokens has {} bytes", options.kv_bytes,
+    return invalid_argument("a KV pool of {} bytes holds no block: one of {} tokens has {} bytes", pool_bytes,
                             options.block_tokens, layout.block_bytes());
   HEARTH_TRY_ASSIGN(state->kv_memory, served->model->ops()
                                           .memory()
-                                          .allocate(blocks * layout.block_bytes())
+                                          .allocate((blocks + 1) * layout.block_bytes())
                                           .with_context(fmt::format("KV pool of {} blocks", blocks)));
   state->kv.base = state->kv_memory.data();
+  state->kv.dummy_block = blocks * layout.block_bytes();
   state->blocks = std::make_unique<FixedBlockPool>(layout.block_bytes(), blocks);
+  if (options.decode_graphs)
+    HEARTH_TRY(state->buffers.record_decode(*served->model, state->kv, decode_batches(options.max_sequences)));
   state->sampled.resize(static_cast<size_t>(options.max_sequences));
   for (int64_t place = options.max_sequences - 1; place >= 0; --place) state->free_places.push_back(place);
   state->served = std::move(served);

@@ -29,8 +29,9 @@ struct EngineOptions {
   int64_t max_sequences = 64;  // of one model in a step
   int64_t step_tokens = 512;   // of a step; prompts longer than that take several
   int64_t block_tokens = 16;   // of a KV block
-  int64_t kv_bytes = 0;        // of each model's KV pool; 0: a quarter of the free memory, or what max_sequences whole
-                               // contexts need if that is less
+  int64_t kv_bytes = 0;        // of each model's KV pool; 0: a quarter of the free memory where the model lies, or what
+                               // max_sequences whole contexts need if that is less
+  bool decode_graphs = true;   // on a GPU: decode steps are recorded when a model is added, and replayed
   int64_t max_waiting = 1024;  // choices that wait to be admitted
   int64_t max_unread = 256;    // tokens of a choice that its reader has not consumed before it pauses
 };

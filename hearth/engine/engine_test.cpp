@@ -10,6 +10,7 @@
 
 #include "hearth/base/random.h"
 #include "hearth/engine/test_util.h"
+#include "hearth/memory/fake_device_for_test.h"
 
 namespace hearth {
 namespace {
@@ -157,6 +158,46 @@ TEST(Engine, UnderLoadEveryTextIsItsSingleRun) {
   EXPECT_EQ(counter.shared, shared);
   EXPECT_GT(counter.preemptions, 0) << "the pool was not small enough for this test";
   EXPECT_EQ(counter.finished, choices);
+}
+
+// The CPU's ops on a device that is none: pool, buffers and step arrays go the way of a GPU, decode steps are padded and
+// replayed, and every bit is the CPU's.
+TEST(Engine, OnADeviceEveryTextIsTheSame) {
+  OpTable ops = cpu_ops();
+  ops.memory = testing::fake_device;
+  const auto on_device = small_model("device", 1, ops);
+  auto& counts = testing::FakeDevice::instance().counts;
+  counts.reset();
+  auto engine = make_engine({.threads = 2, .max_sequences = 6, .step_tokens = 48, .block_tokens = 4});
+  const Status added = engine->add_model(on_device);
+  ASSERT_TRUE(added) << added.error().message;
+  EXPECT_EQ(counts.recorded, 4);  // 1, 2, 4 and 6 sequences
+  const int64_t allocations = counts.allocations;
+  constexpr uint64_t kSeed = 30501;
+  Random random(kSeed);
+  struct Pending {
+    Request request;
+    std::shared_ptr<Reader> reader;
+    RequestHandle handle;
+  };
+  std::vector<Pending> pending;
+  for (int i = 0; i < 12; ++i) {
+    Request request = random_request(random);
+    request.n = 1;
+    auto reader = std::make_shared<Reader>(1);
+    Request moved = request;
+    moved.model = on_device;
+    auto handle = engine->submit(std::move(moved), Reader::sink(reader));
+    ASSERT_TRUE(handle) << handle.error().message;
+    pending.push_back({std::move(request), std::move(reader), *std::move(handle)});
+  }
+  for (size_t i = 0; i < pending.size(); ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", request " << i);
+    ASSERT_TRUE(pending[i].reader->wait());
+    expect_same(pending[i].reader->choice(), run_alone(pending[i].request, 0));
+  }
+  EXPECT_GT(counts.replayed, 20);
+  EXPECT_EQ(counts.allocations, allocations) << "a step allocated";
 }
 
 TEST(Engine, ChoicesShareTheirPromptsBlocks) {

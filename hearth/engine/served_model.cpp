@@ -7,6 +7,7 @@
 
 #include "hearth/base/clock.h"
 #include "hearth/checkpoint/checkpoint.h"
+#include "hearth/checkpoint/json.h"
 
 namespace hearth {
 namespace {
@@ -62,6 +63,37 @@ std::vector<int32_t> end_ids_of(const ModelConfig& config, const Tokenizer& toke
   return ids;
 }
 
+// What a model's folder holds, looked at before the weights, which take their time. A checkpoint, or the configuration
+// of dummy weights.
+struct Opened {
+  std::optional<Checkpoint> checkpoint;
+  ModelConfig dummy;
+  Tokenizer tokenizer;
+  GenerationDefaults defaults;
+};
+
+Result<Opened> open_checkpoint(const std::filesystem::path& dir) {
+  HEARTH_TRY_ASSIGN(Checkpoint checkpoint, Checkpoint::open(dir));
+  HEARTH_TRY_ASSIGN(Tokenizer tokenizer, Tokenizer::load(dir));
+  HEARTH_TRY_ASSIGN(const GenerationDefaults defaults, read_defaults(checkpoint.generation_config()));
+  return Opened{std::move(checkpoint), {}, std::move(tokenizer), defaults};
+}
+
+constexpr uint64_t kDummySeed = 1;
+
+// `path` is a folder with config.json, or such a file.
+Result<Opened> open_dummy(const std::filesystem::path& path) {
+  const bool is_file = path.extension() == ".json";
+  const std::filesystem::path file = is_file ? path : path / "config.json";
+  HEARTH_TRY_ASSIGN(const nlohmann::json json, read_json_object(file));
+  if (const auto found = json.find("quantization_config"); found != json.end() && !found->is_null())
+    return unsupported("{}: has a quantization_config; wanted a plain model's for dummy weights", file.string());
+  HEARTH_TRY_ASSIGN(ModelConfig config, parse_model_config(json).with_context(file.string()));
+  const bool has_tokenizer = !is_file && std::filesystem::exists(path / "tokenizer.json");
+  HEARTH_TRY_ASSIGN(Tokenizer tokenizer, has_tokenizer ? Tokenizer::load(path) : Tokenizer::bytes());
+  return Opened{std::nullopt, std::move(config), std::move(tokenizer), {}};
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesystem::path& dir, std::string name,
@@ -69,9 +101,8 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
                                                              ThreadPool& pool) {
   const SteadyClock clock;
   const int64_t begin_ns = clock.now_ns();
-  HEARTH_TRY_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(dir));
-  HEARTH_TRY_ASSIGN(Tokenizer tokenizer, Tokenizer::load(dir));
-  HEARTH_TRY_ASSIGN(const GenerationDefaults defaults, read_defaults(checkpoint.generation_config()));
+  HEARTH_TRY_ASSIGN(Opened opened, options.dummy_weights ? open_dummy(dir) : open_checkpoint(dir));
+  Tokenizer& tokenizer = opened.tokenizer;
   std::optional<ChatTemplate> chat_template;
   if (options.chat_template && tokenizer.chat_templates().count("default") > 0) {
     HEARTH_TRY_ASSIGN(chat_template, ChatTemplate::from_tokenizer(tokenizer, "default", options.template_limits));
@@ -79,7 +110,9 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
   ModelOptions model_options;
   model_options.activation = options.activation;
   model_options.progress = options.progress;
-  HEARTH_TRY_ASSIGN(const std::shared_ptr<const Model> model, Model::load(checkpoint, ops, model_options, pool));
+  HEARTH_TRY_ASSIGN(const std::shared_ptr<const Model> model,
+                    opened.checkpoint ? Model::load(*opened.checkpoint, ops, model_options, pool)
+                                      : Model::dummy(opened.dummy, ops, model_options, DType::kBf16, kDummySeed, pool));
   const ModelConfig& config = model->config();
   if (options.max_context && (*options.max_context < 1 || *options.max_context > config.max_positions))
     return invalid_argument("a context of {} tokens; the model was made for 1 to {}", *options.max_context,
@@ -100,12 +133,12 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
                      .tokenizer = std::move(tokenizer),
                      .chat_template = std::move(chat_template),
                      .grammars = std::move(grammars),
-                     .defaults = defaults,
+                     .defaults = opened.defaults,
                      .kv_format = kv_format,
                      .max_context = options.max_context.value_or(config.max_positions),
                      .end_ids = std::move(end_ids),
                      .allowed = std::move(allowed),
-                     .weight_bytes = checkpoint.total_bytes(),
+                     .weight_bytes = opened.checkpoint ? opened.checkpoint->total_bytes() : model->weights().size_bytes,
                      .load_seconds = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9,
                      .created_s = static_cast<int64_t>(std::time(nullptr))};
   return std::make_shared<const ServedModel>(std::move(served));

@@ -23,7 +23,8 @@ namespace hearth::engine_test {
 inline constexpr int64_t kContext = 320;
 
 // Two layers, hidden 64, the vocabulary of the demo model's tokenizer.
-inline std::shared_ptr<const ServedModel> small_model(const std::string& name = "small", uint64_t seed = 1) {
+inline std::shared_ptr<const ServedModel> small_model(const std::string& name = "small", uint64_t seed = 1,
+                                                      const OpTable& ops = cpu_ops()) {
   const ModelConfig config = parse_model_config({{"architectures", {"LlamaForCausalLM"}},
                                                  {"hidden_size", 64},
                                                  {"intermediate_size", 96},
@@ -34,7 +35,7 @@ inline std::shared_ptr<const ServedModel> small_model(const std::string& name = 
                                                  {"vocab_size", 8192}})
                                  .value();
   ThreadPool pool(1);
-  auto model = Model::dummy(config, cpu_ops(), {}, DType::kF32, seed, pool);
+  auto model = Model::dummy(config, ops, {}, DType::kF32, seed, pool);
   HEARTH_CHECK(model.has_value(), "{}", model.error().message);
   auto tokenizer = Tokenizer::load("models/fable-13m");
   HEARTH_CHECK(tokenizer.has_value(), "{}", tokenizer.error().message);

@@ -48,6 +48,51 @@ TEST(StepStaging, EveryArrayLiesAtTheSameDistanceOnBothSides) {
   }
 }
 
+// Arrays of a padded step: real sequences first, then token 0 at position 0 of the dummy block; always in the same
+// places.
+TEST(StepStaging, ADecodeStepIsPaddedToItsShape) {
+  auto staging =
+      StepStaging::create(host_memory(), {.tokens = 4, .sequences = 4, .logit_rows = 4, .block_entries = 12});
+  ASSERT_TRUE(staging) << staging.error().message;
+  auto queue = *host_memory().create_queue();
+  const PaddedShape shape{.sequences = 4, .max_context = 30, .block_stride = 3, .dummy_block = 777};
+  const auto values = [](auto span) { return std::vector(span.begin(), span.end()); };
+  const int32_t* place = nullptr;
+  // The batch's own stride is shorter than the shape's, then longer.
+  for (const int64_t stride : {2, 5}) {
+    const std::vector<int32_t> tokens{7, 8}, positions{3, 11}, starts{0, 1, 2}, context{4, 12}, rows{0, 1};
+    std::vector<int64_t> blocks(static_cast<size_t>(2 * stride), 999);
+    blocks[0] = 64, blocks[1] = 128, blocks[static_cast<size_t>(stride)] = 192;
+    blocks[static_cast<size_t>(stride + 1)] = 256;
+    const auto staged = staging->stage_padded({.tokens = tokens,
+                                               .positions = positions,
+                                               .query_start = starts,
+                                               .context_len = context,
+                                               .block_table = blocks,
+                                               .block_table_stride = stride,
+                                               .logit_rows = rows},
+                                              shape, *queue);
+    ASSERT_TRUE(staged) << staged.error().message;
+    EXPECT_EQ(values(staged->tokens), (std::vector<int32_t>{7, 8, 0, 0}));
+    EXPECT_EQ(values(staged->positions), (std::vector<int32_t>{3, 11, 0, 0}));
+    EXPECT_EQ(values(staged->query_start), (std::vector<int32_t>{0, 1, 2, 3, 4}));
+    EXPECT_EQ(values(staged->context_len), (std::vector<int32_t>{4, 12, 1, 1}));
+    EXPECT_EQ(values(staged->logit_rows), (std::vector<int32_t>{0, 1, 2, 3}));
+    const int64_t third = stride == 2 ? 777 : 999;
+    EXPECT_EQ(values(staged->block_table),
+              (std::vector<int64_t>{64, 128, third, 192, 256, third, 777, 777, 777, 777, 777, 777}));
+    EXPECT_EQ(staged->block_table_stride, 3);
+    EXPECT_EQ(staged->planned_context(), 30);
+    EXPECT_TRUE(std::equal(staged->tokens.begin(), staged->tokens.end(),
+                           static_cast<const int32_t*>(static_cast<const void*>(staging->memory().device))));
+    if (place != nullptr) {
+      EXPECT_EQ(staged->logit_rows.data(), place);
+    }
+    place = staged->logit_rows.data();
+  }
+  EXPECT_FALSE(staging->stage_padded({}, {.sequences = 5, .block_stride = 1}, *queue));
+}
+
 TEST(StepStaging, ABatchLargerThanPlannedIsRefused) {
   auto staging = StepStaging::create(host_memory(), {.tokens = 1, .sequences = 1, .logit_rows = 1, .block_entries = 1});
   ASSERT_TRUE(staging);

@@ -94,6 +94,67 @@ Status check_batch(const StepBatch& batch, const KvView& kv, const Model& model,
   return {};
 }
 
+// A step's ops, in their order, over memory that the caller keeps. A value: a recording keeps one.
+struct StepWork {
+  const Model* model = nullptr;
+  StepBatch batch;
+  KvView kv;
+  ExecContext exec;
+  BlockBuffers block;
+  void* logits = nullptr;
+
+  Status run(Comm& comm);
+
+ private:
+  Status write_logits();
+};
+
+Status StepWork::run(Comm& comm) {
+  const ModelConfig& c = model->config();
+  const ModelWeights& weights = model->weights();
+  const OpTable& ops = model->ops();
+  const DType act = model->activation();
+  const int64_t tokens = batch.num_tokens();
+  const TensorView hidden(block.hidden, act, {tokens, c.hidden_size});
+  HEARTH_TRY(ops.embedding({.tokens = batch.tokens, .table = weights.embedding, .out = hidden}, exec));
+  HEARTH_TRY(ops.rope_table({.positions = batch.positions,
+                             .inv_freq = weights.inv_freq,
+                             .scale = static_cast<float>(c.rope_scaling.attention_factor),
+                             .cos_sin = TensorView(block.cos_sin, DType::kF32, {tokens, c.head_dim})},
+                            exec));
+  for (int64_t i = 0; i < c.layers; ++i)
+    HEARTH_TRY(forward_block({.config = &c,
+                              .ops = &ops,
+                              .weights = &weights.layers[static_cast<size_t>(i)],
+                              .linears = &model->layer_ops(i),
+                              .activation = act,
+                              .shard = model->shard(),
+                              .layer = i,
+                              .window = c.windows[static_cast<size_t>(i)],
+                              .batch = &batch,
+                              .kv = kv,
+                              .buffers = block},
+                             comm, exec));
+  return batch.logit_rows.empty() ? Status() : write_logits();
+}
+
+// The wanted rows of the residual stream through the last norm and lm_head.
+Status StepWork::write_logits() {
+  const ModelConfig& c = model->config();
+  const ModelWeights& weights = model->weights();
+  const OpTable& ops = model->ops();
+  const DType act = model->activation();
+  const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
+  const TensorView hidden(block.hidden, act, {batch.num_tokens(), c.hidden_size});
+  const TensorView last(block.normed, act, {rows, c.hidden_size});
+  // The embedding op is a gather of rows.
+  HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last}, exec));
+  const float eps = static_cast<float>(c.rms_norm_eps);
+  HEARTH_TRY(ops.rmsnorm({.x = last, .weight = weights.final_norm, .out = last, .eps = eps}, exec));
+  return run_linear(weights.lm_head, model->lm_head_op(), last, {},
+                    TensorView(logits, DType::kF32, {rows, c.vocab_size}), exec);
+}
+
 }  // namespace
 
 Result<ForwardBuffers> ForwardBuffers::create(const Model& model, const StepLimits& limits, ThreadPool& pool) {
@@ -168,52 +229,59 @@ Result<ConstTensorView> ForwardBuffers::logits_on_host(ConstTensorView logits) {
   return ConstTensorView(host_logits_.data(), DType::kF32, logits.shape);
 }
 
+Status ForwardBuffers::run_on_device(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm) {
+  if (DecodeSteps::Entry* const decode = decode_.find(step, kv)) {
+    // What the embedding op looks at in every other step.
+    for (size_t t = 0; t < step.tokens.size(); ++t)
+      if (step.tokens[t] < 0 || step.tokens[t] >= model.config().vocab_size)
+        return invalid_argument("step: token {} has id {}, wanted 0 to {}", t, step.tokens[t],
+                                model.config().vocab_size - 1);
+    HEARTH_TRY(staging_.stage_padded(step, decode->shape, *queue_));
+    return decode->recording->run();
+  }
+  HEARTH_TRY_ASSIGN(const StepBatch staged, staging_.stage(step, *queue_));
+  return StepWork{&model, staged, kv, step_exec_, block_, logits_}.run(comm);
+}
+
+Status ForwardBuffers::record_decode(const Model& model, const KvView& kv, std::span<const int64_t> batches) {
+  if (!queue_ || kv.dummy_block < 0 || model.shard().size != 1) return {};
+  decode_.set_pool(kv);
+  const std::vector<int64_t> contexts = decode_contexts(limits_.max_context);
+  SingleRank comm;
+  for (const int64_t batch : batches) {
+    for (size_t i = contexts.size(); i-- > 0;) {
+      const PaddedShape shape{.sequences = batch,
+                              .max_context = contexts[i],
+                              .block_stride = (contexts[i] + kv.layout.block_tokens - 1) / kv.layout.block_tokens,
+                              .dummy_block = kv.dummy_block};
+      HEARTH_TRY_ASSIGN(const StepBatch staged, staging_.stage_padded({}, shape, *queue_));
+      StepWork work{&model, staged, kv, step_exec_, block_, logits_};
+      if (i + 1 == contexts.size()) HEARTH_TRY(work.run(comm));
+      HEARTH_TRY(queue_->synchronize());
+      Result<std::unique_ptr<Recording>> recording = queue_->record([work]() mutable {
+        SingleRank alone;
+        return work.run(alone);
+      });
+      if (!recording && recording.error().code == ErrorCode::kUnsupported) return {};
+      if (!recording)
+        return std::move(recording).error().with_context(
+            fmt::format("recording a decode step of {} sequences, context {}", batch, contexts[i]));
+      decode_.add({shape, *std::move(recording)});
+    }
+  }
+  return {};
+}
+
 Result<ConstTensorView> forward(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm,
                                 ForwardBuffers& buffers) {
   HEARTH_TRY(check_batch(step, kv, model, buffers.limits(), comm));
-  StepBatch batch = step;
   if (buffers.queue_) {
-    HEARTH_TRY_ASSIGN(batch, buffers.staging_.stage(step, *buffers.queue_));
+    HEARTH_TRY(buffers.run_on_device(model, step, kv, comm));
+  } else {
+    HEARTH_TRY((StepWork{&model, step, kv, buffers.step_exec_, buffers.block_, buffers.logits_}.run(comm)));
   }
-  const ModelConfig& c = model.config();
-  const ModelWeights& weights = model.weights();
-  const OpTable& ops = model.ops();
-  ExecContext& exec = buffers.step_exec_;
-  const DType act = model.activation();
-  const int64_t tokens = batch.num_tokens();
-  const float eps = static_cast<float>(c.rms_norm_eps);
-  const BlockBuffers& block = buffers.block_;
-  const TensorView hidden(block.hidden, act, {tokens, c.hidden_size});
-
-  HEARTH_TRY(ops.embedding({.tokens = batch.tokens, .table = weights.embedding, .out = hidden}, exec));
-  HEARTH_TRY(ops.rope_table({.positions = batch.positions,
-                             .inv_freq = weights.inv_freq,
-                             .scale = static_cast<float>(c.rope_scaling.attention_factor),
-                             .cos_sin = TensorView(block.cos_sin, DType::kF32, {tokens, c.head_dim})},
-                            exec));
-  for (int64_t i = 0; i < c.layers; ++i)
-    HEARTH_TRY(forward_block({.config = &c,
-                              .ops = &ops,
-                              .weights = &weights.layers[static_cast<size_t>(i)],
-                              .linears = &model.layer_ops(i),
-                              .activation = act,
-                              .shard = model.shard(),
-                              .layer = i,
-                              .window = c.windows[static_cast<size_t>(i)],
-                              .batch = &batch,
-                              .kv = kv,
-                              .buffers = block},
-                             comm, exec));
-
-  const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
-  const TensorView logits(buffers.logits_, DType::kF32, {rows, c.vocab_size});
-  if (rows == 0) return buffers.logits_on_host(logits);
-  // The wanted rows of the residual stream: the embedding op is a gather of rows.
-  const TensorView last(block.normed, act, {rows, c.hidden_size});
-  HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last}, exec));
-  HEARTH_TRY(ops.rmsnorm({.x = last, .weight = weights.final_norm, .out = last, .eps = eps}, exec));
-  HEARTH_TRY(run_linear(weights.lm_head, model.lm_head_op(), last, {}, logits, exec));
-  return buffers.logits_on_host(logits);
+  return buffers.logits_on_host(TensorView(buffers.logits_, DType::kF32,
+                                           {static_cast<int64_t>(step.logit_rows.size()), model.config().vocab_size}));
 }
 
 }  // namespace hearth

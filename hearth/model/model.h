@@ -19,6 +19,7 @@
 #include "hearth/memory/step_staging.h"
 #include "hearth/model/block.h"
 #include "hearth/model/config.h"
+#include "hearth/model/decode_step.h"
 #include "hearth/model/weights.h"
 #include "hearth/tensor/kv_layout.h"
 #include "hearth/tensor/step_batch.h"
@@ -95,10 +96,18 @@ class ForwardBuffers {
   ExecContext& exec() { return exec_; }
   int64_t size_bytes() const { return memory_.size_bytes(); }
 
+  // Records decode steps for each of `batches` sequences (decode_batches()) and each context (decode_contexts()), over
+  // `kv` from now on. Each number of sequences runs once before, so that nothing is loaded or chosen in a recording.
+  // Does nothing where the model's memory is the host's, its queue cannot record, the pool has no dummy block, or the
+  // model is one rank of several. REQUIRES: `model` is the one of create(); no step is under way.
+  Status record_decode(const Model& model, const KvView& kv, std::span<const int64_t> batches);
+
  private:
   friend Result<ConstTensorView> forward(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&);
   ForwardBuffers() = default;
   Status plan_copies(const Model& model, ThreadPool& pool);
+  // Puts the step into the queue: as it was recorded if it was.
+  Status run_on_device(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm);
   // The step's logits where the host can read them, once they are there.
   Result<ConstTensorView> logits_on_host(ConstTensorView logits);
 
@@ -112,6 +121,7 @@ class ForwardBuffers {
   std::unique_ptr<Queue> queue_;
   StepStaging staging_;
   Buffer host_logits_, host_workspace_;
+  DecodeSteps decode_;  // goes before queue_
 };
 
 // One step: runs the batch's tokens through the model, writes their K and V, and returns the logits

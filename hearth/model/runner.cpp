@@ -35,6 +35,11 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
       __builtin_mul_overflow(pool_bytes, wanted.max_sequences, &pool_bytes))
     return resource_exhausted("KV pool for {} sequences of {} tokens: more bytes than can be counted",
                               wanted.max_sequences, wanted.max_context);
+  // One more for slots of a padded step.
+  if (!wanted.decode_batches.empty()) {
+    runner.kv_.dummy_block = pool_bytes;
+    pool_bytes += layout.block_bytes();
+  }
   HEARTH_TRY_ASSIGN(runner.pool_memory_,
                     runner.model_->ops()
                         .memory()
@@ -43,6 +48,7 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
                                                   wanted.max_sequences, wanted.max_context, layout.bytes_per_token())));
   runner.kv_.base = runner.pool_memory_.data();
   runner.context_len_.assign(static_cast<size_t>(wanted.max_sequences), 0);
+  HEARTH_TRY(runner.buffers_.record_decode(*runner.model_, runner.kv_, wanted.decode_batches));
   return runner;
 }
 
@@ -50,6 +56,20 @@ void Runner::cut(int64_t slot, int64_t length) {
   HEARTH_CHECK(slot >= 0 && slot < options_.max_sequences && length >= 0 && length <= context(slot),
                "cut of slot {} to {} tokens", slot, length);
   context_len_[static_cast<size_t>(slot)] = static_cast<int32_t>(length);
+}
+
+Status Runner::copy_context(int64_t from, int64_t to) {
+  HEARTH_CHECK(from >= 0 && from < options_.max_sequences && to >= 0 && to < options_.max_sequences,
+               "slots {} and {} of {}", from, to, options_.max_sequences);
+  if (from == to) return {};
+  const int64_t block_bytes = kv_.layout.block_bytes();
+  const int64_t blocks = (context(from) + options_.block_tokens - 1) / options_.block_tokens;
+  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, model_->ops().memory().create_queue());
+  for (int64_t b = 0; b < blocks; ++b)
+    HEARTH_TRY(queue->copy_within(kv_.base + block_offset(b, to), kv_.base + block_offset(b, from), block_bytes));
+  HEARTH_TRY(queue->synchronize());
+  context_len_[static_cast<size_t>(to)] = context_len_[static_cast<size_t>(from)];
+  return {};
 }
 
 Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
@@ -72,8 +92,7 @@ Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
     }
     query_start_.push_back(static_cast<int32_t>(tokens_.size()));
     step_context_.push_back(static_cast<int32_t>(begin + count));
-    for (int64_t b = 0; b < blocks_per_slot_; ++b)
-      block_table_.push_back((b * options_.max_sequences + feed.slot) * kv_.layout.block_bytes());
+    for (int64_t b = 0; b < blocks_per_slot_; ++b) block_table_.push_back(block_offset(b, feed.slot));
   }
   const StepBatch batch{.tokens = tokens_,
                         .positions = positions_,

@@ -22,6 +22,9 @@ struct RunnerOptions {
   int64_t max_logit_rows = 512;  // rows of logits of a step
   int64_t block_tokens = 16;     // tokens of a KV block
   KvFormatId kv_format = KvFormatId::kF32;
+  // Numbers of slots whose decode steps (a token for each, logits of all) are recorded where the device can, and steps
+  // of fewer slots padded to them (decode_step.h).
+  std::vector<int64_t> decode_batches;
 };
 
 // Tokens that go to one slot in a step.
@@ -45,6 +48,9 @@ class Runner {
   // Forgets the slot's tokens from `length` on. REQUIRES: 0 <= length <= context(slot).
   void cut(int64_t slot, int64_t length);
 
+  // Gives slot `to` the context of slot `from`, keys and values included, in place of its own.
+  Status copy_context(int64_t from, int64_t to);
+
   // One step. Returns logits [rows, vocab] f32, rows in the order of `feeds`, valid until the next call.
   // InvalidArgument for a context over max_context, or more tokens than chunk_tokens or rows than
   // max_logit_rows; on an error no slot has changed.
@@ -59,6 +65,10 @@ class Runner {
  private:
   Runner(std::shared_ptr<const Model> model, ForwardBuffers buffers)
       : model_(std::move(model)), buffers_(std::move(buffers)) {}
+
+  int64_t block_offset(int64_t block, int64_t slot) const {
+    return (block * options_.max_sequences + slot) * kv_.layout.block_bytes();
+  }
 
   std::shared_ptr<const Model> model_;
   RunnerOptions options_;

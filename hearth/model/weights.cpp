@@ -452,6 +452,7 @@ Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& confi
   HEARTH_TRY(binder.plan(weights));
   HEARTH_TRY_ASSIGN(weights.memory, HostBuffer::allocate(binder.planned_bytes()).with_context("weights"));
   HEARTH_TRY(binder.read(weights, weights.memory.data()));
+  weights.size_bytes = weights.memory.size_bytes();
   return weights;
 }
 

@@ -68,6 +68,7 @@ struct ModelWeights {
   Linear lm_head;              // [vocab, hidden]; the embedding's memory where tied
   ConstTensorView inv_freq;    // [head_dim / 2] f32
   HostBuffer memory;
+  int64_t size_bytes = 0;  // of all of them together, wherever they lie
 
   // Bytes that a decode step reads: every linear and norm once; of an untied embedding nothing to speak of.
   int64_t bytes_per_token() const;
