@@ -24,6 +24,14 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
+# ptxas says in passing that it serialises wgmma: an error here.
+list(PREPEND CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/tools/ptxas_check.sh)
+# hearth_hot_kernels(<sources>): files of hearth_kernels in which a register that spills fails the build.
+function(hearth_hot_kernels)
+  set_source_files_properties(${ARGN} TARGET_DIRECTORY hearth_kernels
+    PROPERTIES COMPILE_OPTIONS -Xptxas=--warn-on-spills)
+endfunction()
+
 target_compile_options(hearth_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-ffp-contract=off -lineinfo>)
 # fmt 9 turns constexpr off under nvcc, and its own consteval constructors then no longer compile.
