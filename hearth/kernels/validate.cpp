@@ -82,11 +82,14 @@ Result<KvScales> check_kv_scales(std::string_view op, const KvLayout& layout, co
     HEARTH_TRY(take("k_scale", scales.k, used.k));
     HEARTH_TRY(take("v_scale", scales.v, used.v));
   }
-  if (layout.query_transform == QueryTransform::kChannelScale && scales.channel) {
-    HEARTH_TRY(check_matrix(op, "k_channel_scale", scales.channel, layout.kv_heads, layout.head_dim));
-    HEARTH_TRY(check_f32("k_channel_scale", scales.channel));
-    used.channel = scales.channel;
-  }
+  const auto take_channels = [&](std::string_view name, const ConstTensorView& from, ConstTensorView& to) -> Status {
+    if (layout.query_transform != QueryTransform::kChannelScale || !from) return {};
+    HEARTH_TRY(check_matrix(op, name, from, layout.kv_heads, layout.head_dim));
+    to = from;
+    return check_f32(name, from);
+  };
+  HEARTH_TRY(take_channels("k_channel_scale", scales.channel, used.channel));
+  HEARTH_TRY(take_channels("k_channel_offset", scales.channel_offset, used.channel_offset));
   return used;
 }
 

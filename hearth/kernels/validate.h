@@ -28,14 +28,16 @@ Status check_kv_batch(std::string_view op, const KvView& kv, int64_t layer, cons
 
 // The scales beside a KV pool, each of them optional.
 struct KvScales {
-  ConstTensorView channel;  // [kv_heads, head_dim]
-  ConstTensorView k, v;     // [1] or [kv_heads]
+  ConstTensorView channel;              // [kv_heads, head_dim]
+  ConstTensorView k, v;                 // [1] or [kv_heads]
+  ConstTensorView channel_offset = {};  // [kv_heads, head_dim]; for who writes keys
 
   // Of one kv head: kFp8's scale, 1 where there is none.
   float key_scale(int64_t head) const { return at(k, head); }
   float value_scale(int64_t head) const { return at(v, head); }
   // kInt4Fireq's row of a head; nullptr where there is none.
   const float* channel_row(int64_t head) const { return channel ? channel.row<float>(head) : nullptr; }
+  const float* offset_row(int64_t head) const { return channel_offset ? channel_offset.row<float>(head) : nullptr; }
 
  private:
   static float at(const ConstTensorView& scale, int64_t head) {

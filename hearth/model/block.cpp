@@ -128,6 +128,7 @@ class Block {
                                   .k_channel_scale = layer_.k_channel_scale,
                                   .k_scale = layer_.k_scale,
                                   .v_scale = layer_.v_scale,
+                                  .k_channel_offset = layer_.k_channel_offset,
                                   .kv = args_.kv,
                                   .batch = args_.batch},
                                  exec_));

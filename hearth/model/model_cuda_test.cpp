@@ -166,8 +166,8 @@ TEST(Cuda, AHeadDimWithoutKernelsIsRefused) {
   EXPECT_EQ(logits.error().code, ErrorCode::kUnsupported) << logits.error().message;
 }
 
-// fable-13m with the scales that KV formats may have beside it: k_channel_scale, k_scale and v_scale for each kv head in
-// every layer but the first, which has one k_scale and one v_scale for all and no k_channel_scale.
+// fable-13m with what KV formats may have beside it: k_channel_scale, k_channel_offset, k_scale and v_scale for each kv
+// head in every layer but the first, which has one k_scale and one v_scale for all and nothing for channels.
 void write_with_kv_scales(const std::filesystem::path& dir) {
   const std::filesystem::path source = std::filesystem::absolute("models/fable-13m");
   std::filesystem::copy_file(source / "config.json", dir / "config.json");
@@ -182,7 +182,8 @@ void write_with_kv_scales(const std::filesystem::path& dir) {
   std::vector<std::vector<float>> values;
   std::vector<TensorSpec> specs;
   for (int64_t layer = 0; layer < kLayers; ++layer)
-    for (const auto& [name, width] : {std::pair{"k_channel_scale", kHeadDim}, {"k_scale", 1}, {"v_scale", 1}}) {
+    for (const auto& [name, width] :
+         {std::pair{"k_channel_scale", kHeadDim}, {"k_channel_offset", kHeadDim}, {"k_scale", 1}, {"v_scale", 1}}) {
       if (layer == 0 && width > 1) continue;
       const bool shared = layer == 0;
       specs.push_back({.name = fmt::format("model.layers.{}.self_attn.{}", layer, name),

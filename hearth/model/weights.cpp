@@ -3,6 +3,7 @@
 #include "hearth/model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -125,14 +126,32 @@ class Binder {
     HEARTH_TRY_ASSIGN(dense.down, row_parallel(mlp + "down_proj", ffn, c.mlp_bias));
     layer.ffn = std::move(dense);
     HEARTH_TRY_ASSIGN(layer.k_channel_scale, head_scales(attention + "k_channel_scale", c.head_dim));
+    HEARTH_TRY_ASSIGN(layer.k_channel_offset, head_offsets(attention + "k_channel_offset", c.head_dim));
     HEARTH_TRY_ASSIGN(layer.k_scale, head_scales(attention + "k_scale", 1));
     HEARTH_TRY_ASSIGN(layer.v_scale, head_scales(attention + "v_scale", 1));
     return {};
   }
 
-  // Scales of this rank's kv heads, `width` for each; empty where the checkpoint has none. One scale for all heads stays
-  // one where width is 1.
   Result<ConstTensorView> head_scales(const std::string& name, int64_t width) {
+    HEARTH_TRY_ASSIGN(const ConstTensorView scales, head_values(name, width));
+    // Values are divided by them; the reciprocal of a denormal one is infinite.
+    for (int64_t i = 0; base_ && scales && i < scales.shape.count(); ++i)
+      if (const float scale = static_cast<const float*>(scales.data)[i]; !(scale >= std::numeric_limits<float>::min()))
+        return corrupt("tensor '{}' is {} at {}; wanted positive scales", name, scale, i);
+    return scales;
+  }
+
+  Result<ConstTensorView> head_offsets(const std::string& name, int64_t width) {
+    HEARTH_TRY_ASSIGN(const ConstTensorView offsets, head_values(name, width));
+    for (int64_t i = 0; base_ && offsets && i < offsets.shape.count(); ++i)
+      if (const float offset = static_cast<const float*>(offsets.data)[i]; !std::isfinite(offset))
+        return corrupt("tensor '{}' is {} at {}; wanted finite offsets", name, offset, i);
+    return offsets;
+  }
+
+  // Numbers of this rank's kv heads, `width` for each; empty where the checkpoint has none. One for all heads stays one
+  // where width is 1.
+  Result<ConstTensorView> head_values(const std::string& name, int64_t width) {
     const TensorEntry* entry = source_.find_optional(name);
     if (!entry) return ConstTensorView();
     const int64_t count = entry->shape.count();
@@ -144,13 +163,7 @@ class Binder {
     TensorEntry& row = flattened_.emplace_back(*entry);
     row.shape = {count};
     const Part part{&row, 0, 1, shared ? 0 : mine * shard_.rank, mine};
-    HEARTH_TRY_ASSIGN(const ConstTensorView scales,
-                      place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width}));
-    // Values are divided by them; the reciprocal of a denormal one is infinite.
-    for (int64_t i = 0; base_ && i < mine; ++i)
-      if (const float scale = static_cast<const float*>(scales.data)[i]; !(scale >= std::numeric_limits<float>::min()))
-        return corrupt("tensor '{}' is {} at {}; wanted positive scales", name, scale, i);
-    return scales;
+    return place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width});
   }
 
   Result<bool> is_quantized(const std::string& module, int64_t n, int64_t k) {

@@ -56,6 +56,7 @@ struct LayerWeights {
   ConstTensorView q_norm, k_norm;  // [head_dim], optional
   // What the KV formats need (rope.h), f32, optional: [kv_heads, head_dim]; [1] or [kv_heads].
   ConstTensorView k_channel_scale, k_scale, v_scale;
+  ConstTensorView k_channel_offset;  // as k_channel_scale
   Linear o;
   ConstTensorView post_attention_norm;  // [hidden]
   Ffn ffn;

@@ -48,7 +48,7 @@ void for_each_view(ModelWeights& weights, const Visit& visit) {
   for (LayerWeights& layer : weights.layers) {
     DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
     for (ConstTensorView* view : {&layer.input_norm, &layer.q_norm, &layer.k_norm, &layer.k_channel_scale,
-                                  &layer.k_scale, &layer.v_scale, &layer.post_attention_norm})
+                                  &layer.k_channel_offset, &layer.k_scale, &layer.v_scale, &layer.post_attention_norm})
       visit(*view);
     for (Linear* linear : {&layer.qkv, &layer.o, &ffn.gate_up, &ffn.down}) visit_linear(*linear);
   }

@@ -29,7 +29,9 @@ struct RopeTableArgs {
 //   qkv     [tokens, (heads + 2 kv_heads) * head_dim] f32 or bf16; Q is rewritten in place, K and V are not
 //   cos_sin [tokens, head_dim] f32 from RopeTableArgs
 //   q_norm, k_norm [head_dim] f32 or bf16, optional (Qwen3): RMSNorm per head before the rotation
-//   k_channel_scale [kv_heads, head_dim] f32, optional, kInt4Fireq alone: K is multiplied by it after the rotation
+//   k_channel_offset, k_channel_scale [kv_heads, head_dim] f32, optional, kInt4Fireq alone: K after the rotation is
+//           stored less the offset, times the scale. Attention divides Q by the scale and needs no offset: one vector
+//           taken from all keys moves all scores of a query alike, which softmax does not see
 //   k_scale, v_scale [1] or [kv_heads] f32, optional, kFp8 alone: what a stored 1 stands for; 1 where empty
 //   kv      the pool; batch->block_table must hold a block for every position written
 // Numerics: f32 throughout, one rounding to the type stored, by kv_codec.h. kInt4Saw's K is rotated by hadamard.h.
@@ -48,6 +50,7 @@ struct RopeKvWriteArgs {
   ConstTensorView k_channel_scale;
   ConstTensorView k_scale;
   ConstTensorView v_scale;
+  ConstTensorView k_channel_offset;
   KvView kv;
   const StepBatch* batch = nullptr;
 };

@@ -81,6 +81,8 @@ void store_coded(const RopeKvWriteArgs& args, const KvScales& scales, int64_t bl
   float head[KvLayout::kMaxCodedHeadDim];
   const std::span<float> x(head, static_cast<size_t>(head_dim));
   norm_rotate_head(k, head, head_dim, args.k_norm, args.norm_eps, cos_sin);
+  if (const float* offset = scales.offset_row(h))
+    for (int64_t i = 0; i < head_dim; ++i) head[i] -= offset[i];
   if (const float* channel = scales.channel_row(h))
     for (int64_t i = 0; i < head_dim; ++i) head[i] *= channel[i];
   if (layout.query_transform == QueryTransform::kHadamard) hadamard_rotate(x);
@@ -172,8 +174,9 @@ Status rope_table_cpu(const RopeTableArgs& args, ExecContext& exec) {
 
 Status rope_kv_write_cpu(const RopeKvWriteArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
-  HEARTH_TRY_ASSIGN(const KvScales scales, check_kv_scales("rope_kv_write", args.kv.layout,
-                                                           {args.k_channel_scale, args.k_scale, args.v_scale}));
+  HEARTH_TRY_ASSIGN(const KvScales scales,
+                    check_kv_scales("rope_kv_write", args.kv.layout,
+                                    {args.k_channel_scale, args.k_scale, args.v_scale, args.k_channel_offset}));
   cpu::parallel_items(exec, args.qkv.rows(), args.qkv.cols(), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(rope_kv_write_range)(args, scales, begin, end);
   });

@@ -54,9 +54,10 @@ void write_token(const RopeKvWriteArgs& args, const KvScales& scales, int64_t to
   const float* cos_sin = args.cos_sin.row<float>(token);
   std::vector<double> key(head_dim), value(head_dim);
   for (int64_t h = 0; h < args.kv_heads; ++h) {
-    const float* channel = scales.channel_row(h);
+    const float *channel = scales.channel_row(h), *offset = scales.offset_row(h);
     for (int64_t i = 0; i < head_dim; ++i) {
-      key[i] = rotated(k + h * head_dim, head_dim, i, args.k_norm, args.norm_eps, cos_sin) * (channel ? channel[i] : 1);
+      key[i] = rotated(k + h * head_dim, head_dim, i, args.k_norm, args.norm_eps, cos_sin);
+      key[i] = (key[i] - (offset ? offset[i] : 0)) * (channel ? channel[i] : 1);
       value[i] = to_float(v[h * head_dim + i]);
     }
     if (layout.query_transform == QueryTransform::kHadamard) hadamard_rotate(std::span<double>(key));
@@ -92,8 +93,9 @@ Status rope_table_ref(const RopeTableArgs& args, ExecContext&) {
 
 Status rope_kv_write_ref(const RopeKvWriteArgs& args, ExecContext&) {
   HEARTH_TRY(validate(args));
-  HEARTH_TRY_ASSIGN(const KvScales scales, check_kv_scales("rope_kv_write", args.kv.layout,
-                                                           {args.k_channel_scale, args.k_scale, args.v_scale}));
+  HEARTH_TRY_ASSIGN(const KvScales scales,
+                    check_kv_scales("rope_kv_write", args.kv.layout,
+                                    {args.k_channel_scale, args.k_scale, args.v_scale, args.k_channel_offset}));
   const StepBatch& batch = *args.batch;
   const int64_t block_tokens = args.kv.layout.block_tokens;
   for (int64_t s = 0; s < batch.num_sequences(); ++s) {

@@ -70,15 +70,19 @@ __device__ __forceinline__ void store_coded(const sm90::DeviceKv& kv, sm90::Head
   __shared__ float heads[kWarps][kMaxHeadDim];
   float* const x = heads[threadIdx.x / 32];
   const int lane = threadIdx.x % 32, half = head_dim / 2;
-  const float* channel = nullptr;
-  if (kFormat == KvFormatId::kInt4Fireq && !is_v && kv.channel_scale != nullptr)
-    channel = kv.channel_scale + kv_head * kv.channel_stride;
+  const float *channel = nullptr, *offset = nullptr;
+  if (kFormat == KvFormatId::kInt4Fireq && !is_v) {
+    if (kv.channel_scale != nullptr) channel = kv.channel_scale + kv_head * kv.channel_stride;
+    if (kv.channel_offset != nullptr) offset = kv.channel_offset + kv_head * kv.channel_offset_stride;
+  }
 #pragma unroll
   for (int v = 0; v < kLanePairs; ++v) {
     const int i = lane + v * 32;
     if (i >= half) continue;
-    x[i] = channel ? __fmul_rn(a[v], channel[i]) : a[v];
-    x[half + i] = channel ? __fmul_rn(b[v], channel[half + i]) : b[v];
+    const float low = offset ? __fsub_rn(a[v], offset[i]) : a[v];
+    const float high = offset ? __fsub_rn(b[v], offset[half + i]) : b[v];
+    x[i] = channel ? __fmul_rn(low, channel[i]) : low;
+    x[half + i] = channel ? __fmul_rn(high, channel[half + i]) : high;
   }
   __syncwarp();
   if (kFormat == KvFormatId::kInt4Saw && !is_v)
@@ -207,8 +211,9 @@ Status rope_kv_write_sm90(const RopeKvWriteArgs& args, ExecContext& exec) {
   if (args.qkv.rows() == 0) return {};
   if (args.head_dim > kMaxHeadDim)
     return unsupported("rope_kv_write: head dim is {}, the GPU's kernel has at most {}", args.head_dim, kMaxHeadDim);
-  HEARTH_TRY_ASSIGN(const KvScales scales, check_kv_scales("rope_kv_write", args.kv.layout,
-                                                           {args.k_channel_scale, args.k_scale, args.v_scale}));
+  HEARTH_TRY_ASSIGN(const KvScales scales,
+                    check_kv_scales("rope_kv_write", args.kv.layout,
+                                    {args.k_channel_scale, args.k_scale, args.v_scale, args.k_channel_offset}));
   switch (args.kv.layout.format) {
     case KvFormatId::kF32: return start_typed<KvFormatId::kF32>(args, scales, exec);
     case KvFormatId::kBf16: return start_typed<KvFormatId::kBf16>(args, scales, exec);

@@ -33,12 +33,14 @@ TEST(RopeTableSm90, IsTheCosineOfTheF32Angle) {
 Status run_sm90(RopeRun& run, TestTensor& rows) {
   GpuExec gpu(run.step.batch());
   OnDevice qkv(rows), cos_sin(run.cos_sin), q_norm(run.q_norm), k_norm(run.k_norm);
-  OnDevice channel_scale(run.channel_scale), k_scale(run.k_scale), v_scale(run.v_scale);
+  OnDevice channel_scale(run.channel_scale), channel_offset(run.channel_offset);
+  OnDevice k_scale(run.k_scale), v_scale(run.v_scale);
   DeviceCopy pool(std::as_writable_bytes(std::span(run.step.pool())));
   RopeKvWriteArgs args = run.args(rows);
   args.qkv = qkv.view(), args.cos_sin = cos_sin.view();
   if (run.c.norm) args.q_norm = q_norm.vector(), args.k_norm = k_norm.vector();
-  args.k_channel_scale = channel_scale.view(), args.k_scale = k_scale.vector(), args.v_scale = v_scale.vector();
+  args.k_channel_scale = channel_scale.view(), args.k_channel_offset = channel_offset.view();
+  args.k_scale = k_scale.vector(), args.v_scale = v_scale.vector();
   args.kv.base = pool.data();
   args.batch = &gpu.batch();
   HEARTH_TRY(rope_kv_write_sm90(args, gpu.exec()));
@@ -91,7 +93,8 @@ void expect_encoded(RopeRun& coded, const RopeRun& plain, RopeRun& fresh) {
   for_each_written(coded, [&](int64_t s, int64_t position, int64_t h, bool is_value) {
     std::vector<float> x = plain.step.head(s, 1, is_value, position, h);
     if (!is_value && c.format == KvFormatId::kInt4Fireq)
-      for (int64_t i = 0; i < c.head_dim; ++i) x[i] *= coded.channel_scale.at(h, i);
+      for (int64_t i = 0; i < c.head_dim; ++i)
+        x[i] = (x[i] - coded.channel_offset.at(h, i)) * coded.channel_scale.at(h, i);
     if (!is_value && c.format == KvFormatId::kInt4Saw) hadamard_rotate(std::span(x));
     store_kv_head(c.format, x, is_value ? coded.v_scale.at(0, 0) : coded.k_scale.at(0, h), codes.data(), steps.data());
     const bool same =

@@ -159,7 +159,7 @@ TEST(RopeCpu, EncodesTheTransformedHeads) {
                     const int64_t j = batch.positions[t];
                     std::vector<float> x = plain.step.head(s, 1, is_value, j, h);
                     for (int64_t i = 0; i < head_dim && !is_value && format == KvFormatId::kInt4Fireq; ++i)
-                      x[i] *= coded.channel_scale.at(h, i);
+                      x[i] = (x[i] - coded.channel_offset.at(h, i)) * coded.channel_scale.at(h, i);
                     if (!is_value && format == KvFormatId::kInt4Saw) hadamard_rotate(std::span(x));
                     const float scale = is_value ? coded.v_scale.at(0, 0) : coded.k_scale.at(0, h);
                     // The reference transforms in double and rounds once: its steps may differ, not their quality.
@@ -248,7 +248,9 @@ TEST(Rope, NamesWhatIsWrong) {
               "rope_kv_write: v_scale is bf16, wanted f32");
     EXPECT_EQ(message([&](auto& a) { fireq(a), a.k_channel_scale = wrong; }, op),
               "rope_kv_write: k_channel_scale is [3], wanted [2, 16]");
-    EXPECT_EQ(message([&](auto& a) { fireq(a), a.k_channel_scale = {}; }, op), "");
+    EXPECT_EQ(message([&](auto& a) { fireq(a), a.k_channel_offset = wrong; }, op),
+              "rope_kv_write: k_channel_offset is [3], wanted [2, 16]");
+    EXPECT_EQ(message([&](auto& a) { fireq(a), a.k_channel_scale = {}, a.k_channel_offset = {}; }, op), "");
   }
   StepBatch batch = run.step.batch();
   const std::vector<int32_t> far{100};

@@ -37,7 +37,7 @@ struct RopeRun {
   TestStep step;
   TestTensor qkv, cos_sin, q_norm, k_norm;
   // Scales of the KV formats, for the coded ones.
-  TestTensor channel_scale, k_scale, v_scale;
+  TestTensor channel_scale, channel_offset, k_scale, v_scale;
 
   RopeRun(const RopeCase& rope_case, uint64_t seed)
       : c(rope_case),
@@ -48,12 +48,16 @@ struct RopeRun {
         q_norm(DType::kF32, 1, c.head_dim),
         k_norm(DType::kBf16, 1, c.head_dim),
         channel_scale(DType::kF32, c.kv_heads, c.head_dim, 3),
+        channel_offset(DType::kF32, c.kv_heads, c.head_dim, 1),
         k_scale(DType::kF32, 1, c.kv_heads),
         v_scale(DType::kF32, 1, 1) {
     qkv.fill(random), q_norm.fill(random), k_norm.fill(random);
     for (int64_t h = 0; h < c.kv_heads; ++h) {
       k_scale.set(0, h, 0.25f + static_cast<float>(h));
-      for (int64_t i = 0; i < c.head_dim; ++i) channel_scale.set(h, i, 0.25f + std::abs(random.normal()));
+      for (int64_t i = 0; i < c.head_dim; ++i) {
+        channel_scale.set(h, i, 0.25f + std::abs(random.normal()));
+        channel_offset.set(h, i, random.normal());
+      }
     }
     v_scale.set(0, 0, 0.3f);
     ExecContext exec;
@@ -73,6 +77,7 @@ struct RopeRun {
             .k_channel_scale = channel_scale.view(),
             .k_scale = k_scale.vector(),
             .v_scale = v_scale.vector(),
+            .k_channel_offset = channel_offset.view(),
             .kv = step.kv(),
             .batch = &step.batch()};
   }

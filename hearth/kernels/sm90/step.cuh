@@ -49,6 +49,8 @@ struct DeviceKv {
   DeviceHeadScale k_scale, v_scale;
   const float* channel_scale;  // [kv_heads, channel_stride], or null
   int64_t channel_stride;
+  const float* channel_offset;  // [kv_heads, channel_offset_stride], or null
+  int64_t channel_offset_stride;
 };
 
 // `scales` are those that check_kv_scales() returned, in device memory.
@@ -69,7 +71,9 @@ inline DeviceKv device_kv(const KvView& kv, int64_t layer, const KvScales& scale
           .k_scale = head_scale(scales.k),
           .v_scale = head_scale(scales.v),
           .channel_scale = static_cast<const float*>(scales.channel.data),
-          .channel_stride = scales.channel.row_stride};
+          .channel_stride = scales.channel.row_stride,
+          .channel_offset = static_cast<const float*>(scales.channel_offset.data),
+          .channel_offset_stride = scales.channel_offset.row_stride};
 }
 
 #ifdef __CUDACC__
