@@ -104,15 +104,17 @@ inline std::vector<float> rope_table(const ModelConfig& c, const std::vector<int
 }
 
 // Attention of one sequence over the cache of `format`, by the reference ops.
-//   qkv [tokens, (heads + 2 kv_heads) head_dim] before RoPE; channel_scale [kv_heads, head_dim] or empty
+//   qkv [tokens, (heads + 2 kv_heads) head_dim] before RoPE; channel_scale, channel_offset [kv_heads, head_dim] or empty
 inline std::vector<float> run_attention(const ModelConfig& c, std::vector<float> qkv, KvFormatId format,
-                                        const std::vector<float>& channel_scale = {}) {
+                                        const std::vector<float>& channel_scale = {},
+                                        const std::vector<float>& channel_offset = {}) {
   const int64_t columns = (c.heads + 2 * c.kv_heads) * c.head_dim, tokens = static_cast<int64_t>(qkv.size()) / columns;
   const OneSequence sequence(c, tokens, format);
   std::vector<float> cos_sin = rope_table(c, sequence.positions);
   std::vector<float> out(static_cast<size_t>(tokens * c.heads * c.head_dim), NAN);
-  ConstTensorView scale;
+  ConstTensorView scale, offset;
   if (!channel_scale.empty()) scale = {channel_scale.data(), DType::kF32, Shape{c.kv_heads, c.head_dim}};
+  if (!channel_offset.empty()) offset = {channel_offset.data(), DType::kF32, Shape{c.kv_heads, c.head_dim}};
   const TensorView rows(qkv.data(), DType::kF32, Shape{tokens, columns});
   ExecContext exec;
   const Status written =
@@ -122,6 +124,7 @@ inline std::vector<float> run_attention(const ModelConfig& c, std::vector<float>
                          .kv_heads = c.kv_heads,
                          .head_dim = c.head_dim,
                          .k_channel_scale = scale,
+                         .k_channel_offset = offset,
                          .kv = sequence.kv,
                          .batch = &sequence.batch},
                         exec);

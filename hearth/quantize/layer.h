@@ -31,7 +31,8 @@ struct LayerTensors {
   std::vector<float> input_norm, post_attention_norm;  // [hidden]
   std::vector<float> q_norm, k_norm;                   // [head_dim]; empty: none
   LayerLinear q, k, v, o, gate, up, down;
-  std::vector<float> k_channel_scale;  // [kv_heads, head_dim]: K times this after RoPE, Q divided; empty: none
+  // [kv_heads, head_dim], empty: none. After RoPE K is stored less the offset, times the scale; Q divided by the scale.
+  std::vector<float> k_channel_scale, k_channel_offset;
 
   // "self_attn.q_proj", ...: the seven linears by the names that checkpoints give them, in the order above.
   struct Named {

@@ -411,6 +411,8 @@ class Pipeline {
     if (!prepared.kv.value.empty()) store("v_scale", head_scale_shape(), prepared.kv.value);
     if (!layer.k_channel_scale.empty())
       store("k_channel_scale", Shape{config_.kv_heads, config_.head_dim}, layer.k_channel_scale);
+    if (!layer.k_channel_offset.empty())
+      store("k_channel_offset", Shape{config_.kv_heads, config_.head_dim}, layer.k_channel_offset);
     return std::move(prepared.moments);
   }
 

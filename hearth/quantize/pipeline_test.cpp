@@ -118,6 +118,7 @@ TEST(Pipeline, PreparesForKvFormatsWithoutChangingTheModel) {
     const bool fp8 = kv == KvFormatId::kFp8;
     EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_scale") != nullptr, fp8);
     EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_channel_scale") != nullptr, kv == KvFormatId::kInt4Fireq);
+    EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_channel_offset") != nullptr, kv == KvFormatId::kInt4Fireq);
     // bf16 has 8 bits; 13 M weights' errors of 2^-9 each move the loss by far less than a format that is wrong.
     EXPECT_NEAR(golden_loss(out), plain, 0.01);
   }

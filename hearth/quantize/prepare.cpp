@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "hearth/model/rope_frequencies.h"
 #include "hearth/quantize/site_loss.h"
 #include "hearth/quantize/transform_kv.h"
 #include "hearth/quantize/transform_scales.h"
@@ -128,9 +129,12 @@ class Preparer {
   Status prepare_kv() {
     HEARTH_CHECK(args_.stream != nullptr, "a search without activations");
     const AttentionStats& stats = *stats_;
-    HEARTH_TRY_ASSIGN(const KeyScales keys, search_key_scales(stats, layer_, *options_.kv));
+    const std::vector<double> means = steady_key_means(stats, rope_inv_freq(*args_.config),
+                                                       args_.stream->cos_sin().rows(), args_.config->max_positions);
+    HEARTH_TRY_ASSIGN(const KeyScales keys, search_key_scales(stats, layer_, *options_.kv, means));
     HEARTH_TRY_ASSIGN(const ValueScales values, search_value_scales(stats, layer_, *options_.kv));
     if (!keys.pairs.empty()) HEARTH_TRY(scale_rope_pairs(layer_, shape_, keys.pairs));
+    if (!keys.offsets.empty()) shift_k_channels(layer_, shape_, keys.offsets);
     if (!keys.channels.empty()) scale_k_channels(layer_, shape_, keys.channels);
     if (!values.factors.empty()) scale_v_o(layer_, shape_, values.factors);
     return options_.rotate_v.value_or(values.rotate) ? rotate_v(layer_, shape_) : Status();

@@ -114,6 +114,12 @@ Status scale_rope_pairs(LayerTensors& layer, const HeadShape& shape, std::span<c
   const auto factor = [&](int64_t kv_head, int64_t channel) {
     return double{n[static_cast<size_t>(kv_head * pairs + channel % pairs)]};
   };
+  const auto scale_offset = [&] {
+    for (size_t i = 0; i < layer.k_channel_offset.size(); ++i) {
+      const auto channel = static_cast<int64_t>(i);
+      multiply(layer.k_channel_offset[i], factor(channel / shape.head_dim, channel % shape.head_dim));
+    }
+  };
   if (!layer.k_norm.empty() || !layer.q_norm.empty()) {
     HEARTH_CHECK(layer.k_norm.size() == layer.q_norm.size(), "q_norm of {} and k_norm of {}", layer.q_norm.size(),
                  layer.k_norm.size());
@@ -127,6 +133,7 @@ Status scale_rope_pairs(LayerTensors& layer, const HeadShape& shape, std::span<c
       multiply(layer.k_norm[static_cast<size_t>(i)], factor(0, i));
       multiply(layer.q_norm[static_cast<size_t>(i)], 1 / factor(0, i));
     }
+    scale_offset();
     return {};
   }
   for (int64_t h = 0; h < shape.kv_heads; ++h)
@@ -134,6 +141,7 @@ Status scale_rope_pairs(LayerTensors& layer, const HeadShape& shape, std::span<c
   for (int64_t h = 0; h < shape.heads; ++h)
     for (int64_t i = 0; i < shape.head_dim; ++i)
       scale_row(layer.q, h * shape.head_dim + i, 1 / factor(h / shape.group(), i));
+  scale_offset();
   return {};
 }
 
@@ -143,6 +151,13 @@ void scale_k_channels(LayerTensors& layer, const HeadShape& shape, std::span<con
   HEARTH_CHECK(layer.k_channel_scale.size() == s.size(), "k_channel_scale of {}, wanted {}",
                layer.k_channel_scale.size(), s.size());
   for (size_t i = 0; i < s.size(); ++i) multiply(layer.k_channel_scale[i], s[i]);
+}
+
+void shift_k_channels(LayerTensors& layer, const HeadShape& shape, std::span<const float> offset) {
+  HEARTH_CHECK(std::ssize(offset) == shape.kv_heads * shape.head_dim, "shift_k_channels: {} offsets, wanted {}",
+               offset.size(), shape.kv_heads * shape.head_dim);
+  if (layer.k_channel_offset.empty()) layer.k_channel_offset.assign(offset.size(), 0.0f);
+  for (size_t i = 0; i < offset.size(); ++i) layer.k_channel_offset[i] += offset[i];
 }
 
 namespace {

@@ -56,6 +56,12 @@ Status scale_rope_pairs(LayerTensors& layer, const HeadShape& shape, std::span<c
 //   s [kv_heads, head_dim]. Source: FireQ section 3.2, post-RoPE scaling.
 void scale_k_channels(LayerTensors& layer, const HeadShape& shape, std::span<const float> s);
 
+// k_channel_offset plus `offset`, which the KV cache takes from K after RoPE, before it multiplies: every score of a query
+// falls by the same number, which softmax does not see. No weight changes, as with scale_k_channels.
+//   offset [kv_heads, head_dim], finite. Source: smoothing of K, SageAttention (arXiv 2410.02367, section 4.2), there
+//   with the mean of the sequence.
+void shift_k_channels(LayerTensors& layer, const HeadShape& shape, std::span<const float> offset);
+
 // Each kv head of V (rows and bias) and the columns of O that read it, of every query head of the group, rotated by the
 // normalised Hadamard matrix (tensor/hadamard.h). Its own inverse. Unsupported for a head_dim that is no power of two.
 // Source: SAW-INT4 (arXiv 2604.19157), the rotation of V, folded because no RoPE acts on V.

@@ -42,7 +42,8 @@ void norm_and_rotate(std::span<float> head, const std::vector<float>& weight, do
 AttentionStats::AttentionStats(const HeadShape& shape, const LayerTensors& layer, double norm_eps)
     : shape_(shape), q_norm_(layer.q_norm), k_norm_(layer.k_norm), norm_eps_(norm_eps) {
   const size_t channels = static_cast<size_t>(shape.kv_heads * shape.head_dim);
-  for (std::vector<double>* sums : {&key_square_, &query_square_, &value_square_, &key_max_}) sums->assign(channels, 0);
+  for (std::vector<double>* sums : {&key_sum_, &key_square_, &query_square_, &value_square_, &key_max_})
+    sums->assign(channels, 0);
   key_pair_max_.assign(channels / 2, 0);
 }
 
@@ -55,6 +56,12 @@ std::vector<double> AttentionStats::rms(const std::vector<double>& squares, int6
   std::vector<double> out(squares.size(), 0);
   for (size_t i = 0; i < out.size() && tokens_ > 0; ++i)
     out[i] = std::sqrt(squares[i] / static_cast<double>(tokens_ * per_token));
+  return out;
+}
+
+std::vector<double> AttentionStats::key_mean() const {
+  std::vector<double> out(key_sum_.size(), 0);
+  for (size_t i = 0; i < out.size() && tokens_ > 0; ++i) out[i] = key_sum_[i] / static_cast<double>(tokens_);
   return out;
 }
 
@@ -109,6 +116,7 @@ void AttentionStats::add_group(std::span<const float> row, int64_t group) {
     for (size_t i = 0; i < dim; ++i) query_square_[at + i] += double{head(h)[i]} * head(h)[i];
   const float *k = head(shape_.heads + group), *v = head(shape_.heads + shape_.kv_heads + group);
   for (size_t i = 0; i < dim; ++i) {
+    key_sum_[at + i] += k[i];
     key_square_[at + i] += double{k[i]} * k[i];
     value_square_[at + i] += double{v[i]} * v[i];
     key_max_[at + i] = std::max(key_max_[at + i], std::abs(double{k[i]}));
@@ -180,13 +188,16 @@ class StoredHead {
         scales_(static_cast<size_t>(std::max<int64_t>(layout.scale_bytes, 1))),
         scaled_(static_cast<size_t>(layout.head_dim)) {}
 
-  void error(std::span<const float> x, std::span<const float> factors, bool rotate, std::span<double> out) {
-    for (size_t i = 0; i < x.size(); ++i) scaled_[i] = x[i] * factors[i];
+  // `offsets` may be empty.
+  void error(std::span<const float> x, std::span<const float> offsets, std::span<const float> factors, bool rotate,
+             std::span<double> out) {
+    const auto moved = [&](size_t i) { return offsets.empty() ? x[i] : x[i] - offsets[i]; };
+    for (size_t i = 0; i < x.size(); ++i) scaled_[i] = moved(i) * factors[i];
     if (rotate) hadamard_rotate(std::span(scaled_));
     store_kv_head(layout_.format, scaled_, 1, codes_.data(), scales_.data());
     load_kv_head(layout_.format, codes_.data(), scales_.data(), 1, scaled_);
     if (rotate) hadamard_rotate(std::span(scaled_));
-    for (size_t i = 0; i < x.size(); ++i) out[i] = double{scaled_[i]} / factors[i] - x[i];
+    for (size_t i = 0; i < x.size(); ++i) out[i] = double{scaled_[i]} / factors[i] - moved(i);
   }
 
  private:
@@ -206,12 +217,12 @@ Result<KvLayout> layout_for(const AttentionStats& stats, KvFormatId format) {
 // The errors of a kv head's vectors of the sample, [tokens, head_dim].
 template <class Head>
 std::vector<double> stored_errors(const AttentionStats& stats, const KvLayout& layout, const Head& head,
-                                  std::span<const float> factors, bool rotate) {
+                                  std::span<const float> offsets, std::span<const float> factors, bool rotate) {
   const size_t dim = static_cast<size_t>(stats.shape().head_dim), count = static_cast<size_t>(stats.sampled());
   StoredHead stored(layout);
   std::vector<double> errors(count * dim);
   for (size_t t = 0; t < count; ++t)
-    stored.error(head(static_cast<int64_t>(t)), factors, rotate, std::span(errors).subspan(t * dim, dim));
+    stored.error(head(static_cast<int64_t>(t)), offsets, factors, rotate, std::span(errors).subspan(t * dim, dim));
   return errors;
 }
 
@@ -306,7 +317,7 @@ struct PairSizes {
   std::vector<double> key, query;
 };
 
-PairSizes pair_sizes(const AttentionStats& stats, const LayerTensors& layer) {
+PairSizes pair_sizes(const AttentionStats& stats, const LayerTensors& layer, const std::vector<double>& key) {
   const size_t dim = static_cast<size_t>(stats.shape().head_dim), pairs = dim / 2;
   const size_t heads = static_cast<size_t>(stats.shape().kv_heads);
   const auto sizes = [&](const std::vector<double>& channels) {
@@ -323,59 +334,114 @@ PairSizes pair_sizes(const AttentionStats& stats, const LayerTensors& layer) {
     }
     return out;
   };
-  return {sizes(stats.key_rms()), sizes(stats.query_rms())};
+  return {sizes(key), sizes(stats.query_rms())};
 }
 
 }  // namespace
 
 std::vector<float> even_pair_factors(const AttentionStats& stats, const LayerTensors& layer) {
-  const PairSizes sizes = pair_sizes(stats, layer);
+  const PairSizes sizes = pair_sizes(stats, layer, stats.key_rms());
   std::vector<float> factors = balancing_factors(sizes.key, sizes.query, 0.5);
   for (float& n : factors) n = std::exp2(std::round(std::log2(n)));
   return factors;
 }
 
-Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format) {
-  HEARTH_TRY_ASSIGN(const KvLayout layout, layout_for(stats, format));
-  const HeadShape& shape = stats.shape();
-  const size_t dim = static_cast<size_t>(shape.head_dim), pairs = dim / 2;
-  const size_t heads = static_cast<size_t>(shape.kv_heads);
-  const bool rotate = layout.query_transform == QueryTransform::kHadamard;
-  const bool per_channel = layout.query_transform == QueryTransform::kChannelScale;
-  const std::vector<double> key = stats.key_rms(), query = stats.query_rms();
+std::vector<double> steady_key_means(const AttentionStats& stats, std::span<const float> inv_freq, int64_t window,
+                                     int64_t context) {
+  std::vector<double> means = stats.key_mean();
+  const size_t pairs = inv_freq.size();
+  HEARTH_CHECK(pairs * 2 == static_cast<size_t>(stats.shape().head_dim), "{} frequencies for heads of {}", pairs,
+               stats.shape().head_dim);
+  for (size_t i = 0; i < means.size(); ++i)
+    if (double{inv_freq[i % pairs]} * static_cast<double>(context - window) > 1) means[i] = 0;
+  return means;
+}
 
-  const PairSizes sizes = pair_sizes(stats, layer);
-  const SampledAttention attention(stats);
-  const auto loss_of = [&](const std::vector<float>& factors) {
+namespace {
+
+// The search of one format's factors: a candidate is an exponent of balancing_factors, with or without offsets.
+class KeySearch {
+ public:
+  KeySearch(const AttentionStats& stats, const LayerTensors& layer, const KvLayout& layout)
+      : stats_(stats), layer_(layer), layout_(layout), attention_(stats) {}
+
+  KeyScales run(std::span<const double> offsets) {
+    const size_t channels = stats_.key_rms().size();
+    KeyScales best;
+    best.pairs.assign(channels / 2, 1.0f);
+    if (per_channel()) best.channels.assign(channels, 1.0f);
+    best.loss = best.plain_loss = loss_of({}, std::vector<float>(channels, 1.0f));
+    for (const double exponent : kExponents) try_exponent(exponent, {}, best);
+    if (!offsets.empty() && per_channel())
+      for (const double exponent : kExponents) try_exponent(exponent, offsets, best);
+    return best;
+  }
+
+ private:
+  bool per_channel() const { return layout_.query_transform == QueryTransform::kChannelScale; }
+
+  double loss_of(const std::vector<float>& offsets, const std::vector<float>& factors) const {
+    const size_t dim = static_cast<size_t>(stats_.shape().head_dim);
+    const auto of_head = [&](const std::vector<float>& values, int64_t h) {
+      return values.empty() ? std::span<const float>() : std::span(values).subspan(static_cast<size_t>(h) * dim, dim);
+    };
     double loss = 0;
-    for (int64_t h = 0; h < shape.kv_heads; ++h)
-      loss += attention.loss(h, stored_errors(
-                                    stats, layout, [&](int64_t t) { return stats.sampled_key(t, h); },
-                                    std::span(factors).subspan(static_cast<size_t>(h) * dim, dim), rotate));
-    return loss / static_cast<double>(shape.kv_heads);
-  };
+    for (int64_t h = 0; h < stats_.shape().kv_heads; ++h)
+      loss += attention_.loss(
+          h, stored_errors(
+                 stats_, layout_, [&](int64_t t) { return stats_.sampled_key(t, h); }, of_head(offsets, h),
+                 of_head(factors, h), layout_.query_transform == QueryTransform::kHadamard));
+    return loss / static_cast<double>(stats_.shape().kv_heads);
+  }
 
-  KeyScales best;
-  best.pairs.assign(heads * pairs, 1.0f);
-  if (per_channel) best.channels.assign(heads * dim, 1.0f);
-  best.loss = best.plain_loss = loss_of(std::vector<float>(heads * dim, 1.0f));
-  for (const double exponent : kExponents) {
-    KeyScales tried{.plain_loss = best.plain_loss};
+  // [kv_heads, head_dim] root mean squares of K less the offsets.
+  std::vector<double> key_sizes(std::span<const double> offsets) const {
+    std::vector<double> sizes = stats_.key_rms();
+    const std::vector<double> mean = stats_.key_mean();
+    for (size_t i = 0; i < offsets.size(); ++i)
+      sizes[i] = std::sqrt(std::max(0.0, sizes[i] * sizes[i] - offsets[i] * (2 * mean[i] - offsets[i])));
+    return sizes;
+  }
+
+  void try_exponent(double exponent, std::span<const double> offsets, KeyScales& best) const {
+    const std::vector<double> key = key_sizes(offsets), query = stats_.query_rms();
+    const size_t dim = static_cast<size_t>(stats_.shape().head_dim), pairs = dim / 2;
+    KeyScales tried;
     tried.exponent = exponent;
+    tried.plain_loss = best.plain_loss;
+    const PairSizes sizes = pair_sizes(stats_, layer_, key);
     tried.pairs = balancing_factors(sizes.key, sizes.query, exponent);
-    std::vector<float> whole(heads * dim);
-    for (size_t i = 0; i < whole.size(); ++i) whole[i] = tried.pairs[i / dim * pairs + i % pairs];
-    if (per_channel) {
+    const auto pair_factor = [&](size_t i) { return tried.pairs[i / dim * pairs + i % pairs]; };
+    std::vector<float> whole(key.size()), seen;
+    for (size_t i = 0; i < whole.size(); ++i) whole[i] = pair_factor(i);
+    if (per_channel()) {
       const std::vector<float> wanted = balancing_factors(key, query, exponent);
       for (size_t i = 0; i < whole.size(); ++i) {
         tried.channels.push_back(wanted[i] / whole[i]);
         whole[i] *= tried.channels[i];
       }
     }
-    tried.loss = loss_of(whole);
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      seen.push_back(static_cast<float>(offsets[i]));
+      // The cache sees K times the pairs' factors.
+      tried.offsets.push_back(seen[i] * pair_factor(i));
+    }
+    tried.loss = loss_of(seen, whole);
     if (tried.loss < best.loss) best = std::move(tried);
   }
-  return best;
+
+  const AttentionStats& stats_;
+  const LayerTensors& layer_;
+  const KvLayout& layout_;
+  const SampledAttention attention_;
+};
+
+}  // namespace
+
+Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format,
+                                    std::span<const double> offsets) {
+  HEARTH_TRY_ASSIGN(const KvLayout layout, layout_for(stats, format));
+  return KeySearch(stats, layer, layout).run(offsets);
 }
 
 Result<ValueScales> search_value_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format) {
@@ -392,7 +458,7 @@ Result<ValueScales> search_value_scales(const AttentionStats& stats, const Layer
     double loss = 0;
     for (size_t h = 0; h < heads; ++h) {
       const std::vector<double> errors = stored_errors(
-          stats, layout, [&](int64_t t) { return stats.sampled_value(t, static_cast<int64_t>(h)); },
+          stats, layout, [&](int64_t t) { return stats.sampled_value(t, static_cast<int64_t>(h)); }, {},
           std::span(factors).subspan(h * dim, dim), rotate);
       for (size_t at = 0; at < errors.size(); at += dim)
         loss += quadratic_form(moments[h], std::span(errors).subspan(at, dim));

@@ -40,6 +40,8 @@ class AttentionStats {
   std::vector<double> key_rms() const { return rms(key_square_, 1); }
   std::vector<double> query_rms() const { return rms(query_square_, shape_.group()); }
   std::vector<double> value_rms() const { return rms(value_square_, 1); }
+  // [kv_heads, head_dim] K's mean over tokens, after RoPE.
+  std::vector<double> key_mean() const;
   // [kv_heads, head_dim] largest |k| after RoPE.
   const std::vector<double>& key_max() const { return key_max_; }
   // [kv_heads, head_dim / 2] largest sqrt(k_f^2 + k_{f + head_dim / 2}^2), which RoPE does not change.
@@ -67,7 +69,7 @@ class AttentionStats {
   std::vector<float> q_norm_, k_norm_;
   double norm_eps_;
   int64_t tokens_ = 0;
-  std::vector<double> key_square_, query_square_, value_square_, key_max_, key_pair_max_;
+  std::vector<double> key_sum_, key_square_, query_square_, value_square_, key_max_, key_pair_max_;
   std::vector<float> sample_;  // rows of qkv, Q and K after norm and RoPE
   std::vector<int64_t> starts_{0};
 };
@@ -87,17 +89,27 @@ std::vector<float> even_pair_factors(const AttentionStats& stats, const LayerTen
 struct KeyScales {
   std::vector<float> pairs;  // [kv_heads, head_dim / 2] for scale_rope_pairs
   std::vector<float>
-      channels;           // [kv_heads, head_dim] for scale_k_channels, on top of `pairs`; empty: the format has none
-  double exponent = -1;   // of balancing_factors; -1: no factors
-  double loss = 0;        // expected squared error of a score, but for what is the same for all keys
-  double plain_loss = 0;  // without factors
+      channels;  // [kv_heads, head_dim] for scale_k_channels, on top of `pairs`; empty: the format has none
+  std::vector<float> offsets;  // [kv_heads, head_dim] for shift_k_channels, between the two; empty: none
+  double exponent = -1;        // of balancing_factors; -1: no factors
+  double loss = 0;             // expected squared error of a score, but for what is the same for all keys
+  double plain_loss = 0;       // without factors
 };
 
 // The factors with which keys of `format` (a 4-bit one) lose least, among balancing_factors of a grid of exponents and
 // none. The loss is the variance of a query's score errors under its own attention probabilities, mean over queries of
 // the sample, which is twice the KL divergence that they cost the probabilities, to second order; attention windows are
 // left out. Layers with k_norm get the same `pairs` in all kv heads. InvalidArgument without tokens.
-Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format);
+//   offsets [kv_heads, head_dim] what may be taken from K after RoPE, where that loses less; empty: nothing. Only
+//   kInt4Fireq takes it: SAW's rotation spreads a mean over all channels, and its base takes it up.
+Result<KeyScales> search_key_scales(const AttentionStats& stats, const LayerTensors& layer, KvFormatId format,
+                                    std::span<const double> offsets = {});
+
+// The means of K, but 0 for the pairs that turn by more than a radian between the last token of the calibration's
+// windows and that of the model's context: their means are others there. [kv_heads, head_dim]
+//   inv_freq [head_dim / 2] radians per token
+std::vector<double> steady_key_means(const AttentionStats& stats, std::span<const float> inv_freq, int64_t window,
+                                     int64_t context);
 
 struct ValueScales {
   std::vector<float> factors;  // [kv_heads, head_dim] for scale_v_o

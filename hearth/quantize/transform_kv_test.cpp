@@ -50,6 +50,14 @@ void spread_pairs(LayerTensors& layer, const ModelConfig& c, Random& random) {
   HEARTH_CHECK(status.has_value(), "{}", status.error().message);
 }
 
+// In the slower half of the pairs, which RoPE turns little within kTokens.
+void give_keys_a_mean(LayerTensors& layer, const ModelConfig& c) {
+  layer.k.bias.assign(static_cast<size_t>(layer.k.n), 0.0f);
+  const int64_t pairs = c.head_dim / 2;
+  for (int64_t i = 0; i < layer.k.n; ++i)
+    if (i % pairs >= pairs / 2) layer.k.bias[static_cast<size_t>(i)] = i % 2 == 0 ? 4.0f : -3.0f;
+}
+
 double squared_distance(const std::vector<float>& a, const std::vector<float>& b) {
   double sum = 0;
   for (size_t i = 0; i < a.size(); ++i) sum += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
@@ -114,6 +122,10 @@ TEST(AttentionStats, CountsWhatItSees) {
   EXPECT_THAT(stats.query_rms(),
               ::testing::ElementsAre(std::sqrt(3 / 4.0), std::sqrt(9 / 4.0), std::sqrt(10 / 4.0), std::sqrt(17 / 4.0)));
   EXPECT_THAT(stats.value_rms()[2], 5);
+  EXPECT_THAT(stats.key_mean(), ::testing::ElementsAre(1.5, 2, 2.5, 4));
+  // Between tokens 10 and 500 the first pair turns by 490 radians, the second by 0.49.
+  EXPECT_THAT(steady_key_means(stats, std::vector<float>{1, 0.001f}, 10, 500), ::testing::ElementsAre(0, 2, 0, 4));
+  EXPECT_THAT(steady_key_means(stats, std::vector<float>{1, 0.001f}, 500, 500), ::testing::ElementsAre(1.5, 2, 2.5, 4));
   EXPECT_THAT(stats.sampled_key(1, 0), ::testing::ElementsAre(0, -2, 1, 0));
   EXPECT_THAT(stats.sampled_query(1, 1), ::testing::ElementsAre(0, -2, 0, 0));
   EXPECT_THAT(stats.sampled_value(0, 0), ::testing::ElementsAre(5, 5, 1, 1));
@@ -216,7 +228,8 @@ TEST(KeyScales, UndoOutliersExactly) {
   Random random(13);
   const ModelConfig c = testing::small_config();
   const HeadShape shape = HeadShape::of(c);
-  const LayerTensors plain = random_layer(c, random);
+  LayerTensors plain = random_layer(c, random);
+  give_keys_a_mean(plain, c);
   const std::vector<float> x = normals(kTokens * c.hidden_size, 1, random);
   LayerTensors results[2];
   for (const bool outliers : {false, true}) {
@@ -229,15 +242,62 @@ TEST(KeyScales, UndoOutliersExactly) {
       ASSERT_TRUE(scale_rope_pairs(layer, shape, n));
       ASSERT_NE(layer.k.w, plain.k.w);
     }
-    const auto found = search_key_scales(observe(c, layer, x).stats, layer, KvFormatId::kInt4Fireq);
+    const AttentionStats stats = observe(c, layer, x).stats;
+    const auto found = search_key_scales(stats, layer, KvFormatId::kInt4Fireq, stats.key_mean());
     ASSERT_TRUE(found) << found.error().message;
     ASSERT_GE(found->exponent, 0);
+    ASSERT_FALSE(found->offsets.empty());
     ASSERT_TRUE(scale_rope_pairs(layer, shape, found->pairs));
+    shift_k_channels(layer, shape, found->offsets);
     scale_k_channels(layer, shape, found->channels);
   }
   EXPECT_EQ(results[0].k.w, results[1].k.w);
   EXPECT_EQ(results[0].q.w, results[1].q.w);
   EXPECT_EQ(results[0].k_channel_scale, results[1].k_channel_scale);
+  EXPECT_EQ(results[0].k_channel_offset, results[1].k_channel_offset);
+}
+
+// Keys with a mean: taken from them where the format can, and attention's own ops lose less for it.
+TEST(KeyScales, TakeTheMeanFromKeys) {
+  Random random(17);
+  const ModelConfig c = testing::small_config();
+  const HeadShape shape = HeadShape::of(c);
+  LayerTensors layer = random_layer(c, random);
+  give_keys_a_mean(layer, c);
+  const std::vector<float> x = normals(kTokens * c.hidden_size, 1, random);
+  const Observed before = observe(c, layer, x);
+  const auto exact = run_attention(c, before.qkv, KvFormatId::kF32);
+  const std::vector<double> mean = before.stats.key_mean();
+  const auto without = search_key_scales(before.stats, layer, KvFormatId::kInt4Fireq);
+  const auto with = search_key_scales(before.stats, layer, KvFormatId::kInt4Fireq, mean);
+  ASSERT_TRUE(without && with);
+  EXPECT_TRUE(without->offsets.empty());
+  ASSERT_FALSE(with->offsets.empty());
+  EXPECT_EQ(with->plain_loss, without->plain_loss);
+  EXPECT_LT(with->loss, 0.7 * without->loss);
+  const auto lost = [&](const KeyScales& scales) {
+    LayerTensors scaled = layer;
+    HEARTH_CHECK(scale_rope_pairs(scaled, shape, scales.pairs).has_value(), "no norms here");
+    if (!scales.offsets.empty()) shift_k_channels(scaled, shape, scales.offsets);
+    scale_k_channels(scaled, shape, scales.channels);
+    return squared_distance(run_attention(c, observe(c, scaled, x).qkv, KvFormatId::kInt4Fireq, scaled.k_channel_scale,
+                                          scaled.k_channel_offset),
+                            exact);
+  };
+  EXPECT_LT(lost(*with), 0.8 * lost(*without));
+
+  // A mean that is not there loses: it is not taken.
+  std::vector<double> wrong = mean;
+  for (double& m : wrong) m = -4 * m;
+  const auto refused = search_key_scales(before.stats, layer, KvFormatId::kInt4Fireq, wrong);
+  ASSERT_TRUE(refused) << refused.error().message;
+  EXPECT_TRUE(refused->offsets.empty());
+  EXPECT_EQ(refused->loss, without->loss);
+  for (const KvFormatId format : {KvFormatId::kInt4, KvFormatId::kInt4Saw}) {
+    const auto other = search_key_scales(before.stats, layer, format, mean);
+    ASSERT_TRUE(other) << other.error().message;
+    EXPECT_TRUE(other->offsets.empty());
+  }
 }
 
 TEST(KeyScales, SharesPairsWhereHeadsShareANorm) {

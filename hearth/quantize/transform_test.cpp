@@ -219,5 +219,36 @@ TEST(Transform, ScalesChannelsOfK) {
             distance(run_attention(c, qkv, KvFormatId::kInt4Fireq), exact) / 2);
 }
 
+// What all keys share, RoPE hardly turning it, takes the cache's levels and no part in the scores: without it attention
+// comes closer to what it is without a cache of four bits, and were it missed, nothing would be left of that.
+TEST(Transform, ShiftsChannelsOfK) {
+  Random random(8);
+  const ModelConfig c = testing::small_config();
+  const HeadShape shape = HeadShape::of(c);
+  LayerTensors layer = random_layer(c, random);
+  std::vector<float> qkv = normals(kTokens * (c.heads + 2 * c.kv_heads) * c.head_dim, 1, random);
+  const int64_t columns = (c.heads + 2 * c.kv_heads) * c.head_dim, slowest = shape.pairs() - 1;
+  std::vector<float> shared(static_cast<size_t>(c.kv_heads * c.head_dim), 0.0f);
+  for (int64_t h = 0; h < c.kv_heads; ++h) {
+    shared[static_cast<size_t>(h * c.head_dim + slowest)] = 12;
+    for (int64_t t = 0; t < kTokens; ++t)
+      qkv[static_cast<size_t>(t * columns + (c.heads + h) * c.head_dim + slowest)] += 12;
+  }
+  const auto exact = run_attention(c, qkv, KvFormatId::kF32);
+  shift_k_channels(layer, shape, shared);
+  EXPECT_EQ(layer.k_channel_offset, shared);
+  EXPECT_LT(distance(run_attention(c, qkv, KvFormatId::kInt4Fireq, {}, shared), exact),
+            distance(run_attention(c, qkv, KvFormatId::kInt4Fireq), exact) / 2);
+  // Other formats do not look at it.
+  EXPECT_EQ(run_attention(c, qkv, KvFormatId::kF32, {}, shared), exact);
+
+  // It follows the keys' own factors, and adds up.
+  std::vector<float> n(static_cast<size_t>(c.kv_heads * shape.pairs()), 0.5f);
+  ASSERT_TRUE(scale_rope_pairs(layer, shape, n));
+  EXPECT_EQ(layer.k_channel_offset[static_cast<size_t>(slowest)], 6);
+  shift_k_channels(layer, shape, shared);
+  EXPECT_EQ(layer.k_channel_offset[static_cast<size_t>(slowest)], 18);
+}
+
 }  // namespace
 }  // namespace hearth
