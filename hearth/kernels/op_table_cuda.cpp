@@ -8,7 +8,8 @@
 namespace hearth {
 namespace {
 
-constexpr LinearOp kLinearCublasLt{"linear_cublaslt", linear_cublaslt_workspace_bytes, linear_cublaslt};
+constexpr LinearOp kLinearBf16{"linear_bf16_sm90", linear_cublaslt_workspace_bytes, linear_bf16_sm90};
+constexpr LinearOp kLinearFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};
@@ -32,8 +33,9 @@ constexpr OpTable kCudaOps{
     .sample_workspace_bytes = sample_cpu_workspace_bytes,
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
       if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
+      if (supports_linear_fp8_sm90(format, activation)) return &kLinearFp8;
       if (!format.is_plain()) return supports_linear_quantized(format) ? &kLinearQuantizedSm90 : nullptr;
-      return activation == DType::kBf16 && format.code == WeightCode::kBf16 ? &kLinearCublasLt : &kLinearSm90;
+      return activation == DType::kBf16 && format.code == WeightCode::kBf16 ? &kLinearBf16 : &kLinearSm90;
     },
     .supports_kv = [](KvFormatId) { return true; },
     .second_moments = second_moments_sm90,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear for bf16 through cuBLASLt, which is opened at run time (libraries.h). The library's matrices are
+// Products of bf16 or E4M3 through cuBLASLt, which is opened at run time (libraries.h). The library's matrices are
 // column-major: out^T [n, m] = W [n, k] x^T [k, m], W transposed as it lies.
 //   I1. A plan (descriptors and algorithm) is made when a shape, its strides and its alignments are first seen, by the
 //       library's heuristic alone: the same shape runs the same algorithm in every run. Sums across blocks go through
@@ -69,12 +69,12 @@ struct Side {
 struct PlanKey {
   int64_t m, n, k;
   Side x, weight, added, out;
-  bool out_f32;
+  bool out_f32, fp8;
 
   bool operator<(const PlanKey& other) const { return numbers() < other.numbers(); }
 
  private:
-  std::array<int64_t, 12> numbers() const {
+  std::array<int64_t, 13> numbers() const {
     return {m,
             n,
             k,
@@ -86,7 +86,8 @@ struct PlanKey {
             added.alignment,
             out.stride,
             out.alignment,
-            out_f32};
+            out_f32,
+            fp8};
   }
 };
 
@@ -104,25 +105,26 @@ class CublasLt {
     return made->get();
   }
 
-  Status run(const LinearArgs& args, ConstTensorView added, ExecContext& exec) {
-    const PlanKey key{.m = args.x.shape[0],
-                      .n = args.weight->n,
-                      .k = args.weight->k,
-                      .x = side(args.x),
-                      .weight = side(args.weight->codes),
-                      .added = side(added),
-                      .out = side(args.out),
-                      .out_f32 = args.out.dtype == DType::kF32};
-    HEARTH_TRY_ASSIGN(const Plan* plan, find(key));
-    if (plan->workspace_bytes > exec.workspace.size())
-      return resource_exhausted("linear: a workspace of {} bytes, wanted {}", exec.workspace.size(),
-                                plan->workspace_bytes);
-    const float alpha = 1, beta = added ? 1 : 0;
-    const void* const c = added ? added.data : args.out.data;
-    return check(f_.matmul(handle_, plan->operation, &alpha, args.weight->codes.data, plan->weight, args.x.data,
-                           plan->x, &beta, c, plan->added, args.out.data, plan->out, &plan->algorithm,
-                           exec.workspace.data(), exec.workspace.size(), static_cast<cudaStream_t>(exec.stream)),
-                 "cublasLtMatmul");
+  Status run(const CublasLtProduct& p, std::span<std::byte> workspace, void* stream) {
+    const PlanKey key{.m = p.x.rows(),
+                      .n = p.weight.rows(),
+                      .k = p.x.cols(),
+                      .x = side(p.x),
+                      .weight = side(p.weight),
+                      .added = side(p.added),
+                      .out = side(p.out),
+                      .out_f32 = p.out.dtype == DType::kF32,
+                      .fp8 = p.x.dtype == DType::kE4m3};
+    HEARTH_TRY_ASSIGN(const Plan* plan, find(key, p));
+    if (plan->workspace_bytes > workspace.size())
+      return resource_exhausted("linear: a workspace of {} bytes, wanted {}", workspace.size(), plan->workspace_bytes);
+    if (!key.fp8) return multiply(p, *plan, plan->operation, workspace, stream);
+    // The scales' addresses are part of a description: one for this call alone.
+    cublasLtMatmulDesc_t operation = nullptr;
+    HEARTH_TRY(describe(key, p, operation));
+    const Status status = multiply(p, *plan, operation, workspace, stream);
+    static_cast<void>(f_.desc_destroy(operation));
+    return status;
   }
 
  private:
@@ -142,6 +144,32 @@ class CublasLt {
     return Result<std::unique_ptr<CublasLt>>(std::move(made));
   }
 
+  Status multiply(const CublasLtProduct& p, const Plan& plan, cublasLtMatmulDesc_t operation,
+                  std::span<std::byte> workspace, void* stream) {
+    const float alpha = 1, beta = p.added ? 1 : 0;
+    const void* const c = p.added ? p.added.data : p.out.data;
+    return check(f_.matmul(handle_, operation, &alpha, p.weight.data, plan.weight, p.x.data, plan.x, &beta, c,
+                           plan.added, p.out.data, plan.out, &plan.algorithm, workspace.data(), workspace.size(),
+                           static_cast<cudaStream_t>(stream)),
+                 "cublasLtMatmul");
+  }
+
+  template <class T>
+  Status set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, T value) {
+    return check(f_.desc_set(operation, attribute, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
+  }
+
+  Status describe(const PlanKey& key, const CublasLtProduct& product, cublasLtMatmulDesc_t& operation) {
+    HEARTH_TRY(check(f_.desc_create(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate"));
+    HEARTH_TRY(set(operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));
+    if (!key.fp8) return {};
+    HEARTH_TRY(set(operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1}));
+    HEARTH_TRY(set(operation, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
+    HEARTH_TRY(set(operation, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
+    HEARTH_TRY(set(operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product.weight_scale));
+    return set(operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, product.x_scale);
+  }
+
   static Side side(const ConstTensorView& view) { return {view.row_stride, view ? alignment_of(view.data) : 0}; }
 
   Status check(cublasStatus_t status, const char* what) const {
@@ -157,12 +185,13 @@ class CublasLt {
     }
   }
 
-  Result<const Plan*> find(const PlanKey& key) {
+  Result<const Plan*> find(const PlanKey& key, const CublasLtProduct& product) {
     const std::lock_guard lock(mutex_);
     if (const auto found = plans_.find(key); found != plans_.end()) return &found->second;
     // Descriptors of a plan that fails stay with the process: that is a shape that no model has.
     Plan plan;
-    HEARTH_TRY(make(key, plan).with_context(fmt::format("linear [{}, {}] x [{}, {}]", key.m, key.k, key.n, key.k)));
+    HEARTH_TRY(
+        make(key, product, plan).with_context(fmt::format("linear [{}, {}] x [{}, {}]", key.m, key.k, key.n, key.k)));
     return &plans_.emplace(key, plan).first->second;
   }
 
@@ -172,14 +201,12 @@ class CublasLt {
         "cublasLtMatrixLayoutCreate");
   }
 
-  Status make(const PlanKey& key, Plan& plan) {
+  Status make(const PlanKey& key, const CublasLtProduct& product, Plan& plan) {
     const cudaDataType_t out_type = key.out_f32 ? CUDA_R_32F : CUDA_R_16BF;
-    HEARTH_TRY(check(f_.desc_create(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate"));
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    HEARTH_TRY(
-        check(f_.desc_set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed), "transa"));
-    HEARTH_TRY(layout(plan.weight, CUDA_R_16BF, key.k, key.n, key.weight.stride));
-    HEARTH_TRY(layout(plan.x, CUDA_R_16BF, key.k, key.m, key.x.stride));
+    const cudaDataType_t in_type = key.fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    HEARTH_TRY(describe(key, product, plan.operation));
+    HEARTH_TRY(layout(plan.weight, in_type, key.k, key.n, key.weight.stride));
+    HEARTH_TRY(layout(plan.x, in_type, key.k, key.m, key.x.stride));
     HEARTH_TRY(layout(plan.out, out_type, key.n, key.m, key.out.stride));
     HEARTH_TRY(layout(plan.added, out_type, key.n, key.m, key.added.alignment ? key.added.stride : key.out.stride));
 
@@ -237,10 +264,18 @@ Status linear_cublaslt(const LinearArgs& args, ExecContext& exec) {
   if (args.x.shape[0] == 0 || args.weight->n == 0) return {};
   if (args.weight->k == 0) return linear_sm90(args, exec);
   HEARTH_TRY_ASSIGN(CublasLt* const lt, CublasLt::instance());
-  if (!args.weight->bias) return lt->run(args, args.residual, exec);
-  // The library's own bias is of out's type and f32 ours: the bias goes into out first, rounded to its type.
-  HEARTH_TRY(linear_fill_cuda(args, exec));
-  return lt->run(args, args.out, exec);
+  CublasLtProduct product{.x = args.x, .weight = args.weight->codes, .added = args.residual, .out = args.out};
+  if (args.weight->bias) {
+    // The library's own bias is of out's type and f32 ours: the bias goes into out first, rounded to its type.
+    HEARTH_TRY(linear_fill_cuda(args, exec));
+    product.added = args.out;
+  }
+  return lt->run(product, exec.workspace, exec.stream);
+}
+
+Status multiply_cublaslt(const CublasLtProduct& product, std::span<std::byte> workspace, void* stream) {
+  HEARTH_TRY_ASSIGN(CublasLt* const lt, CublasLt::instance());
+  return lt->run(product, workspace, stream);
 }
 
 }  // namespace hearth

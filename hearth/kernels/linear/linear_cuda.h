@@ -2,6 +2,9 @@
 // The linear layer's implementations on a GPU. Builds with CUDA only; tensors in device memory, in exec.stream.
 // linear_cublaslt: bf16 x and bf16 weights, on the tensor cores; sums in f32 in the order of the algorithm that the
 // library chooses for the shape, so that a row's bits may differ between values of m (not from run to run).
+// linear_bf16_sm90: the same, with a kernel of our own for few rows (linear_narrow_sm90.h), whose bits are theirs.
+// linear_fp8_sm90: bf16 x and weights of E4M3 with a scale for each row or one for all; x is rounded to E4M3 (act_quantize.h)
+// and both meet on the tensor cores: few rows in our kernel, more in cuBLASLt.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once
@@ -19,6 +22,21 @@ int64_t linear_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads
 Status linear_sm90(const LinearArgs& args, ExecContext& exec);
 int64_t linear_quantized_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_quantized_sm90(const LinearArgs& args, ExecContext& exec);
+
+Status linear_bf16_sm90(const LinearArgs& args, ExecContext& exec);
+bool supports_linear_fp8_sm90(const WeightFormat& format, DType activation);
+int64_t linear_fp8_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec);
+
+// out = added + x W^T, where x and W are bf16, or E4M3 with f32 scales for the rows of both ([m] and [n], in device
+// memory). `added` may be out, or nothing.
+struct CublasLtProduct {
+  ConstTensorView x, weight, added;
+  TensorView out;
+  const float* x_scale = nullptr;
+  const float* weight_scale = nullptr;
+};
+Status multiply_cublaslt(const CublasLtProduct& product, std::span<std::byte> workspace, void* stream);
 
 // out = bias + residual (where there is one), to which linear_cublaslt adds the product. REQUIRES: valid args, a bias.
 Status linear_fill_cuda(const LinearArgs& args, ExecContext& exec);

@@ -2,6 +2,7 @@
 // Times the linear layer on a GPU: plain weights of f32 and bf16 and every quantized format with f32 activations, and
 // cuBLASLt in bf16 beside them. A round starts every op once, in turn, so that each finds the caches filled with
 // another's weights.
+// The tensor cores' ops for bf16 activations stand beside cuBLASLt; --only tensor-cores times these alone.
 //   linear_sm90_bench [--only FORMAT] [--out FILE] [--note TEXT]
 #include <cstdlib>
 #include <cstring>
@@ -23,10 +24,15 @@ struct Product {
   const char* layer;
   int64_t m, n, k;
 };
-constexpr Product kProducts[] = {{"fable-82m gate_up", 1024, 4096, 768}, {"fable-82m down", 1024, 768, 2048},
-                                 {"fable-82m lm_head", 1024, 8192, 768}, {"Llama-3-8B gate_up", 1024, 28672, 4096},
-                                 {"fable-82m gate_up", 1, 4096, 768},    {"Llama-3-8B gate_up", 1, 28672, 4096},
-                                 {"Llama-3-8B down", 1, 4096, 14336}};
+constexpr Product kProducts[] = {{"fable-82m gate_up", 1024, 4096, 768},   {"fable-82m down", 1024, 768, 2048},
+                                 {"fable-82m lm_head", 1024, 8192, 768},   {"Llama-3-8B gate_up", 1024, 28672, 4096},
+                                 {"fable-82m gate_up", 1, 4096, 768},      {"Llama-3-8B gate_up", 1, 28672, 4096},
+                                 {"Llama-3-8B down", 1, 4096, 14336},      {"Llama-3-8B qkv", 1, 6144, 4096},
+                                 {"Llama-3-8B o", 1, 4096, 4096},          {"Llama-3-8B gate_up", 8, 28672, 4096},
+                                 {"Llama-3-8B down", 8, 4096, 14336},      {"Llama-3-8B gate_up", 16, 28672, 4096},
+                                 {"Llama-3-8B down", 16, 4096, 14336},     {"Llama-3-8B gate_up", 32, 28672, 4096},
+                                 {"Llama-3-8B down", 32, 4096, 14336},     {"Llama-3-8B qkv", 32, 6144, 4096},
+                                 {"Llama-3-8B gate_up", 4096, 28672, 4096}};
 constexpr int kRounds = 7;
 
 template <class T>
@@ -75,6 +81,8 @@ struct Rival {
 
 constexpr LinearOp kSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kCublasLt{"linear_cublaslt", linear_cublaslt_workspace_bytes, linear_cublaslt};
+constexpr LinearOp kBf16{"linear_bf16_sm90", linear_cublaslt_workspace_bytes, linear_bf16_sm90};
+constexpr LinearOp kFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90};
 constexpr LinearOp kQuantized{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes, linear_quantized_sm90};
 
 Rival plain(std::string name, const LinearOp& op, DType x, DType dtype, int64_t n, int64_t k) {
@@ -84,7 +92,7 @@ Rival plain(std::string name, const LinearOp& op, DType x, DType dtype, int64_t 
   return {std::move(name), op, x, std::move(memory), weight, {}};
 }
 
-Rival quantized(const BenchFormat& one, int64_t n, int64_t k) {
+Rival quantized(const BenchFormat& one, int64_t n, int64_t k, bool tensor_cores) {
   const QuantizedMatrix matrix = bench_matrix(one.format, n, k);
   std::vector<std::byte> host(static_cast<size_t>(quantized_weight_bytes(one.format, n, k, false)) + 64);
   auto* const at = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(host.data()) + 63) / 64 * 64);
@@ -93,15 +101,22 @@ Rival quantized(const BenchFormat& one, int64_t n, int64_t k) {
   for (ConstTensorView* view :
        {&weight.codes, &weight.scales, &weight.zeros, &weight.lines, &weight.line_scales, &weight.line_index})
     if (*view) view->data = memory.data() + (static_cast<const std::byte*>(view->data) - at);
+  if (supports_linear_fp8_sm90(one.format, DType::kBf16) && tensor_cores)
+    return {one.name + " tensor cores", kFp8, DType::kBf16, std::move(memory), weight, {}};
   return {one.name, kQuantized, DType::kF32, std::move(memory), weight, {}};
 }
 
 std::vector<Rival> rivals(const std::string& only, int64_t n, int64_t k) {
   std::vector<Rival> all;
+  const bool cuda_cores = only != "tensor-cores";
+  all.push_back(plain("cublaslt", kCublasLt, DType::kBf16, DType::kBf16, n, k));
+  all.push_back(plain("bf16 tensor cores", kBf16, DType::kBf16, DType::kBf16, n, k));
+  for (const BenchFormat& one : bench_formats(cuda_cores ? only : ""))
+    if (supports_linear_fp8_sm90(one.format, DType::kBf16)) all.push_back(quantized(one, n, k, true));
+  if (!cuda_cores) return all;
   all.push_back(plain("f32", kSm90, DType::kF32, DType::kF32, n, k));
   all.push_back(plain("bf16", kSm90, DType::kF32, DType::kBf16, n, k));
-  all.push_back(plain("cublaslt", kCublasLt, DType::kBf16, DType::kBf16, n, k));
-  for (const BenchFormat& one : bench_formats(only)) all.push_back(quantized(one, n, k));
+  for (const BenchFormat& one : bench_formats(only)) all.push_back(quantized(one, n, k, false));
   return all;
 }
 

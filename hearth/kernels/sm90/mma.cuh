@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products on the tensor cores by one warp, and what brings their fragments from shared memory (PTX ISA 9.0, sections
-// "mma.sync" for m16n8k16 and "ldmatrix"). Lane l, r = l / 4, c = 2 (l % 4):
+// "mma.sync" for m16n8k16 and m16n8k32, and "ldmatrix"). Lane l, r = l / 4, c = 2 (l % 4):
 //   D [16, 8] f32: d[0], d[1] at (r, c), (r, c + 1); d[2], d[3] eight rows further.
 //   A [16, 16] bf16: a[0] (r, c...), a[1] (r + 8, c...), a[2] (r, c + 8...), a[3] (r + 8, c + 8...); two columns each.
 //   B [16, 8] bf16: b[0] (c..., r), b[1] (c + 8..., r); two rows each.
@@ -30,6 +30,15 @@ __device__ __forceinline__ void mma_bf16_upper(float (&d)[2], uint32_t a0, uint3
       "}\n"
       : "+f"(d[0]), "+f"(d[1])
       : "r"(a0), "r"(a2), "r"(b0), "r"(b1), "r"(0), "f"(0.0f));
+}
+
+// d += a b with E4M3: A [16, 32] and B [32, 8] as above, four neighbouring columns or rows in place of two.
+__device__ __forceinline__ void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Four matrices of 8 x 8 16-bit elements; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows, of 16 bytes each.
