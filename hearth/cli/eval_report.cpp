@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "hearth/base/clock.h"
@@ -78,6 +79,7 @@ class ReportRun {
   InterruptGuard interrupt_;
   SteadyClock clock_;
   std::vector<ModelSpec> specs_;  // of each row, the reference's first
+  std::filesystem::path reference_dir_;
   std::vector<Text> texts_;
   std::optional<Items> items_;
   int64_t ctx_ = 0;
@@ -181,7 +183,20 @@ Status ReportRun::read_inputs(const ServedModel& reference) {
   return {};
 }
 
+// The files that decide what tokens a text has are the same, byte for byte.
+bool same_tokenizer_files(const std::filesystem::path& a, const std::filesystem::path& b) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}) {
+    const bool there = std::filesystem::exists(a / name);
+    if (there != std::filesystem::exists(b / name)) return false;
+    if (!there) continue;
+    const auto one = read_text_file(a / name), other = read_text_file(b / name);
+    if (!one || !other || *one != *other) return false;
+  }
+  return true;
+}
+
 Status ReportRun::check_tokenizer(const ServedModel& model) const {
+  if (same_tokenizer_files(model.dir, reference_dir_)) return {};
   for (const Text& text : texts_) {
     HEARTH_TRY_ASSIGN(const std::vector<TokenId> ids, encode_documents(model.tokenizer, text.text));
     if (ids != text.ids)
@@ -334,6 +349,7 @@ Result<int> ReportRun::run() {
   report_.command = command_line(s_.context.args);
   std::vector<OpenModel> models;
   HEARTH_TRY_ASSIGN(OpenModel first, open(0));
+  reference_dir_ = first.served->dir;
   HEARTH_TRY(read_inputs(*first.served));
   const int64_t context = first.served->model->config().max_positions;
   report_.speed.prompt_tokens = std::min(report_.speed.prompt_tokens, context - report_.speed.decode_tokens);
