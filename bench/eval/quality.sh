@@ -3,58 +3,60 @@
 # The quality of every format and method on one model: quantizes it into OUT/<row> and writes the tables of
 # docs/quality. May be stopped at any time; the same command goes on where it was.
 #
-#   bench/eval/quality.sh MODEL OUT [quantize|tables|gates|outliers]...
+#   bench/eval/quality.sh MODEL OUT [quantize|gates-kv|gates|tables|outliers]...
 #
 # MODEL is a folder with a bf16 checkpoint. $HEARTH_DATA/data holds calibration/books.jsonl and
 # eval/{heldout_books.txt,wikitext2_test.txt,lambada_openai.jsonl}. $HEARTH is the binary (build/cpu/bin/hearth),
 # $DEVICE cpu or cuda, $ROWS the rows to make (all), $JOBS how many at once (1), $RESULTS the file of results
-# (OUT/quality.jsonl).
-# Stages: the models, and those of the variant with outliers ($INJECT is the injector); the table of all rows on the
-# lists of bench/eval; the gated rows on the whole texts; the variant's table. Without any: all four.
+# (OUT/quality.jsonl), $STATE what keeps the sums of windows (OUT/state.jsonl; one for each run at a time).
+# Stages: the models, and those of the variant with outliers ($INJECT is the injector); the gated rows on the whole
+# texts, KV formats and the rest; the table of all rows on the lists of bench/eval; the variant's table. Without any: all.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 model=$1 out=$2
 shift 2
-stages=${*:-quantize tables gates outliers}
+stages=${*:-quantize gates-kv gates tables outliers}
 hearth=${HEARTH:-build/cpu/bin/hearth}
 inject=${INJECT:-$(dirname "$hearth")/hearth_inject_outliers}
 data=${HEARTH_DATA:?names the folder with data/calibration and data/eval}/data
 device=${DEVICE:-cpu}
 jobs=${JOBS:-1}
 results=${RESULTS:-$out/quality.jsonl}
+state=${STATE:-$out/state.jsonl}
 books=$data/calibration/books.jsonl
 mkdir -p "$out"
 
-# A row: its name and the arguments of `hearth quantize`; those that take long come first.
+# A row: its name and the arguments of `hearth quantize`; after the KV formats those that take long come first. SCALES
+# is --no-awq, and --awq for the variant with outliers: on a model without any the search of scales takes its time for
+# next to nothing (docs/design/quantize-experiments.md).
 rows=(
-    "auto --to auto --bits 4.25 --calibration $books"
-    "sbvr --to sbvr --max-bits 4.2 --calibration $books"
-    "sbvr3 --to sbvr --bitvectors 3 --calibration $books"
-    "sbvr2 --to sbvr --bitvectors 2 --calibration $books"
-    "w4a8kv4 --to fireq --kv int4-fireq --calibration $books"
-    "w4a8kv4-c4 --to fireq-c4 --kv int4-fireq --calibration $books"
-    "int4-zero --to int4 --asymmetric --calibration $books"
-    "int4 --to int4 --calibration $books"
-    "awq --to int4 --method clip --awq --calibration $books"
-    "fireq --to fireq --calibration $books"
-    "fireq-c4 --to fireq-c4 --calibration $books"
-    "gptq --to int4 --no-awq --calibration $books"
-    "rtn --to int4 --method rtn --no-awq"
-    "clip --to int4 --method clip --no-awq --calibration $books"
-    "fp8 --to fp8 --calibration $books"
     "kv-fp8 --to bf16 --kv fp8 --calibration $books"
     "kv-fireq --to bf16 --kv int4-fireq --calibration $books"
     "kv-saw --to bf16 --kv int4-saw --calibration $books"
+    "auto --to auto --bits 4.25 SCALES --calibration $books"
+    "sbvr --to sbvr --max-bits 4.2 SCALES --calibration $books"
+    "sbvr3 --to sbvr --bitvectors 3 SCALES --calibration $books"
+    "sbvr2 --to sbvr --bitvectors 2 SCALES --calibration $books"
+    "w4a8kv4 --to fireq --kv int4-fireq SCALES --calibration $books"
+    "w4a8kv4-c4 --to fireq-c4 --kv int4-fireq SCALES --calibration $books"
+    "int4-zero --to int4 --asymmetric SCALES --calibration $books"
+    "int4 --to int4 SCALES --calibration $books"
+    "awq --to int4 --method clip --awq --calibration $books"
+    "fireq --to fireq SCALES --calibration $books"
+    "fireq-c4 --to fireq-c4 SCALES --calibration $books"
+    "rtn --to int4 --method rtn --no-awq"
+    "clip --to int4 --method clip --no-awq --calibration $books"
+    "fp8 --to fp8 --calibration $books"
 )
-gated=(rtn clip int4 fp8 fireq fireq-c4 sbvr w4a8kv4@kv=int4-fireq w4a8kv4-c4@kv=int4-fireq)
+gated=(rtn clip int4 fp8 fireq fireq-c4 sbvr w4a8kv4@kv=int4-fireq)
 gated_kv=(kv-fp8@kv=fp8 kv-fireq@kv=int4-fireq kv-saw@kv=int4-saw)
 outlier_rows=(rtn awq int4 fireq fireq-c4 sbvr)
 
 wanted() { [ -z "${ROWS:-}" ] || case " $ROWS " in *" $1 "*) ;; *) return 1 ;; esac; }
 
-make_rows() {  # make_rows SOURCE FOLDER [ROW...]
-    local source=$1 folder=$2 row name
-    shift 2
+make_rows() {  # make_rows SOURCE FOLDER SCALES [ROW...]
+    local source=$1 folder=$2 scales=$3 row name
+    shift 3
     mkdir -p "$folder"
     for row in "${rows[@]}"; do
         name=${row%% *}
@@ -63,6 +65,7 @@ make_rows() {  # make_rows SOURCE FOLDER [ROW...]
         [ -e "$folder/$name/config.json" ] && continue
         while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n; done
         # shellcheck disable=SC2086  # a list of words
+        row=${row/SCALES/$scales}
         "$hearth" quantize "$source" ${row#* } -o "$folder/$name" --device "$device" --quiet --results "$results" \
             --threads "$((($(nproc) + jobs - 1) / jobs))" &
     done
@@ -84,7 +87,7 @@ report() {  # report NAME BASELINE REFERENCE ARGUMENTS...
     shift 3
     "$hearth" eval --report "$@" --reference "$reference" --baseline "$baseline" --device "$device" \
         --text "$data/eval/heldout_books.txt" --text "$data/eval/wikitext2_test.txt" \
-        --dtype f32 --state "$out/state.jsonl" --markdown "$out/$name.md" --results "$results" --quiet
+        --dtype f32 --state "$state" --markdown "$out/$name.md" --results "$results" --quiet
 }
 lists=(--lists "$here/heldout_books_128.json" "$here/wikitext2_test_128.json")
 lambada=(--lambada "$data/eval/lambada_openai.jsonl")
@@ -107,8 +110,8 @@ for stage in $stages; do
     case $stage in
         quantize)
             [ -e "$out/outliers/plain/config.json" ] || "$inject" "$model" "$out/outliers/plain"
-            make_rows "$model" "$out"
-            make_rows "$out/outliers/plain" "$out/outliers" "${outlier_rows[@]}"
+            make_rows "$model" "$out" --no-awq
+            make_rows "$out/outliers/plain" "$out/outliers" --awq "${outlier_rows[@]}"
             finish_rows
             ;;
         tables)
@@ -119,6 +122,8 @@ for stage in $stages; do
         gates)
             # shellcheck disable=SC2046
             report gates rtn "$model" $(specs "$out" "${gated[@]}") --speed-rounds 0
+            ;;
+        gates-kv)
             # shellcheck disable=SC2046
             report gates-kv kv-int4 "$model" "kv-int4=$model@kv=int4" $(specs "$out" "${gated_kv[@]}") --speed-rounds 0
             ;;
