@@ -11,7 +11,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 op_tests="embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test linear_sm90_test linear_quantized_sm90_test silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"
-tests="$op_tests model_cuda_test quantized_model_cuda_test quantize_pipeline_cuda_test"
+tests="$op_tests model_cuda_test decode_step_cuda_test server_cuda_test quantized_model_cuda_test quantize_pipeline_cuda_test"
 programs="$tests rmsnorm_bench linear_sm90_bench"
 
 pack() {

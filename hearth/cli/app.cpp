@@ -17,6 +17,7 @@ constexpr const char* kExamples =
     "  hearth generate models/fable-13m --prompt \"It was a bright morning\"\n"
     "  hearth chat meta-llama/Llama-3.2-1B-Instruct\n"
     "  hearth serve models/fable-13m --port 8000\n"
+    "  hearth bench model models/fable-13m --batch 1,8\n"
     "  hearth bench serve --base-url http://127.0.0.1:8000 --request-rate 4 --random-input-len 128\n"
     "  hearth eval ppl models/fable-13m --text book.txt\n"
     "  hearth quantize models/fable-13m --to fp8 -o fable-fp8\n"

@@ -120,7 +120,8 @@ Result<int> run_local(const ChatSettings& s) {
                                  .max_context = context,
                                  .chunk_tokens = 512,
                                  .max_logit_rows = 1,
-                                 .kv_format = model->kv_format};
+                                 .kv_format = model->kv_format,
+                                 .decode_batches = decode_batches(s.model.enforce_eager ? 0 : 1)};
   HEARTH_TRY_ASSIGN(Runner runner, Runner::create(model->model, options, *pool));
   if (!s.model.quiet) write_stderr(fmt::format("(context {} tokens, seed {})", context, plan.params.seed));
   LocalPartner partner(s, *model, std::move(plan), std::move(runner));

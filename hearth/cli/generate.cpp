@@ -210,7 +210,7 @@ Result<std::string> read_prompt(PromptSource source, const Tokenizer& tokenizer,
 
 Result<int> run_generate(const GenerateSettings& s) {
   if (s.logprobs_option->count() > 0 && !s.json) return invalid_argument("--logprobs: needs --json");
-  HEARTH_TRY(find_model(s.model.model));  // before the prompt: the first word first
+  HEARTH_TRY(find_model(s.model.model, s.model.load_format == "dummy"));  // before the prompt: the first word first
   HEARTH_TRY_ASSIGN(PromptSource source, PromptSource::open(s));
   const std::unique_ptr<ThreadPool> pool = make_pool(s.model);
   HEARTH_TRY_ASSIGN(const auto model, open_model(s.model, *pool));
@@ -235,7 +235,8 @@ Result<int> run_generate(const GenerateSettings& s) {
                                  .max_context = std::ssize(ids) + plan.max_tokens,
                                  .chunk_tokens = 512,
                                  .max_logit_rows = 1,
-                                 .kv_format = model->kv_format};
+                                 .kv_format = model->kv_format,
+                                 .decode_batches = decode_batches(s.model.enforce_eager ? 0 : 1)};
   HEARTH_TRY_ASSIGN(Runner runner, Runner::create(model->model, options, *pool));
   return GenerateRun(s, *model).run(runner, std::move(plan), ids, prompt);
 }

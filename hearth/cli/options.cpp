@@ -133,6 +133,7 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
   static constexpr const char* kKvTypes[] = {"auto", "f32",  "bf16",       "float32", "bfloat16",
                                              "fp8",  "int4", "int4-fireq", "int4-saw"};
   static constexpr const char* kDevices[] = {"cpu", "cuda", "ref"};
+  static constexpr const char* kLoadFormats[] = {"auto", "dummy"};
   app.add_option("MODEL", settings.model,
                  "A folder in the Hugging Face layout, or org/name (org/name@revision) in the Hugging Face cache.")
       ->type_name("")
@@ -152,6 +153,16 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
       "What computes: cpu; cuda, the first GPU; or ref, the plain loops in double precision that others are tested "
       "against (slow).",
       settings.device)
+      ->group(kGroup);
+  add_choice(
+      app, "--load-format", kLoadFormats,
+      "Where weights come from: auto, the model's safetensors; dummy, seeded random numbers in bf16 for a folder "
+      "that has only a config.json (or for that file): to measure a model without its weights. Without a "
+      "tokenizer.json tokens are bytes.",
+      settings.load_format)
+      ->group(kGroup);
+  app.add_flag("--enforce-eager", settings.enforce_eager,
+               "On a GPU: starts every kernel of a decode step by itself instead of a recorded graph.")
       ->group(kGroup);
   add_setting(app, kThreads, settings.threads)->group(kGroup);
   app.add_flag("-q,--quiet", settings.quiet, "No progress and no statistics on standard error.");

@@ -58,6 +58,8 @@ struct ModelSettings {
   std::string dtype = "auto";
   std::string kv_cache_dtype = "auto";
   std::string device = "cpu";
+  std::string load_format = "auto";
+  bool enforce_eager = false;
   int64_t threads = 0;
   bool quiet = false;
 };

@@ -268,15 +268,17 @@ Result<ServeOptions> make_serve_options(ServeSettings s) {
     return invalid_argument("--served-model-name with {} models; wanted one: give --model NAME=PATH for each",
                             s.models.size());
   for (const ModelArgument& model : s.models) {
-    HEARTH_TRY_ASSIGN(FoundModel found, find_model(model.path));
+    HEARTH_TRY_ASSIGN(FoundModel found, find_model(model.path, s.load_format == "dummy"));
     std::vector<std::string> names = s.served_model_name.empty() ? model.names : s.served_model_name;
     if (names.empty()) names.push_back(std::move(found.name));
     options.models.push_back({.names = std::move(names), .dir = std::move(found.dir)});
   }
   if (!s.api_key_file.empty()) HEARTH_TRY(read_key_file(s.api_key_file, options.api_keys));
-  options.load.activation = activation_of(s.dtype);
+  options.load.activation = activation_of(s.dtype, s.device);
+  options.engine.decode_graphs = !s.enforce_eager;
+  options.load.dummy_weights = s.load_format == "dummy";
   options.load.kv_format = kv_format_of(s.kv_cache_dtype);
-  options.reference_ops = s.device == "ref";
+  HEARTH_TRY_ASSIGN(options.ops, ops_of(s.device));
   if (options.api_keys.empty() && !is_loopback(options.address))
     spdlog::warn(
         "{} is reached from other machines and no API key is asked for: anyone can use the models; give "

@@ -105,7 +105,7 @@ void add_model_rows(Table& t) {
           .kind = kChoice,
           .value_name = "NAME",
           .choices = {"auto", "f32", "bf16", "float32", "bfloat16"},
-          .help = "Type of the values between the layers; auto is f32."},
+          .help = "Type of the values between the layers; auto is f32, on a GPU bf16."},
          Own<&ServeSettings::dtype>());
   t.text({.key = "kv-cache-dtype",
           .kind = kChoice,
@@ -116,9 +116,18 @@ void add_model_rows(Table& t) {
   t.text({.key = "device",
           .kind = kChoice,
           .value_name = "NAME",
-          .choices = {"cpu", "ref"},
-          .help = "What computes: cpu, or ref, the plain loops in double precision that others are tested against."},
+          .choices = {"cpu", "cuda", "ref"},
+          .help = "What computes: cpu; cuda, the first GPU; or ref, the plain loops in double precision that others "
+                  "are tested against."},
          Own<&ServeSettings::device>());
+  t.text({.key = "load-format",
+          .kind = kChoice,
+          .value_name = "NAME",
+          .choices = {"auto", "dummy"},
+          .help = "Where weights come from: auto, the model's safetensors; dummy, seeded random numbers in bf16 for a "
+                  "folder that has only a config.json (or for that file), whose tokens are bytes where it has no "
+                  "tokenizer.json."},
+         Own<&ServeSettings::load_format>());
 }
 
 void add_server_rows(Table& t) {
@@ -223,13 +232,18 @@ void add_engine_rows(Table& t) {
             .unit = "tokens",
             .help = "Tokens of a KV block."},
            OfEngine<&EngineOptions::block_tokens>());
-  t.number({.key = "kv-cache-memory-bytes",
-            .kind = kBytes,
-            .value_name = "BYTES",
-            .max = 1024 * kTi,
-            .unset = "a quarter of the free memory, or what max-num-seqs whole contexts need if that is less",
-            .help = "Memory for the keys and values of each model."},
-           OfEngine<&EngineOptions::kv_bytes>());
+  t.number(
+      {.key = "kv-cache-memory-bytes",
+       .kind = kBytes,
+       .value_name = "BYTES",
+       .max = 1024 * kTi,
+       .unset = "a quarter of the free memory of the device, or what max-num-seqs whole contexts need if that is less",
+       .help = "Memory for the keys and values of each model."},
+      OfEngine<&EngineOptions::kv_bytes>());
+  t.number({.key = "enforce-eager",
+            .kind = kSwitch,
+            .help = "On a GPU: starts every kernel of a decode step by itself instead of a recorded graph."},
+           Own<&ServeSettings::enforce_eager>());
   t.number({.key = "max-waiting",
             .kind = kInteger,
             .value_name = "N",

@@ -34,6 +34,8 @@ struct ServeSettings {
   std::string dtype = "auto";
   std::string kv_cache_dtype = "auto";
   std::string device = "cpu";
+  std::string load_format = "auto";
+  bool enforce_eager = false;
   std::string api_key_file;
   std::string log_level = "info";
   std::string pid_file;

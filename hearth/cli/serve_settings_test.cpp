@@ -282,7 +282,7 @@ TEST_F(ConfigFile, OptionsOfTheServer) {
     ASSERT_TRUE(chosen) << chosen.error().message;
     EXPECT_EQ(chosen->load.kv_format, kv_format_from_name(name));
   }
-  EXPECT_TRUE(options->reference_ops);
+  EXPECT_EQ(options->ops, &ref_ops());
   ASSERT_EQ(options->models.size(), 1u);
   EXPECT_THAT(options->models[0].names, ElementsAre("fable-13m"));
   const auto named =

@@ -12,7 +12,10 @@ std::unique_ptr<ThreadPool> make_pool(const ModelSettings& settings) {
   return std::make_unique<ThreadPool>(static_cast<int>(settings.threads));
 }
 
-Result<FoundModel> find_model(std::string_view typed) {
+Result<FoundModel> find_model(std::string_view typed, bool dummy) {
+  const std::filesystem::path path(typed);
+  if (std::error_code ignored; dummy && path.extension() == ".json" && std::filesystem::is_regular_file(path, ignored))
+    return FoundModel{path, path.stem().string()};
   HEARTH_TRY_ASSIGN(const std::filesystem::path dir, resolve_model(typed, Environment::process()));
   std::error_code code;
   if (!std::filesystem::is_directory(std::filesystem::path(typed), code)) return FoundModel{dir, std::string(typed)};
@@ -40,9 +43,11 @@ Result<const OpTable*> ops_of(std::string_view device) {
 
 Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& settings, ThreadPool& pool,
                                                       bool chat_template) {
-  HEARTH_TRY_ASSIGN(FoundModel found, find_model(settings.model));
+  const bool dummy = settings.load_format == "dummy";
+  HEARTH_TRY_ASSIGN(FoundModel found, find_model(settings.model, dummy));
   std::optional<Progress> progress;
   LoadOptions options{.activation = activation_of(settings.dtype, settings.device),
+                      .dummy_weights = dummy,
                       .kv_format = kv_format_of(settings.kv_cache_dtype),
                       .chat_template = chat_template,
                       .grammars = false};

@@ -30,12 +30,12 @@ std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype);
 // The ops of --device. Unsupported where the build lacks them.
 Result<const OpTable*> ops_of(std::string_view device);
 
-// The folder and the name of what the user typed.
+// The folder and the name of what the user typed; `dummy`: also a configuration's file (*.json).
 struct FoundModel {
   std::filesystem::path dir;
   std::string name;
 };
-Result<FoundModel> find_model(std::string_view typed);
+Result<FoundModel> find_model(std::string_view typed, bool dummy = false);
 
 // `--max-model-len` checked against the model: InvalidArgument where it is larger than the model's
 // context. Without the flag: the model's context, or `cap` where that is smaller.

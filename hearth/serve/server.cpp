@@ -66,9 +66,8 @@ class ServerImpl final : public Server {
     ThreadPool pool(options_.engine.threads);
     for (size_t i = 0; i < options_.models.size(); ++i) {
       const ModelSource& source = options_.models[i];
-      const OpTable& ops = options_.reference_ops ? ref_ops() : cpu_ops();
       HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
-                        load_served_model(source.dir, source.names.front(), ops, load, pool));
+                        load_served_model(source.dir, source.names.front(), *options_.ops, load, pool));
       HEARTH_TRY(engine_->add_model(served).with_context(source.names.front()));
       models_.add(i, std::move(served));
     }

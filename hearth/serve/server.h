@@ -27,7 +27,7 @@ struct ServeOptions {
   int64_t waiting_requests = 256;     // that wait for such a thread; more get 503
   EngineOptions engine;
   LoadOptions load;
-  bool reference_ops = false;  // --device ref
+  const OpTable* ops = &cpu_ops();  // what computes
   std::vector<ModelSource> models;
   bool access_log = false;
 };
