@@ -121,6 +121,7 @@ Status write_result(const QuantizeSettings& s, const FoundModel& model, const Qu
   line["kv"] = s.kv;
   line["bits_per_weight"] = summary.bits_per_weight;
   line["weights"] = summary.weights;
+  if (summary.lm_head_bits > 0) line["lm_head_bits_per_weight"] = summary.lm_head_bits;
   line["rel_error"] = summary.rel_error;
   line["calibration_tokens"] = summary.calibration_tokens;
   line["activation_bytes"] = summary.activation_bytes;
@@ -153,10 +154,11 @@ Result<int> run_quantize(const QuantizeSettings& s) {
   if (progress) progress->finish();
   const double seconds = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9;
   if (!s.quiet) {
-    write_stderr(fmt::format("hearth: {}: {} linears at {:.3f} bits a weight{}, relative error {:.3g}", s.out,
-                             summary.modules, summary.bits_per_weight,
-                             summary.kept > 0 ? fmt::format(", {} kept as they were", summary.kept) : "",
-                             summary.rel_error));
+    write_stderr(fmt::format(
+        "hearth: {}: {} linears{} at {:.3f} bits a weight, relative error {:.3g}{}", s.out, summary.modules,
+        summary.kept > 0 ? fmt::format(" and {} that stay as they were", summary.kept) : "", summary.bits_per_weight,
+        summary.rel_error,
+        summary.lm_head_bits > 0 ? fmt::format("; lm_head at {:.3f} bits a weight", summary.lm_head_bits) : ""));
     const bool on_host = options.ops->memory().is_host();
     write_stderr(fmt::format("hearth: {} of weights in {:.1f} s, at most {} of memory, {} {}activations{}",
                              megabytes(summary.output_bytes), seconds, megabytes(peak_rss_bytes()),

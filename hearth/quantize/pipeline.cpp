@@ -22,6 +22,7 @@ using nlohmann::ordered_json;
 
 constexpr int64_t kUsualWindow = 2048;  // what papers calibrate with, where the model can take it
 constexpr const char* kLmHead = "lm_head";
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
 
 // The linears that share an input, in the order in which a block computes them.
 struct Stage {
@@ -150,23 +151,33 @@ class Pipeline {
         HEARTH_TRY(add_module(model, module, recipes.back(), n, k));
       }
     }
-    if (source_->find("lm_head.weight") != nullptr || !config_.tie_word_embeddings) {
-      HEARTH_TRY_ASSIGN(const DType type, stored_type("lm_head.weight"));
-      lm_head_ = recipe_for(options_, kLmHead, config_.vocab_size, config_.hidden_size, type);
-      HEARTH_TRY(add_module(model, kLmHead, *lm_head_, config_.vocab_size, config_.hidden_size));
-    }
-    const bool tied_head = config_.tie_word_embeddings && !lm_head_recipe_plain();
-    if (tied_head)
-      return unsupported("a rule quantizes lm_head, but it is tied to the embedding, which stays as it is");
+    HEARTH_TRY(plan_head(model));
     form_ = choose_form(model);
     HEARTH_TRY_ASSIGN(ordered_json quantization, quantization_config(model, form_));
     final_config_["quantization_config"] = std::move(quantization);
     return {};
   }
 
-  // Whether rules leave lm_head as it is, be there one or not.
-  bool lm_head_recipe_plain() const {
-    return recipe_for(options_, kLmHead, config_.vocab_size, config_.hidden_size, DType::kBf16).plain();
+  // A head that shares the embedding's weights gets weights of its own where a rule quantizes it: the embedding stays
+  // as it is.
+  Status plan_head(QuantizedModel& model) {
+    HEARTH_TRY_ASSIGN(const DType type, stored_type(head_source()));
+    ModuleRecipe recipe = recipe_for(options_, kLmHead, config_.vocab_size, config_.hidden_size, type);
+    const bool unties = config_.tie_word_embeddings && !recipe.plain();
+    if (unties) final_config_["tie_word_embeddings"] = false;
+    if (!unties && head_source() == embedding_source()) {
+      if (!recipe.note.empty()) note(fmt::format("{}: {}", kLmHead, recipe.note));
+      return {};
+    }
+    lm_head_ = std::move(recipe);
+    return add_module(model, kLmHead, *lm_head_, config_.vocab_size, config_.hidden_size);
+  }
+
+  // The tensors that the head and the embedding are made of; a tied model's file may hold either or both.
+  std::string head_source() const { return source_of("lm_head.weight", kEmbedding); }
+  std::string embedding_source() const { return source_of(kEmbedding, "lm_head.weight"); }
+  std::string source_of(const char* name, const char* tied_to) const {
+    return config_.tie_word_embeddings && source_->find(name) == nullptr ? tied_to : name;
   }
 
   Status add_module(QuantizedModel& model, const std::string& module, const ModuleRecipe& recipe, int64_t n,
@@ -329,7 +340,8 @@ class Pipeline {
 
   Status write_embedding() {
     std::vector<StoredTensor> tensors;
-    if (source_->find("model.embed_tokens.weight") != nullptr) HEARTH_TRY(copy("model.embed_tokens.weight", tensors));
+    HEARTH_TRY(copy(embedding_source(), tensors));
+    tensors.back().spec.name = kEmbedding;
     return out_->write_shard(tensors, ordered_json::array());
   }
 
@@ -373,7 +385,7 @@ class Pipeline {
     if (lm_head_ && !lm_head_->plain()) {
       const Shape shape{config_.vocab_size, config_.hidden_size};
       LayerLinear head{.n = config_.vocab_size, .k = config_.hidden_size, .w = {}, .bias = {}};
-      HEARTH_TRY_ASSIGN(head.w, read_float_tensor(*source_, "lm_head.weight", shape));
+      HEARTH_TRY_ASSIGN(head.w, read_float_tensor(*source_, head_source(), shape));
       HEARTH_TRY_ASSIGN(const std::vector<float> norm,
                         read_float_tensor(*source_, "model.norm.weight", Shape{config_.hidden_size}));
       SecondMoments moments;
@@ -440,9 +452,9 @@ class Pipeline {
   Status store_linear(LayerLinear& linear, const std::string& module, const ModuleRecipe& recipe,
                       const SecondMoments* moments, std::vector<StoredTensor>& tensors, ordered_json& lines) {
     HEARTH_TRY(check_stop());
-    HEARTH_TRY_ASSIGN(const DType type, stored_type(module + ".weight"));
     if (!linear.bias.empty()) HEARTH_TRY(store_floats(module + ".bias", Shape{linear.n}, linear.bias, tensors));
     if (recipe.plain()) {
+      HEARTH_TRY_ASSIGN(const DType type, stored_type(module + ".weight"));
       HEARTH_TRY(store_floats(module + ".weight", Shape{linear.n, linear.k}, linear.w, tensors));
       ordered_json line = {{"module", module},
                            {"format", dtype_name(type)},
@@ -532,10 +544,13 @@ class Pipeline {
   }
 
   void count(const ordered_json& line) {
+    if (line["module"] == kLmHead) {
+      summary_.lm_head_bits = line["bits_per_weight"].get<double>();
+      return;
+    }
     const bool plain = line["method"] == "none";
     ++(plain ? summary_.kept : summary_.modules);
     if (!plain) summary_.rel_error += line["rel_error"].get<double>();
-    if (line["module"] == kLmHead) return;
     const int64_t weights = line["shape"][0].get<int64_t>() * line["shape"][1].get<int64_t>();
     summary_.weights += weights;
     summary_.bits_per_weight += line["bits_per_weight"].get<double>() * static_cast<double>(weights);

@@ -29,12 +29,13 @@ struct QuantizeControl {
 };
 
 struct QuantizeSummary {
-  int64_t modules = 0;         // linears that were quantized
-  int64_t kept = 0;            // linears that stay plain
-  int64_t weights = 0;         // of all linears of the blocks
-  double bits_per_weight = 0;  // of those
-  double rel_error = 0;        // |W - Q|^2 / |W|^2, the mean over the quantized linears
-  double squared_error = 0;    // sum (w - q)^2 over sum w^2, all quantized linears
+  // Of the blocks' linears.
+  int64_t modules = 0;         // that were quantized
+  int64_t kept = 0;            // that stay plain
+  int64_t weights = 0;         // of all
+  double bits_per_weight = 0;  // of all
+  double rel_error = 0;        // |W - Q|^2 / |W|^2, the mean over the quantized ones
+  double lm_head_bits = 0;     // stored bits of a weight of a quantized lm_head; 0: it stays plain
   int64_t calibration_tokens = 0;
   int64_t activation_bytes = 0;  // the residual stream and the buffers of a block
   int64_t output_bytes = 0;
