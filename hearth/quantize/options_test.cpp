@@ -294,7 +294,11 @@ TEST(OutputFolder, LeavesOthersAlone) {
   EXPECT_THAT(full.error().message, testing::HasSubstr("is not empty: it has thesis.txt"));
   EXPECT_EQ(folder.names(), std::vector<std::string>{"thesis.txt"});
 
-  ASSERT_TRUE(OutputFolder::open(folder.path() / "run", fingerprint, 1));
+  {
+    auto run = OutputFolder::open(folder.path() / "run", fingerprint, 1);
+    const StoredTensor a = tensor("a");
+    ASSERT_TRUE(run && run->write_shard({&a, 1}, {{{"module", "a"}}}));
+  }
   const auto other = OutputFolder::open(folder.path() / "run", {{"to", "int4"}}, 1);
   ASSERT_FALSE(other);
   EXPECT_THAT(other.error().message, testing::HasSubstr("its to is \"fp8\", this one's \"int4\""));

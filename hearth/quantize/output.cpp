@@ -179,12 +179,16 @@ Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json&
   if (member("version") != kStateVersion || !found.is_object() || !done.is_number_integer() || !lines.is_array())
     return corrupt("{}: no state of a run that this version wrote; remove the folder to begin anew",
                    state_path.string());
-  if (found != fingerprint)
-    return invalid_argument("{} holds an unfinished run of other arguments: {}; repeat those, or name another folder",
-                            dir.string(), difference(found, fingerprint));
   s.done = done.get<int64_t>();
   s.lines = lines;
   s.settled = member("settled");
+  if (found != fingerprint && s.lines.empty() && s.settled.is_null()) {
+    HEARTH_TRY(folder.begin_anew(files));
+    return folder;
+  }
+  if (found != fingerprint)
+    return invalid_argument("{} holds an unfinished run of other arguments: {}; repeat those, or name another folder",
+                            dir.string(), difference(found, fingerprint));
   if (s.done < 0 || s.done > shards)
     return corrupt("{}: {} shards of {} are done", state_path.string(), s.done, shards);
   // Half-written shards of a run that was killed.
@@ -197,6 +201,21 @@ Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json&
       return not_found("{} is missing, which {} says is done; remove the folder to begin anew",
                        folder.shard_path(i).string(), kQuantizeStateFile);
   return folder;
+}
+
+// Nothing was encoded yet: what lies there is a copy of the embedding at most.
+Status OutputFolder::begin_anew(std::span<const fs::path> files) {
+  for (const fs::path& file : files) {
+    bool ours = file.extension() == kTemporary;
+    for (int64_t i = 0; i < state_->done; ++i)
+      ours = ours || file.filename().string().starts_with(fmt::format("model-{:05}-of-", i + 1));
+    std::error_code error;
+    if (!ours) continue;
+    fs::remove(file, error);
+    if (error) return io_error(error.value(), "remove", file);
+  }
+  state_->done = 0;
+  return save_state();
 }
 
 Status OutputFolder::save_state() {

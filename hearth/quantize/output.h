@@ -2,7 +2,8 @@
 // OutputFolder: the checkpoint that the quantizer writes, shard by shard, and the state that lets a run go on.
 //   I1. Until finish() the folder has no config.json: nobody takes it for a checkpoint.
 //   I2. Every file appears under its name whole. A shard counts when quantize_state.json says so.
-//   I3. A folder with anything in it but an unfinished run of the same fingerprint is left as it is.
+//   I3. A folder with anything in it but an unfinished run of the same fingerprint, or one of another that has encoded and
+//       settled nothing yet, is left as it is.
 // One owner.
 #pragma once
 
@@ -26,9 +27,10 @@ Status write_text_file(const std::filesystem::path& path, std::string_view text)
 
 class OutputFolder {
  public:
-  // Makes the folder, or goes on in it. `fingerprint` (an object) is all that the result follows from.
-  // InvalidArgument where the folder is not empty, or its unfinished run has another fingerprint: the message names
-  // the first member that differs. Unavailable while another run has the folder open.
+  // Makes the folder, or goes on in it, or begins anew in that of a run that ended before a linear was encoded.
+  // `fingerprint` (an object) is all that the result follows from. InvalidArgument where the folder is not empty, or
+  // its unfinished run has another fingerprint: the message names the first member that differs. Unavailable while
+  // another run has the folder open.
   static Result<OutputFolder> open(const std::filesystem::path& dir, const nlohmann::ordered_json& fingerprint,
                                    int64_t shards);
   ~OutputFolder();
@@ -55,6 +57,7 @@ class OutputFolder {
   struct State;
   explicit OutputFolder(std::unique_ptr<State> state);
   Status lock();
+  Status begin_anew(std::span<const std::filesystem::path> files);
   Status save_state();
   std::unique_ptr<State> state_;
 };

@@ -11,6 +11,7 @@
 #include "hearth/checkpoint/json.h"
 #include "hearth/checkpoint/quote.h"
 #include "hearth/quantize/choose.h"
+#include "hearth/quantize/input_hash.h"
 #include "hearth/quantize/output.h"
 #include "hearth/quantize/prepare.h"
 
@@ -36,19 +37,6 @@ const std::vector<Stage>& stages() {
                                              {BlockPoint::kDownInput, {6}}};
   return kStages;
 }
-
-// FNV-1a, 64 bits: tells inputs apart, no more.
-class Fingerprint {
- public:
-  void add(std::span<const std::byte> bytes) {
-    for (const std::byte b : bytes) hash_ = (hash_ ^ static_cast<uint64_t>(b)) * 0x100000001b3;
-  }
-  void add(std::string_view text) { add(std::as_bytes(std::span(text))); }
-  std::string text() const { return fmt::format("{:016x}", hash_); }
-
- private:
-  uint64_t hash_ = 0xcbf29ce484222325;
-};
 
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
@@ -221,19 +209,9 @@ class Pipeline {
   }
 
   Result<ordered_json> make_fingerprint() const {
-    constexpr int64_t kSample = 64 << 10;
-    Fingerprint source, calibration;
+    InputHash source, calibration;
     source.add(source_->config().dump());
-    std::vector<std::byte> bytes;
-    for (const TensorEntry& entry : source_->tensors()) {
-      source.add(
-          fmt::format("{} {} {} {}", entry.name, dtype_name(entry.dtype), to_string(entry.shape), entry.size_bytes));
-      bytes.resize(static_cast<size_t>(std::min(kSample, entry.size_bytes)));
-      HEARTH_TRY(source_->read_part(entry, 0, bytes));
-      source.add(bytes);
-      HEARTH_TRY(source_->read_part(entry, entry.size_bytes - std::ssize(bytes), bytes));
-      source.add(bytes);
-    }
+    HEARTH_TRY(add_weights(*source_, pool_, source));
     for (const std::vector<int32_t>& window : set_.windows) calibration.add(std::as_bytes(std::span(window)));
     ordered_json json = options_json(options_);
     json["model"] = source.text();

@@ -318,6 +318,23 @@ void copy_with(const fs::path& dir, const std::string& tensor, int64_t element, 
   HEARTH_CHECK(false, "no tensor {}", tensor);
 }
 
+TEST(PipelineRefuses, ToGoOnWithOtherWeights) {
+  const TempFolder folder;
+  // In the middle of a tensor of 0.6 MB, which no sample of its ends would see.
+  const fs::path changed = folder.path() / "changed", out = folder.path() / "out";
+  copy_with(changed, "model.layers.5.mlp.down_proj.weight", 150000, 0x3C00);
+  std::atomic<bool> stop = false;
+  int seen = 0;
+  const QuantizeControl control{.progress = [&](int64_t, int64_t) { stop = ++seen == 9; }, .stop = &stop};
+  const QuantizeOptions options = options_to("fp8", "rtn");
+  ASSERT_EQ(quantize(options, out, 2, control).error().code, ErrorCode::kCancelled);
+  const auto refused = quantize(options, out, 2, {}, changed);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_THAT(refused.error().message, ::testing::HasSubstr("its model is"));
+  EXPECT_TRUE(quantize(options, out, 3));
+}
+
 TEST(PipelineRefuses, WeightsThatAreNoNumbers) {
   const TempFolder folder;
   const std::string name = "model.layers.2.self_attn.o_proj.weight";

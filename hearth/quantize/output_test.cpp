@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// The quantizer's output folder: when it goes on, begins anew and refuses; and what tells its inputs apart.
+#include "hearth/quantize/output.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "hearth/checkpoint/safetensors_writer.h"
+#include "hearth/checkpoint/test_util.h"
+#include "hearth/quantize/input_hash.h"
+
+namespace hearth {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+using testing_util::read_bytes;
+using testing_util::TempFolder;
+
+constexpr int64_t kShards = 3;
+
+std::vector<StoredTensor> tensors() {
+  StoredTensor tensor;
+  tensor.spec = {.name = "a", .dtype = DType::kF32, .shape = Shape{1}};
+  tensor.bytes.resize(4);
+  return {tensor};
+}
+
+// A run that ended after `shards` shards; the first, the embedding, has no line.
+void unfinished(const fs::path& dir, int64_t shards) {
+  auto folder = OutputFolder::open(dir, {{"to", "int4"}}, kShards);
+  ASSERT_TRUE(folder) << folder.error().message;
+  for (int64_t i = 0; i < shards; ++i)
+    ASSERT_TRUE(folder->write_shard(tensors(), i == 0 ? ordered_json::array() : ordered_json{{{"module", "m"}}}));
+}
+
+TEST(OutputFolder, BeginsAnewWhereNothingWasEncoded) {
+  for (const int64_t shards : {0, 1}) {
+    SCOPED_TRACE(shards);
+    const TempFolder temp;
+    unfinished(temp.path() / "out", shards);
+    {
+      // Other arguments and another number of shards.
+      const auto folder = OutputFolder::open(temp.path() / "out", {{"to", "fp8"}}, kShards + 1);
+      ASSERT_TRUE(folder) << folder.error().message;
+      EXPECT_EQ(folder->shards_done(), 0);
+    }
+    EXPECT_FALSE(fs::exists(temp.path() / "out/model-00001-of-00003.safetensors"));
+    // The folder is that run's now.
+    const auto again = OutputFolder::open(temp.path() / "out", {{"to", "fp8"}}, kShards + 1);
+    ASSERT_TRUE(again) << again.error().message;
+    EXPECT_EQ(ordered_json::parse(read_bytes(temp.path() / "out" / kQuantizeStateFile))["fingerprint"]["to"], "fp8");
+  }
+}
+
+TEST(OutputFolder, RefusesOthersWhereSomethingWouldBeLost) {
+  const TempFolder temp;
+  unfinished(temp.path() / "encoded", 2);
+  unfinished(temp.path() / "settled", 0);
+  {
+    auto folder = OutputFolder::open(temp.path() / "settled", {{"to", "int4"}}, kShards);
+    ASSERT_TRUE(folder && folder->settle({{"model.layers.0", "fp8"}}));
+  }
+  for (const char* name : {"encoded", "settled"}) {
+    SCOPED_TRACE(name);
+    const std::string state = read_bytes(temp.path() / name / kQuantizeStateFile);
+    const auto refused = OutputFolder::open(temp.path() / name, {{"to", "fp8"}}, kShards);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_THAT(refused.error().message, ::testing::HasSubstr("its to is \"int4\", this one's \"fp8\""));
+    EXPECT_EQ(read_bytes(temp.path() / name / kQuantizeStateFile), state);
+    EXPECT_TRUE(OutputFolder::open(temp.path() / name, {{"to", "int4"}}, kShards));
+  }
+  EXPECT_TRUE(fs::exists(temp.path() / "encoded/model-00001-of-00003.safetensors"));
+}
+
+// Of a checkpoint of one tensor, larger than a piece.
+std::string fingerprint(const fs::path& dir, const std::vector<std::byte>& bytes, int threads) {
+  const std::vector<TensorData> tensors = {
+      {{"a", DType::kU8, Shape{static_cast<int64_t>(bytes.size())}}, std::span(bytes)}};
+  EXPECT_TRUE(write_safetensors(dir / "model.safetensors", tensors));
+  const fs::path files[] = {dir / "model.safetensors"};
+  const auto checkpoint = Checkpoint::open_files(dir, nlohmann::json::object(), files);
+  HEARTH_CHECK(checkpoint.has_value(), "{}", checkpoint.error().message);
+  ThreadPool pool(threads);
+  InputHash result;
+  EXPECT_TRUE(add_weights(*checkpoint, pool, result));
+  return result.text();
+}
+
+TEST(InputHash, ChangesWithEveryByte) {
+  const TempFolder temp;
+  std::vector<std::byte> bytes((9 << 20) + 5, std::byte{3});
+  const std::string plain = fingerprint(temp.path(), bytes, 1);
+  EXPECT_EQ(fingerprint(temp.path(), bytes, 3), plain);
+  for (const size_t at : {size_t{0}, size_t{70000}, size_t{4 << 20}, (size_t{4} << 20) - 1, bytes.size() / 2,
+                          bytes.size() - 6, bytes.size() - 1}) {
+    bytes[at] ^= std::byte{0x80};
+    EXPECT_NE(fingerprint(temp.path(), bytes, 2), plain) << at;
+    bytes[at] ^= std::byte{0x80};
+  }
+  bytes.pop_back();
+  EXPECT_NE(fingerprint(temp.path(), bytes, 2), plain);
+}
+
+}  // namespace
+}  // namespace hearth
