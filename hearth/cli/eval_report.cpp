@@ -240,11 +240,13 @@ Status ReportRun::describe(const OpenModel& opened, ReportRow& row) {
   row.variant = config.contains("injected_outliers") ? "outliers" : "plain";
   // Our quantizer says what it did; of others' checkpoints the configuration names a method.
   HEARTH_TRY_ASSIGN(const auto modules, read_quantize_report(opened.served->dir));
-  row.format = modules.empty() ? stored_format(model) : formats_of(modules);
+  // A report without a format is of a checkpoint that only asks for a KV cache.
+  const std::string formats = formats_of(modules), methods = methods_of(modules);
+  row.format = formats.empty() ? stored_format(model) : formats;
   const auto quantized = config.find("quantization_config");
   row.method = "none";
   if (!modules.empty()) {
-    row.method = methods_of(modules);
+    if (!methods.empty()) row.method = methods;
   } else if (quantized != config.end() && quantized->is_object()) {
     const auto method = quantized->find("quant_method");
     row.method = method != quantized->end() && method->is_string() ? method->get<std::string>() : "unknown";
