@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The quantizer with its activations on a GPU, against the CPU, on fable-13m. Label gpu: without a device every test
 // here fails.
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -43,7 +44,8 @@ TEST(CudaStream, NearTheReference) { testing::expect_near(*cuda_ops(), ref_ops()
 TEST(CudaStream, NamesWhatIsNoNumber) { testing::expect_names_what_is_no_number(*cuda_ops()); }
 
 // The formats are the same; a rounding elsewhere in the activations can turn a choice between two scales that are about
-// as good, so that a linear's figures differ by a few percent. Measured between the CPU's ops and the reference's too.
+// as good for the calibration's text, so that single linears' figures differ, by 12% at most where it was seen; all of
+// them together do not.
 TEST(PipelineCuda, NearlyTheReportOfTheCpu) {
   const TempFolder folder;
   const auto cpu = quantize_on(cpu_ops(), folder.path() / "cpu"),
@@ -54,18 +56,20 @@ TEST(PipelineCuda, NearlyTheReportOfTheCpu) {
   EXPECT_NEAR(cuda->rel_error, cpu->rel_error, 0.01 * cpu->rel_error);
   const auto wanted = report_of(folder.path() / "cpu"), found = report_of(folder.path() / "cuda");
   ASSERT_EQ(found.size(), wanted.size());
-  double most = 0;
+  double most = 0, log_ratio = 0;
   for (const auto& [module, line] : wanted) {
     SCOPED_TRACE(module);
     ASSERT_TRUE(found.contains(module));
     const nlohmann::json& other = found.at(module);
     for (const char* key : {"format", "method", "shape"}) EXPECT_EQ(other[key], line[key]) << key;
-    const double proxy = line["proxy"];
-    EXPECT_NEAR(other["proxy"].get<double>(), proxy, 0.1 * proxy);
-    most = std::max(most, std::abs(other["proxy"].get<double>() / proxy - 1));
+    const double ratio = other["proxy"].get<double>() / line["proxy"].get<double>();
+    EXPECT_NEAR(ratio, 1, 0.25);
+    most = std::max(most, std::abs(ratio - 1));
+    log_ratio += std::log(ratio) / static_cast<double>(wanted.size());
   }
-  fmt::print("proxy losses differ by {:.2g} at most, relative errors {:.6g} and {:.6g}\n", most, cpu->rel_error,
-             cuda->rel_error);
+  EXPECT_NEAR(log_ratio, 0, 0.02);
+  fmt::print("proxy losses differ by {:.2g} at most and {:.2g} in all, relative errors {:.6g} and {:.6g}\n", most,
+             log_ratio, cpu->rel_error, cuda->rel_error);
 }
 
 TEST(PipelineCuda, TheSameBytesInEveryRun) {
