@@ -218,8 +218,9 @@ void add_method_options(CLI::App& command, QuantizeSettings& s) {
              s.method)
       ->group(kGroup);
   command
-      .add_flag_function("--awq,!--no-awq", given(s.awq),
-                         "Scales the inputs of linears as AWQ does, where that helps (default: with gptq).")
+      .add_flag_function(
+          "--awq,!--no-awq", given(s.awq),
+          "Scales the inputs of linears as AWQ does, where that helps (default: with gptq, inputs that have outliers).")
       ->group(kGroup);
   command
       .add_flag("--act-order,!--no-act-order", s.act_order, "gptq: the columns with the largest input first (default).")

@@ -440,7 +440,9 @@ Status ActivationStream::run(const Run& run) {
   const bool ends = !run.until && run.output == nullptr;
   // Whether the block's additions are the stream's.
   const bool moves = ends || keeps || (run.until && *run.until <= BlockPoint::kOInput);
-  for (int64_t w = 0; w < windows_; ++w) {
+  HEARTH_CHECK(run.windows == 0 || (run.until && !run.keep), "part of the windows would go on");
+  const int64_t windows = run.windows > 0 ? std::min(run.windows, windows_) : windows_;
+  for (int64_t w = 0; w < windows; ++w) {
     BlockBuffers buffers = block_;
     std::byte* const hidden = window(hidden_, w, c.hidden_size);
     if (moves) buffers.hidden = hidden;

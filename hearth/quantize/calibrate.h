@@ -82,6 +82,7 @@ class ActivationStream {
     const WindowObserver* qkv = nullptr;     // called with BlockPoint::kQkv of each window in order
     std::optional<BlockPoint> until;         // nothing after it is computed, and the stream stays as it is,
     bool keep = false;                       // but for this: the next run of the block goes on from there
+    int64_t windows = 0;                     // the first ones alone, with `until` and not `keep`; 0: all
     const WindowObserver* output = nullptr;  // gets what would be the stream's, which stays as it is
   };
   // The stream through a block, from where a run that kept its place ended: what lies before it is not gathered.

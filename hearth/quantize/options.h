@@ -35,7 +35,7 @@ struct QuantizeOptions {
   int64_t bitvectors = 4;          // sbvr: 4, 3 or 2
   int64_t lines = 0;               // sbvr: coefficient lines of a matrix; 0: as many as max_bits allows
   std::optional<double> max_bits;  // sbvr: stored bits per weight; unset: bitvectors + 0.2
-  std::optional<bool> awq;         // unset: where the method is gptq and the weights have 4 bits
+  std::optional<bool> awq;         // unset: inputs with outliers, for 4-bit weights by gptq
   bool act_order = true;
   bool sequential = true;  // a linear's input moments come from the block whose earlier linears are quantized
   std::optional<KvFormatId> kv;

@@ -318,6 +318,27 @@ void copy_with(const fs::path& dir, const std::string& tensor, int64_t element, 
   HEARTH_CHECK(false, "no tensor {}", tensor);
 }
 
+// Without --awq the scale search goes where an input has outliers, and nowhere else.
+TEST(Pipeline, SearchesScalesOfInputsWithOutliers) {
+  const TempFolder folder;
+  const fs::path outliers = folder.path() / "model";
+  copy_with(outliers, "model.layers.0.input_layernorm.weight", 7, 0x4380);  // 256
+  QuantizeOptions options = calibrated("int4", "gptq");
+  options.rules = *parse_format_rules("layers.1=bf16,layers.2=bf16,layers.3=bf16,layers.4=bf16,layers.5=bf16");
+  for (const bool plain : {true, false}) {
+    const fs::path model = plain ? fs::path(kModel) : outliers;
+    std::map<std::string, std::string> layer;
+    for (const char* name : {"default", "all", "none"}) {
+      options.awq = name == std::string("default") ? std::nullopt : std::optional(name == std::string("all"));
+      const fs::path out = folder.path() / fmt::format("{}{}", name, plain);
+      ASSERT_TRUE(quantize(options, out, 2, {}, model));
+      layer[name] = read_bytes(out / "model-00002-of-00008.safetensors");
+    }
+    EXPECT_NE(layer["all"], layer["none"]);
+    EXPECT_EQ(layer["default"] == layer["none"], plain);
+  }
+}
+
 TEST(PipelineRefuses, ToGoOnWithOtherWeights) {
   const TempFolder folder;
   // In the middle of a tensor of 0.6 MB, which no sample of its ends would see.

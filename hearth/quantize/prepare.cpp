@@ -16,6 +16,9 @@ namespace {
 // E4M3 ends at 448. Half of it for what calibration saw: a float code loses nothing by room above.
 constexpr double kFp8Largest = 224;
 
+// Windows that tell whether a channel is an outlier: it is in every text.
+constexpr int64_t kLookWindows = 4;
+
 using Member = LayerLinear LayerTensors::*;
 
 struct Site {
@@ -68,6 +71,13 @@ std::vector<float> input_factors(const LayerTensors& before, const LayerTensors&
   return factors;
 }
 
+std::vector<double> root_mean_squares(const SecondMoments& moments) {
+  std::vector<double> rms(static_cast<size_t>(moments.k()));
+  for (int64_t i = 0; i < moments.k(); ++i)
+    rms[static_cast<size_t>(i)] = std::sqrt(moments.diagonal(i) / static_cast<double>(moments.tokens()));
+  return rms;
+}
+
 bool is_coded(std::optional<KvFormatId> kv) {
   return kv == KvFormatId::kInt4 || kv == KvFormatId::kInt4Fireq || kv == KvFormatId::kInt4Saw;
 }
@@ -80,12 +90,11 @@ class Preparer {
       : layer_(layer), args_(args), options_(*args.options), shape_(HeadShape::of(*args.config)) {}
 
   Result<PreparedLayer> run() {
-    const bool scales = args_.stream != nullptr && scales_inputs(options_);
+    HEARTH_TRY_ASSIGN(const std::vector<Site> searched, searched_sites());
     std::set<BlockPoint> points = args_.moments;
-    for (const Site& site : sites())
-      if (scales && searched(site)) points.insert(site.input);
+    for (const Site& site : searched) points.insert(site.input);
     if (!searches_kv(options_) && options_.rotate_v.value_or(false)) HEARTH_TRY(rotate_v(layer_, shape_));
-    const bool evens_pairs = scales && !is_coded(options_.kv);
+    const bool evens_pairs = !searched.empty() && !is_coded(options_.kv);
     // The KV search changes V, and so what reaches O.
     const bool apart = searches_kv(options_) && points.contains(BlockPoint::kOInput);
     if (searches_kv(options_) || evens_pairs) stats_.emplace(shape_, layer_, args_.config->rms_norm_eps);
@@ -94,8 +103,7 @@ class Preparer {
     if (apart) HEARTH_TRY(gather(points, nullptr));
     // Rows of K and Q count in the columns of their inputs, whose scales are searched next.
     if (evens_pairs) HEARTH_TRY(scale_rope_pairs(layer_, shape_, even_pair_factors(*stats_, layer_)));
-    for (const Site& site : sites())
-      if (scales && searched(site)) HEARTH_TRY(scale_site(site));
+    for (const Site& site : searched) HEARTH_TRY(scale_site(site));
     PreparedLayer prepared;
     prepared.moments = std::move(moments_);
     if (options_.kv == KvFormatId::kFp8 && args_.stream != nullptr) {
@@ -140,7 +148,22 @@ class Preparer {
     return options_.rotate_v.value_or(values.rotate) ? rotate_v(layer_, shape_) : Status();
   }
 
-  bool searched(const Site& site) const {
+  // Sites that a search may help. Unless the user wants all, a few windows tell which have outliers.
+  Result<std::vector<Site>> searched_sites() const {
+    std::vector<Site> found;
+    if (args_.stream == nullptr || !scales_inputs(options_)) return found;
+    std::ranges::copy_if(sites(), std::back_inserter(found), [&](const Site& site) { return can_scale(site); });
+    if (options_.awq.has_value() || found.empty()) return found;
+    InputMoments moments;
+    for (const Site& site : found) moments[site.input] = SecondMoments();
+    const BlockPoint last = moments.rbegin()->first;
+    HEARTH_TRY(args_.stream->run(
+        {.layer = &layer_, .index = args_.index, .moments = &moments, .until = last, .windows = kLookWindows}));
+    std::erase_if(found, [&](const Site& site) { return !has_outliers(root_mean_squares(moments.at(site.input))); });
+    return found;
+  }
+
+  bool can_scale(const Site& site) const {
     // A coded cache wants V as it is now.
     if (site.site == ScaleSite::kOInput && is_coded(options_.kv)) return false;
     return std::ranges::any_of(site.readers, [&](size_t m) { return is_four_bit((*args_.recipes)[m]); });
@@ -148,9 +171,7 @@ class Preparer {
 
   Status scale_site(const Site& site) {
     SecondMoments& moments = moments_.at(site.input);
-    std::vector<double> rms(static_cast<size_t>(moments.k()));
-    for (int64_t i = 0; i < moments.k(); ++i)
-      rms[static_cast<size_t>(i)] = std::sqrt(moments.diagonal(i) / static_cast<double>(moments.tokens()));
+    const std::vector<double> rms = root_mean_squares(moments);
     const LayerTensors before = layer_;
     SiteLoss judge(moments, *args_.compute);
     const auto loss = [&](const LayerTensors& scaled) -> Result<double> {

@@ -116,6 +116,13 @@ std::vector<float> site_scales(const LayerTensors& layer, const HeadShape& shape
   return scales;
 }
 
+bool has_outliers(std::span<const double> input_rms) {
+  std::vector<double> rms(input_rms.begin(), input_rms.end());
+  const auto median = rms.begin() + static_cast<std::ptrdiff_t>(rms.size() / 2);
+  std::ranges::nth_element(rms, median);
+  return *std::ranges::max_element(rms) >= kOutlierRatio * *median;
+}
+
 void apply_scales(LayerTensors& layer, const HeadShape& shape, ScaleSite site, std::span<const float> s, DType stored) {
   switch (site) {
     case ScaleSite::kQkvInput: return scale_qkv_inputs(layer, s, stored);

@@ -162,6 +162,23 @@ TEST(ScaleRules, UndoOutliersExactly) {
   }
 }
 
+// Sites as hearth_inject_outliers makes them are told from plain ones, whatever the channel was before.
+TEST(ScaleRules, TellOutliers) {
+  Fixture f;
+  const LayerTensors outliers = with_outliers(f.plain, f.c);
+  for (const ScaleSite site : kSites) {
+    EXPECT_FALSE(has_outliers(input_rms(f.c, f.plain, f.x, site))) << static_cast<int>(site);
+    EXPECT_TRUE(has_outliers(input_rms(f.c, outliers, f.x, site))) << static_cast<int>(site);
+  }
+  std::vector<double> rms(101, 1.0);
+  rms[7] = kOutlierRatio;
+  EXPECT_TRUE(has_outliers(rms));
+  rms[7] = 0.99 * kOutlierRatio;
+  EXPECT_FALSE(has_outliers(rms));
+  std::ranges::fill(rms, 0.0);
+  EXPECT_TRUE(has_outliers(rms));
+}
+
 TEST(SearchScales, TakesTheRuleOfLeastLoss) {
   Fixture f;
   LayerTensors layer = with_outliers(f.plain, f.c);
