@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -227,6 +228,45 @@ inline std::vector<WeightFormat> main_formats() {
   formats[0].act = formats[3].act = formats[4].act = ActFormat::kE4m3PerToken;
   formats[5].act = ActFormat::kI8PerGroup;
   return formats;
+}
+
+// A row with NaN or an infinity gives NaN, and no other row notices; a row of zeros gives zeros.
+//   run(weight, x, out): the op under test; `weight` is placed in host memory
+template <class Run>
+void expect_bad_and_empty_rows_stay_alone(std::initializer_list<int64_t> row_counts, const Run& run) {
+  constexpr int64_t kRows = 6, kColumns = 300, kNan = 3, kZeros = 5, kInfinite = 8;
+  uint64_t seed = 4000;
+  for (WeightFormat format : main_formats())
+    for (const ActFormat act : kActs)
+      for (const int64_t m : row_counts) {
+        format.act = act;
+        SCOPED_TRACE(fmt::format("seed {} {} m {}", ++seed, to_string(format), m));
+        Random random(seed);
+        PlacedWeight placed(random_matrix(format, kRows, kColumns, false, random));
+        TestTensor x(DType::kF32, m, kColumns), out(DType::kF32, m, kRows), wanted(DType::kF32, m, kRows);
+        x.fill(random);
+        for (int64_t i = 0; i < kColumns; ++i) x.set(kZeros, i, 0);
+        TestTensor clean = x;
+        x.set(kNan, 140, NAN), x.set(kInfinite, kColumns - 1, INFINITY);
+        ASSERT_TRUE(run(placed, x, out));
+        ASSERT_TRUE(run(placed, clean, wanted));
+        for (int64_t r = 0; r < m; ++r) {
+          if (r != kNan && r != kInfinite) {
+            EXPECT_TRUE(out.same_row_bits(r, wanted, r)) << r;
+          }
+          for (int64_t c = 0; c < kRows; ++c) {
+            if (r == kNan) {
+              EXPECT_TRUE(std::isnan(out.at(r, c)));
+            }
+            if (r == kInfinite && act != ActFormat::kE4m3Static) {
+              EXPECT_FALSE(std::isfinite(out.at(r, c)));
+            }
+            if (r == kZeros) {
+              EXPECT_EQ(out.at(r, c), 0);
+            }
+          }
+        }
+      }
 }
 
 }  // namespace hearth::testing
