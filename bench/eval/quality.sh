@@ -27,8 +27,7 @@ books=$data/calibration/books.jsonl
 mkdir -p "$out"
 
 # A row: its name and the arguments of `hearth quantize`; after the KV formats those that take long come first. SCALES
-# is --no-awq, and --awq for the variant with outliers: on a model without any the search of scales takes its time for
-# next to nothing (docs/design/quantize-experiments.md).
+# is --no-awq, whose bytes the default has too where no input has outliers, and --awq for the variant.
 rows=(
     "kv-fp8 --to bf16 --kv fp8 --calibration $books"
     "kv-fireq --to bf16 --kv int4-fireq --calibration $books"
