@@ -7,6 +7,7 @@ compares and exits 1 where they differ.
 """
 import json
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -26,23 +27,30 @@ def newest():
     return list(lines.values())
 
 
+def command_of(line):
+    """The command, or the stage of bench/eval/quality.sh that it is."""
+    stage = re.search(r"--markdown \S+/(gates|gates-kv|tables|outliers)\.md", line["command"])
+    return f"bench/eval/quality.sh {line.get('against', line['model'])} OUT {stage.group(1)}" if stage else line["command"]
+
+
 def table(lines):
     rows = []
     for line in lines:
-        where = f"{line['device']}, {line['date'][:10]}, `{line['command']}`"
+        where = f"{line['device']}, {line['date'][:10]}, `{command_of(line)}`"
         if line["bench"] == "eval.quality" and line["activation"] == "f32":
             if "baseline" in line:
-                # A format's row: of its own baseline alone, and not the baseline itself.
-                own = "kvint4" if line["name"].startswith("kv") else "rtn"
-                if line["baseline"] == own and line["name"] not in (own, "m"):
-                    rows.append((f"{line['model']}, {line['name']} as shares of {own}, {line['text']}, {line['windows']} windows",
+                # A format's row on a whole text: of its own baseline alone, and not the baseline itself.
+                own = "kv-int4" if line["name"].startswith("kv") else "rtn"
+                if line["list"] == "all" and line["text"] == "heldout_books" and line["baseline"] == own \
+                        and line["name"] not in (own, line["against"]):
+                    rows.append((f"{line['against']}, {line['name']} as shares of {own}, {line['text']}, {line['windows']} windows",
                                  f"rise of perplexity {line['rise_share']:.3f} ± {line['rise_share_standard_error']:.3f}, "
                                  f"KL {line['kl_share']:.3f}", where))
             elif "ppl" in line:
                 rows.append((f"{line['model']}, perplexity of {line['text']}", f"{line['ppl']:.4f}", where))
             else:
                 rows.append((f"{line['model']}, LAMBADA accuracy", f"{line['correct']} of {line['n']}", where))
-        elif line["bench"] == "model.decode":
+        elif line["bench"] == "model.decode" and "ratio_median" in line:
             rows.append((f"{line['config']}, decode at batch 1, {line['format']} weights",
                          f"{line['tokens_per_s']:.1f} tokens/s, {line['ratio_median']:.2f} of reading the weights", where))
         elif line["bench"] == "op.linear" and line["format"] == "bf16" and line["act"] == "f32" and line["M"] == 512 \
