@@ -6,7 +6,9 @@
 # hearth_bench(<name> SOURCES ... DEPS ... LIBS ...)
 #   A benchmark executable, not a test.
 # With HEARTH_TESTS=OFF (the distribution) tests and benchmarks do not exist; a sanitizer build has the
-# unit tests only, that for threads the THREADED ones. The target hearth_tests builds all that there are.
+# unit tests only, that for threads the THREADED ones; with HEARTH_SANITIZE_E2E=ON it has those of label e2e
+# too. The target hearth_tests builds all that there are.
+option(HEARTH_SANITIZE_E2E "Sanitizer builds: tests of label e2e too, whether THREADED or not" OFF)
 function(hearth_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES;DEPS;PUBLIC_LIBS;PRIVATE_LIBS" ${ARGN})
   if(HEARTH_CUDA)
@@ -34,10 +36,14 @@ function(hearth_test name)
   if(NOT ARG_LABEL)
     message(FATAL_ERROR "hearth_test(${name}) needs a LABEL")
   endif()
-  if(HEARTH_SANITIZE AND NOT ARG_LABEL STREQUAL unit)
+  set(forced FALSE)
+  if(HEARTH_SANITIZE_E2E AND ARG_LABEL STREQUAL e2e)
+    set(forced TRUE)
+  endif()
+  if(HEARTH_SANITIZE AND NOT ARG_LABEL STREQUAL unit AND NOT forced)
     return()
   endif()
-  if(HEARTH_SANITIZE STREQUAL thread AND NOT ARG_THREADED)
+  if(HEARTH_SANITIZE STREQUAL thread AND NOT ARG_THREADED AND NOT forced)
     return()
   endif()
   if(NOT ARG_TIMEOUT)
@@ -51,6 +57,10 @@ function(hearth_test name)
   target_link_libraries(${name} PRIVATE hearth_flags GTest::gtest GTest::gmock GTest::gtest_main ${ARG_LIBS})
   # Test code is compiled once for every run; the libraries under test keep their flags.
   target_compile_options(${name} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
+  if(HEARTH_SANITIZE AND NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/hearth/(kernels|model|quantize|tensor)(/|$)")
+    # The instrumentation is the same, and g++ takes 0.6 of the time of -O1. Not where tests compute much themselves.
+    target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O0>)
+  endif()
   foreach(dep IN LISTS ARG_DEPS)
     target_link_libraries(${name} PRIVATE hearth_${dep})
   endforeach()
