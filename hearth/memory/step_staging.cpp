@@ -18,8 +18,9 @@ int64_t array_bytes(int64_t count) {
 }
 
 int64_t staged_bytes(const StagingLimits& limits) {
-  return 2 * array_bytes<int32_t>(limits.tokens) + 3 * array_bytes<int32_t>(limits.sequences + 1) +
-         array_bytes<int32_t>(limits.logit_rows) + array_bytes<int64_t>(limits.block_entries);
+  return array_bytes<uint32_t>(StagedMemory::kCounters) + 2 * array_bytes<int32_t>(limits.tokens) +
+         3 * array_bytes<int32_t>(limits.sequences + 1) + array_bytes<int32_t>(limits.logit_rows) +
+         array_bytes<int64_t>(limits.block_entries);
 }
 
 }  // namespace
@@ -49,10 +50,16 @@ std::span<T> StepStaging::place(int64_t count, int64_t& used) {
   return {at, static_cast<size_t>(count)};
 }
 
+int64_t StepStaging::clear_counters() {
+  int64_t used = 0;
+  std::ranges::fill(place<uint32_t>(StagedMemory::kCounters, used), 0);
+  return used;
+}
+
 Result<StepBatch> StepStaging::stage(const StepBatch& batch, Queue& queue) {
   HEARTH_TRY(
       check(batch.num_tokens(), batch.num_sequences(), std::ssize(batch.logit_rows), std::ssize(batch.block_table)));
-  int64_t used = 0;
+  int64_t used = clear_counters();
   const auto put = [&]<class T>(std::span<const T> from) {
     const std::span<T> to = place<T>(std::ssize(from), used);
     if (!from.empty()) std::memcpy(to.data(), from.data(), from.size_bytes());
@@ -75,7 +82,7 @@ Result<StepBatch> StepStaging::stage_padded(const StepBatch& batch, const Padded
   HEARTH_CHECK(given <= count && batch.num_tokens() == given, "{} sequences of {} tokens padded to {}", given,
                batch.num_tokens(), count);
   HEARTH_TRY(check(count, count, count, count * stride));
-  int64_t used = 0;
+  int64_t used = clear_counters();
   const auto put = [&](std::span<const int32_t> from, int32_t padding) {
     const std::span<int32_t> to = place<int32_t>(count, used);
     std::fill(std::copy(from.begin(), from.end(), to.begin()), to.end(), padding);

@@ -3,6 +3,7 @@
 // returns points into a host copy, so that ops can check it as ever; a kernel finds the device's copy of any of its
 // arrays at the same distance from the device block's start (StagedMemory).
 //   I1. Addresses are those of creation: a captured graph finds the arrays of every later step.
+//   I2. The counters are zero when a step begins, and an op leaves them so.
 // One owner; the caller synchronises the queue between one stage() and the next.
 #pragma once
 
@@ -15,11 +16,14 @@
 
 namespace hearth {
 
-// `size_bytes` at `host` that are at `device` too.
+// `size_bytes` at `host` that are at `device` too, and counters with which the blocks of a kernel share out work.
 struct StagedMemory {
+  static constexpr int64_t kCounters = 16;
+
   const std::byte* host = nullptr;
   const std::byte* device = nullptr;
   int64_t size_bytes = 0;
+  uint32_t* counters = nullptr;  // [kCounters], on the device; I2
 };
 
 // The largest batch.
@@ -48,10 +52,15 @@ class StepStaging {
   // The same for a decode step, padded to `shape` with token 0 at position 0 of the dummy block. The arrays of a shape
   // always lie in the same places. REQUIRES: no more sequences than the shape's, no context longer than its blocks.
   Result<StepBatch> stage_padded(const StepBatch& batch, const PaddedShape& shape, Queue& queue);
-  StagedMemory memory() const { return {host_.data(), device_.data(), device_.size_bytes()}; }
+  StagedMemory memory() const {
+    return {host_.data(), device_.data(), device_.size_bytes(),
+            static_cast<uint32_t*>(static_cast<void*>(device_.data()))};
+  }
 
  private:
   Status check(int64_t tokens, int64_t sequences, int64_t rows, int64_t entries) const;
+  // Zeros for the counters, first of all; the bytes that they take.
+  int64_t clear_counters();
   // Room for `count` values behind `used` bytes.
   template <class T>
   std::span<T> place(int64_t count, int64_t& used);

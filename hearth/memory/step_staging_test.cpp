@@ -45,6 +45,10 @@ TEST(StepStaging, EveryArrayLiesAtTheSameDistanceOnBothSides) {
     expect_there(staged->logit_rows, rows);
     EXPECT_EQ(staged->block_table_stride, 3);
     EXPECT_TRUE(staged->adapter.empty());
+    // I2, also after an op that failed in between.
+    EXPECT_TRUE(
+        std::all_of(memory.counters, memory.counters + StagedMemory::kCounters, [](uint32_t c) { return c == 0; }));
+    std::fill_n(memory.counters, StagedMemory::kCounters, 7u);
   }
 }
 
@@ -83,8 +87,11 @@ TEST(StepStaging, ADecodeStepIsPaddedToItsShape) {
               (std::vector<int64_t>{64, 128, third, 192, 256, third, 777, 777, 777, 777, 777, 777}));
     EXPECT_EQ(staged->block_table_stride, 3);
     EXPECT_EQ(staged->planned_context(), 30);
+    const StagedMemory memory = staging->memory();
+    const auto* const device =
+        memory.device + (reinterpret_cast<const std::byte*>(staged->tokens.data()) - memory.host);
     EXPECT_TRUE(std::equal(staged->tokens.begin(), staged->tokens.end(),
-                           static_cast<const int32_t*>(static_cast<const void*>(staging->memory().device))));
+                           static_cast<const int32_t*>(static_cast<const void*>(device))));
     if (place != nullptr) {
       EXPECT_EQ(staged->logit_rows.data(), place);
     }
