@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention in BF16: sequences with one token in the step. As many blocks as multiprocessors go over a list of
 // work items, each a chunk of 256 keys of a sequence and kv head; the list comes from the lengths in device memory, so
-// that grid and arguments are the same for every step of a graph. A warp brings stages of 64 keys and values through a
-// ring of six; four warps take 16 keys each of a stage for all query heads of the kv head (mma.sync, rows 8 to 15 of A
-// are zero), and merge their sums at the end of a chunk, in their order.
+// that grid and arguments are the same for every step of a graph. A warp brings stages of 64 keys and values (heads of
+// 64: 128) through a ring of six; as many warps as a stage has 16 keys take those for all query heads of the kv head
+// (mma.sync, rows 8 to 15 of A are zero), and merge their sums at the end of a chunk, in their order.
 #pragma once
 
 #include "hearth/kernels/attention/attention_bf16_sm90.cuh"
 
 namespace hearth::sm90 {
 
-inline constexpr int kDecodeThreads = 32 * (kDecodeWarps + 1);
+template <int kDim>
+inline constexpr int kDecodeThreads = 32 * (kDecodeWarps<kDim> + 1);
 
 // Chunks of a sequence: those that hold a key which its token sees; none where it has not exactly one token.
 struct DecodeSpan {
@@ -28,10 +29,10 @@ __device__ __forceinline__ int decode_position(const DeviceStep& step, int seque
 
 template <int kDim>
 struct DecodeShared {
-  static constexpr int kTiles = kDim / 64;                                      // tiles of 64 channels
-  alignas(1024) std::byte stage[kDecodeStages][2][kTiles][kDecodeStage * 128];  // keys, values
-  float sum[kDecodeWarps][kBf16MaxGroup][kDim + 8];
-  float largest[kDecodeWarps][kBf16MaxGroup], total[kDecodeWarps][kBf16MaxGroup];
+  static constexpr int kTiles = kDim / 64;                                            // tiles of 64 channels
+  alignas(1024) std::byte stage[kDecodeStages][2][kTiles][kDecodeStage<kDim> * 128];  // keys, values
+  float sum[kDecodeWarps<kDim>][kBf16MaxGroup][kDim + 8];
+  float largest[kDecodeWarps<kDim>][kBf16MaxGroup], total[kDecodeWarps<kDim>][kBf16MaxGroup];
   int position[kBf16MaxSequences];
   int first_item[kBf16MaxSequences + 1];  // chunks of the sequences before
   MBarrier full[kDecodeStages];           // one arrival, with the bytes of a stage; the consumers wait
@@ -40,7 +41,7 @@ struct DecodeShared {
 // What a launch asks for: the block's shared memory begins at a multiple of 16 only.
 template <int kDim>
 inline constexpr int kDecodeSharedBytes = sizeof(DecodeShared<kDim>) + 1024;
-static_assert(kDecodeSharedBytes<128> <= 227 * 1024, "shared memory of a block");
+static_assert(kDecodeSharedBytes<64> <= 227 * 1024 && kDecodeSharedBytes<128> <= 227 * 1024, "of a block");
 
 struct DecodeItem {
   int sequence, kv_head, position;
@@ -80,11 +81,12 @@ struct DecodeList {
 };
 
 // The stages of an item's chunk: [begin, end).
+template <int kDim>
 struct DecodeStages {
   int begin, end;
   __device__ __forceinline__ DecodeStages(const DecodeItem& item, int chunk, int window)
-      : begin(max(first_seen(item.position, window), chunk * kDecodeChunk) / kDecodeStage),
-        end(min(item.position, chunk * kDecodeChunk + kDecodeChunk - 1) / kDecodeStage + 1) {}
+      : begin(max(first_seen(item.position, window), chunk * kDecodeChunk) / kDecodeStage<kDim>),
+        end(min(item.position, chunk * kDecodeChunk + kDecodeChunk - 1) / kDecodeStage<kDim> + 1) {}
 };
 
 // Fills the list. One warp.
@@ -113,19 +115,20 @@ template <int kDim>
 __device__ __forceinline__ void produce_decode(DecodeShared<kDim>& shared, const CUtensorMap& map,
                                                const Bf16AttentionParams& p, int lane) {
   const DecodeList<kDim> list(shared, p);
-  const int box = 1 << p.box_shift, pieces = kDecodeStage >> p.box_shift;
+  const int box = 1 << p.box_shift, pieces = kDecodeStage<kDim> >> p.box_shift;
   int filled = 0;
   for (int index = blockIdx.x; index < list.count; index += gridDim.x) {
     const DecodeItem item = list[index];
     const int first = first_seen(item.position, p.window), head = item.kv_head * p.head_units;
     for (int chunk = item.first_chunk; chunk < item.end_chunk; ++chunk) {
-      const DecodeStages stages(item, chunk, p.window);
+      const DecodeStages<kDim> stages(item, chunk, p.window);
       for (int s = stages.begin; s < stages.end; ++s, ++filled) {
-        const int slot = filled % kDecodeStages, key = s * kDecodeStage + lane * box;
+        const int slot = filled % kDecodeStages, key = s * kDecodeStage<kDim> + lane * box;
         // Blocks without a key that is seen may be gone.
         const bool wanted = lane < pieces && key <= item.position && (key >> p.block_shift) >= (first >> p.block_shift);
         const KvPlace from = wanted ? find_kv(p, item.sequence, key) : KvPlace{};
         const int count = __popc(__ballot_sync(0xFFFFFFFF, wanted));
+        if (filled == 0) pdl_wait();
         shared.empty[slot].wait_or_trap(filled / kDecodeStages % 2 ^ 1);
         if (lane == 0) shared.full[slot].arrive_and_expect(count * 2 * kDim * 2 * box);
         __syncwarp();
@@ -144,7 +147,7 @@ __device__ __forceinline__ void produce_decode(DecodeShared<kDim>& shared, const
   }
 }
 
-// A warp's running sums over its quarter of the stages of a chunk; row r = lane / 4.
+// A warp's running sums over its keys of the stages of a chunk; row r = lane / 4.
 template <int kDim>
 struct DecodeSums {
   float largest, total;  // total: this lane's share
@@ -159,7 +162,7 @@ struct DecodeSums {
   // 16 keys and values: rows `16 warp` on of both tiles. Keys outside [first, last] count nothing.
   __device__ __forceinline__ void add(const uint32_t (&q)[kDim / 16][2], uint32_t keys, uint32_t values, int warp,
                                       int lane, int key, int first, int last, float scale_log2) {
-    constexpr uint32_t kTileBytes = kDecodeStage * 128;
+    constexpr uint32_t kTileBytes = kDecodeStage<kDim> * 128;
     float score[2][2] = {};
     {
       const uint32_t row = warp * 16 + lane / 16 * 8 + lane % 8, column = lane / 8 % 2 * 16;
@@ -224,9 +227,9 @@ struct DecodeChunkSum {
   __device__ __forceinline__ DecodeChunkSum(const DecodeShared<kDim>& shared, int row, int channel)
       : largest(shared.largest[0][row]), total(0), sum(0) {
 #pragma unroll
-    for (int w = 1; w < kDecodeWarps; ++w) largest = fmaxf(largest, shared.largest[w][row]);
+    for (int w = 1; w < kDecodeWarps<kDim>; ++w) largest = fmaxf(largest, shared.largest[w][row]);
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) {
+    for (int w = 0; w < kDecodeWarps<kDim>; ++w) {
       const float factor = exp2_fast(shared.largest[w][row] - largest);
       total = fmaf(shared.total[w][row], factor, total);
       sum = fmaf(shared.sum[w][row][channel], factor, sum);
@@ -234,15 +237,16 @@ struct DecodeChunkSum {
   }
 };
 
-// The four consumer warps.
+// The consumer warps.
 template <int kDim>
 __device__ __forceinline__ void consume_decode(DecodeShared<kDim>& shared, const Bf16AttentionParams& p, int warp,
                                                int lane) {
   // In merging, a thread has one channel of some rows.
-  constexpr int kThreads = 32 * kDecodeWarps, kRowStep = kThreads / kDim, kRows = kBf16MaxGroup / kRowStep;
+  constexpr int kThreads = 32 * kDecodeWarps<kDim>, kRowStep = kThreads / kDim, kRows = kBf16MaxGroup / kRowStep;
   constexpr int kBarrier = 1;
   const int thread = warp * 32 + lane, channel = thread % kDim, first_row = thread / kDim;
   const DecodeList<kDim> list(shared, p);
+  pdl_wait();
   int taken = 0;
   for (int index = blockIdx.x; index < list.count; index += gridDim.x) {
     const DecodeItem item = list[index];
@@ -262,11 +266,11 @@ __device__ __forceinline__ void consume_decode(DecodeShared<kDim>& shared, const
 #pragma unroll
     for (int r = 0; r < kRows; ++r) largest[r] = -INFINITY, total[r] = kept[r] = 0;
     for (int chunk = item.first_chunk; chunk < item.end_chunk; ++chunk) {
-      const DecodeStages stages(item, chunk, p.window);
+      const DecodeStages<kDim> stages(item, chunk, p.window);
       DecodeSums<kDim> sums;
       sums.clear();
       for (int s = stages.begin; s < stages.end; ++s, ++taken) {
-        const int slot = taken % kDecodeStages, key = s * kDecodeStage + warp * 16;
+        const int slot = taken % kDecodeStages, key = s * kDecodeStage<kDim> + warp * 16;
         shared.full[slot].wait_or_trap(taken / kDecodeStages % 2);
         if (key <= item.position && key + 15 >= first)
           sums.add(q, shared_address(shared.stage[slot][0]), shared_address(shared.stage[slot][1]), warp, lane, key,
@@ -304,22 +308,22 @@ __device__ __forceinline__ void consume_decode(DecodeShared<kDim>& shared, const
 
 // Grid: as many blocks as multiprocessors.
 template <int kDim>
-__global__ void __launch_bounds__(kDecodeThreads, 1)
+__global__ void __launch_bounds__(kDecodeThreads<kDim>, 1)
     attention_bf16_decode_kernel(const __grid_constant__ CUtensorMap map, const Bf16AttentionParams p) {
   extern __shared__ std::byte raw[];
   auto& shared = *reinterpret_cast<DecodeShared<kDim>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (MBarrier& barrier : shared.full) barrier.init(1);
-    for (MBarrier& barrier : shared.empty) barrier.init(kDecodeWarps);
+    for (MBarrier& barrier : shared.empty) barrier.init(kDecodeWarps<kDim>);
     fence_barrier_init();
     prefetch_tensor_map(map);
   }
-  pdl_wait();
   pdl_launch_next();
-  if (warp == kDecodeWarps) plan_decode(shared, p, lane);
+  // The step's arrays were there before its first kernel; queries, keys and values wait for the kernels before.
+  if (warp == kDecodeWarps<kDim>) plan_decode(shared, p, lane);
   __syncthreads();
-  if (warp == kDecodeWarps) {
+  if (warp == kDecodeWarps<kDim>) {
     produce_decode(shared, map, p, lane);
   } else {
     consume_decode(shared, p, warp, lane);
@@ -331,10 +335,9 @@ template <int kDim>
 __global__ void __launch_bounds__(kDim) attention_bf16_merge_kernel(const Bf16AttentionParams p) {
   __shared__ int before[kDim / 32], all[kDim / 32];
   const int sequence = blockIdx.x, head = blockIdx.y, thread = threadIdx.x;
-  pdl_wait();
   pdl_launch_next();
   const DecodeSpan span(decode_position(p.step, sequence), p.window);
-  if (span.chunks <= 1) return;
+  if (span.chunks <= 1) return pdl_wait();
   int mine_before = 0, mine = 0;
   for (int s = thread; s < p.step.sequences; s += kDim) {
     const int chunks = DecodeSpan(decode_position(p.step, s), p.window).chunks;
@@ -347,6 +350,7 @@ __global__ void __launch_bounds__(kDim) attention_bf16_merge_kernel(const Bf16At
   __syncthreads();
   int first_rank = 0, chunks = 0;
   for (int w = 0; w < kDim / 32; ++w) first_rank += before[w], chunks += all[w];
+  pdl_wait();
   if (static_cast<int64_t>(chunks) * p.kv_heads > p.slots) return;  // there was no split
 
   const int kv_head = head / p.group, row = head % p.group;

@@ -1,113 +1,148 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill attention in BF16, after FlashAttention-3 (Shah et al., 2024, sections 3.1 and 3.2): sequences with several
-// tokens in the step. A block takes 128 rows, the query heads of one kv head for neighbouring tokens of a sequence, row
-// R of a sequence being head R % group of token R / group. One warp brings tiles of 128 keys and of 128 values through
-// two rings; two warpgroups have 64 rows each, and score the next tile (wgmma, operands from shared memory) while they
-// weigh the values of the last one (weights from registers), with the softmax in between.
+// tokens in the step. One block a multiprocessor takes tile after tile of 128 rows (attention_bf16_prefill_plan_sm90.cuh).
+// Warp 0 takes them, and brings tiles of 128 keys and of 128 values through two rings; warps 1 to 3 bring the queries of
+// the next tile. Two warpgroups have 64 rows each, and score the next tile of keys (wgmma, operands from shared memory)
+// while they weigh the values of the last one (weights from registers), with the softmax in between. They start their
+// products in turns, so that one's run while the other has its softmax.
 #pragma once
 
-#include "hearth/kernels/attention/attention_bf16_sm90.cuh"
+#include "hearth/kernels/attention/attention_bf16_prefill_plan_sm90.cuh"
 
 namespace hearth::sm90 {
 
 inline constexpr int kPrefillThreads = 3 * 128;
+inline constexpr int kPrefillItems = 2;       // tiles of rows in the block at once
+inline constexpr int kPrefillQueryWarps = 3;  // that bring queries
 
 template <int kDim>
 struct PrefillShared {
-  static constexpr int kTiles = kDim / 64;                // tiles of 64 channels
-  alignas(1024) std::byte q[kTiles][kPrefillRows * 128];  // at the end: out
+  static constexpr int kTiles = kDim / 64;                               // tiles of 64 channels
+  alignas(1024) std::byte q[kPrefillItems][kTiles][kPrefillRows * 128];  // at the end: out
   alignas(1024) std::byte key[kPrefillStages][kTiles][kPrefillKeys * 128];
   alignas(1024) std::byte value[kPrefillStages][kTiles][kPrefillKeys * 128];
   // Full: one arrival, with the bytes of a tile; the consumers wait. Empty: an arrival of each of 8 consumer warps; the
   // producer waits.
   MBarrier key_full[kPrefillStages], key_empty[kPrefillStages];
   MBarrier value_full[kPrefillStages], value_empty[kPrefillStages];
+  // Of tiles of rows. Placed: one arrival, `place` is there; the query warps wait. Full: one of each of them, `q` is
+  // there too; the consumers wait. Empty: one of each of 8 consumer warps; the producer waits.
+  MBarrier placed[kPrefillItems], q_full[kPrefillItems], q_empty[kPrefillItems];
+  PrefillPlace place[kPrefillItems];
+  PrefillPlan plan;
 };
 template <int kDim>
 inline constexpr int kPrefillSharedBytes = sizeof(PrefillShared<kDim>) + 1024;
 static_assert(kPrefillSharedBytes<128> <= 227 * 1024, "shared memory of a block");
 
-// Tiles of rows that a step has at most: those of sequence s begin at query_start[s] * group / kPrefillRows + s.
-inline constexpr int64_t prefill_tiles(int64_t tokens, int64_t sequences, int64_t group) {
-  return tokens * group / kPrefillRows + sequences;
-}
+// The slot of a ring's use number `count`, and the parity of the phase in which it fills.
+template <int kSlots>
+struct RingPlace {
+  int slot, parity;
+  __device__ __forceinline__ explicit RingPlace(int count) : slot(count % kSlots), parity(count / kSlots % 2) {}
+};
 
-struct PrefillPlace {
-  int sequence, kv_head;
-  int first_token;      // of the sequence, in the step
-  int first_position;   // of the sequence's first token in the step
-  int first_row, rows;  // of the sequence; rows 0: nothing to do
-  int context;
-  int first_key, last_key;    // that any row sees
-  int first_tile, last_tile;  // of keys
+// Warp 0: takes tiles of rows and brings their keys and values, the last tile of keys first. Lane i brings piece i.
+template <int kDim>
+struct PrefillProducer {
+  PrefillShared<kDim>& shared;
+  const CUtensorMap& map;
+  const Bf16AttentionParams& p;
+  const int lane;
 
-  __device__ __forceinline__ PrefillPlace(const Bf16AttentionParams& p, int index) {
-    const DeviceStep& step = p.step;
-    // Late tiles of a sequence see most keys: they go first.
-    const int tile = static_cast<int>(gridDim.x) / p.kv_heads - 1 - index / p.kv_heads;
-    kv_head = index % p.kv_heads;
-    const auto begin = [&](int s) { return step.query_start[s] * p.group / kPrefillRows + s; };
-    int low = 0;
-    for (int high = step.sequences; high - low > 1;) {
-      const int middle = (low + high) / 2;
-      (begin(middle) <= tile ? low : high) = middle;
+  // Where this lane's piece of a tile comes from, if it is wanted.
+  struct Piece {
+    KvPlace from;
+    bool wanted;
+  };
+  __device__ __forceinline__ Piece find(const PrefillPlace& place, int tile) const {
+    const int key = tile * kPrefillKeys + (lane << p.box_shift);
+    // Blocks whose keys no row sees may be gone; those behind the context do not exist.
+    const bool wanted = lane < kPrefillKeys >> p.box_shift && key < place.context && tile >= place.first_tile &&
+                        (key >> p.block_shift) >= (place.first_key >> p.block_shift);
+    return {wanted ? find_kv(p, place.sequence, key) : KvPlace{}, wanted};
+  }
+  __device__ __forceinline__ void bring(std::byte (&to)[kDim / 64][kPrefillKeys * 128], const Piece& piece, int units,
+                                        MBarrier& full, MBarrier& empty, int parity) const {
+    const int bytes = (__popc(__ballot_sync(0xFFFFFFFF, piece.wanted)) * kDim * 2) << p.box_shift;
+    empty.wait(parity ^ 1);
+    if (lane == 0) full.arrive_and_expect(bytes);
+    __syncwarp();
+    if (piece.wanted) {
+#pragma unroll
+      for (int t = 0; t < kDim / 64; ++t)
+        copy_tensor(to[t] + (lane << p.box_shift) * 128, map, 64 * t, piece.from.token, piece.from.units + units, full);
     }
-    sequence = low;
-    first_token = step.query_start[low];
-    const int tokens = step.query_start[low + 1] - first_token;
-    first_row = (tile - begin(low)) * kPrefillRows;
-    rows = tokens > 1 ? max(0, min(kPrefillRows, tokens * p.group - first_row)) : 0;
-    context = step.context_len[low];
-    first_position = context - tokens;
-    first_key = first_seen(first_position + first_row / p.group, p.window);
-    last_key = first_position + (first_row + rows - 1) / p.group;
-    first_tile = first_key / kPrefillKeys;
-    last_tile = last_key / kPrefillKeys;
+    __syncwarp();
+  }
+
+  // The place, or rows 0 at the end, for the other warps.
+  __device__ __forceinline__ void publish(int count, const PrefillPlace& place) const {
+    const RingPlace<kPrefillItems> at(count);
+    shared.q_empty[at.slot].wait(at.parity ^ 1);
+    if (lane == 0) {
+      shared.place[at.slot] = place;
+      shared.placed[at.slot].arrive();
+    }
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void run() const {
+    int item = 0, filled = 0;
+    for (int index = static_cast<int>(blockIdx.x); index < shared.plan.items; ++item) {
+      const PrefillPlace place = shared.plan.template place<kDim>(p, index);
+      Piece piece = find(place, place.last_tile);
+      publish(item, place);
+      if (lane == 0) index = shared.plan.next(p.counter);
+      const int head = place.kv_head * p.head_units;
+      for (int tile = place.last_tile; tile >= place.first_tile; --tile, ++filled) {
+        const RingPlace<kPrefillStages> at(filled);
+        bring(shared.key[at.slot], piece, p.key_units + head, shared.key_full[at.slot], shared.key_empty[at.slot],
+              at.parity);
+        const Piece next = find(place, tile - 1);
+        bring(shared.value[at.slot], piece, p.value_units + head, shared.value_full[at.slot],
+              shared.value_empty[at.slot], at.parity);
+        piece = next;
+      }
+      index = __shfl_sync(0xFFFFFFFF, index, 0);
+    }
+    publish(item, PrefillPlace{});
   }
 };
 
-// One warp: lane i brings piece i of a tile, the last tile of keys first.
+// Warps 1 to 3; `thread` counts from the first of them.
 template <int kDim>
-__device__ __forceinline__ void produce_prefill(PrefillShared<kDim>& shared, const CUtensorMap& map,
-                                                const Bf16AttentionParams& p, const PrefillPlace& place, int lane) {
-  const int box = 1 << p.box_shift, pieces = kPrefillKeys >> p.box_shift, head = place.kv_head * p.head_units;
-  for (int tile = place.last_tile, filled = 0; tile >= place.first_tile; --tile, ++filled) {
-    const int slot = filled % kPrefillStages, parity = filled / kPrefillStages % 2 ^ 1;
-    const int key = tile * kPrefillKeys + lane * box;
-    // Blocks whose keys no row sees may be gone; those behind the context do not exist.
-    const bool wanted =
-        lane < pieces && key < place.context && (key >> p.block_shift) >= (place.first_key >> p.block_shift);
-    const KvPlace from = wanted ? find_kv(p, place.sequence, key) : KvPlace{};
-    const int bytes = __popc(__ballot_sync(0xFFFFFFFF, wanted)) * kDim * 2 * box;
-    shared.key_empty[slot].wait(parity);
-    if (lane == 0) shared.key_full[slot].arrive_and_expect(bytes);
-    __syncwarp();
-    if (wanted) {
-#pragma unroll
-      for (int t = 0; t < kDim / 64; ++t)
-        copy_tensor(shared.key[slot][t] + lane * box * 128, map, 64 * t, from.token, from.units + p.key_units + head,
-                    shared.key_full[slot]);
+__device__ __forceinline__ void produce_queries(PrefillShared<kDim>& shared, const Bf16AttentionParams& p, int thread) {
+  constexpr int kPieces = kDim / 8, kRowStep = 32 * kPrefillQueryWarps / kPieces;  // pieces of 16 bytes, in a row
+  const int piece = thread % kPieces;
+  for (int item = 0;; ++item) {
+    const RingPlace<kPrefillItems> at(item);
+    shared.placed[at.slot].wait(at.parity);
+    const PrefillPlace& place = shared.place[at.slot];
+    const int rows = place.rows;
+    const __nv_bfloat16* const from = p.q + place.first_token * p.q_stride + place.kv_head * p.group * kDim + piece * 8;
+    if (rows > 0) {
+      const uint32_t to = shared_address(shared.q[at.slot][piece / 8]);
+      PrefillRowWalk walk(place.first_row + thread / kPieces, kRowStep, p.group);
+      for (int row = thread / kPieces; row < kPrefillRows; row += kRowStep, walk.next())
+        copy_16(to + swizzled_offset(row, piece % 8 * 16),
+                row < rows ? from + walk.token * p.q_stride + walk.head * kDim : p.q, row < rows);
+      wait_copies();
+      fence_async_shared();
     }
     __syncwarp();
-    shared.value_empty[slot].wait(parity);
-    if (lane == 0) shared.value_full[slot].arrive_and_expect(bytes);
-    __syncwarp();
-    if (wanted) {
-#pragma unroll
-      for (int t = 0; t < kDim / 64; ++t)
-        copy_tensor(shared.value[slot][t] + lane * box * 128, map, 64 * t, from.token,
-                    from.units + p.value_units + head, shared.value_full[slot]);
-    }
-    __syncwarp();
+    if (thread % 32 == 0) shared.q_full[at.slot].arrive();
+    if (rows == 0) return;
   }
 }
 
-// A warpgroup's 64 rows. A thread has two of them (wgmma.cuh), r = 0 and 1, and a quarter of their columns.
+// A warpgroup's 64 rows of a tile. A thread has two of them (wgmma.cuh), r = 0 and 1, and a quarter of their columns.
 template <int kDim>
 struct PrefillRowsOf {
   PrefillShared<kDim>& shared;
   const Bf16AttentionParams& p;
-  const PrefillPlace& place;
+  const PrefillPlace place;
+  std::byte (&q)[kDim / 64][kPrefillRows * 128];
   const int group;   // the warpgroup's index, 0 or 1
   const int thread;  // of the warpgroup
   float score[kPrefillKeys / 2];
@@ -116,9 +151,9 @@ struct PrefillRowsOf {
   float largest[2], total[2], factor[2];  // total: this thread's share
   int position[2], first[2];              // the keys that a row sees; -1 and 0 where there is no such row
 
-  __device__ __forceinline__ PrefillRowsOf(PrefillShared<kDim>& shared_, const Bf16AttentionParams& p_,
-                                           const PrefillPlace& place_, int group_, int thread_)
-      : shared(shared_), p(p_), place(place_), group(group_), thread(thread_) {
+  __device__ __forceinline__ PrefillRowsOf(PrefillShared<kDim>& shared_, const Bf16AttentionParams& p_, int slot,
+                                           int group_, int thread_)
+      : shared(shared_), p(p_), place(shared_.place[slot]), q(shared_.q[slot]), group(group_), thread(thread_) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = group * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r;
@@ -131,56 +166,43 @@ struct PrefillRowsOf {
   }
 
   __device__ __forceinline__ void join() const { named_barrier(1 + group, 128); }
-
-  __device__ __forceinline__ void load_queries() {
-    constexpr int kPieces = kDim / 8;  // of 16 bytes, in a row
-#pragma unroll
-    for (int i = 0; i < 64 * kPieces / 128; ++i) {
-      const int row = group * 64 + (i * 128 + thread) / kPieces, piece = (i * 128 + thread) % kPieces;
-      uint4 x{};
-      if (row < place.rows) {
-        const int all = place.first_row + row;
-        x = *reinterpret_cast<const uint4*>(p.q + (place.first_token + all / p.group) * p.q_stride +
-                                            (place.kv_head * p.group + all % p.group) * kDim + piece * 8);
-      }
-      *reinterpret_cast<uint4*>(shared.q[piece / 8] + swizzled_offset(row, piece % 8 * 16)) = x;
-    }
-    fence_async_shared();
-    join();
-  }
+  // The warpgroups' turns to start products. Both have the same number of them; group 0 begins.
+  __device__ __forceinline__ void take_turn() const { named_barrier(3 + group, 256); }
+  __device__ __forceinline__ void pass_turn() const { named_barrier_arrive(4 - group, 256); }
 
   // score = q . keys of the slot, in flight when this returns.
   __device__ __forceinline__ void start_scores(int slot) {
-    const uint32_t queries = shared_address(shared.q) + group * 64 * 128, keys = shared_address(shared.key[slot]);
+    const uint64_t queries = wgmma_operand(shared_address(q) + group * 64 * 128);
+    const uint64_t keys = wgmma_operand(shared_address(shared.key[slot]));
     pin_registers(score);
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i)
-      wgmma_bf16<kPrefillKeys>(score, wgmma_operand(queries + i / 4 * kPrefillRows * 128 + i % 4 * 32),
-                               wgmma_operand(keys + i / 4 * kPrefillKeys * 128 + i % 4 * 32), i > 0);
+      wgmma_bf16<kPrefillKeys>(score, queries + (i / 4 * kPrefillRows * 128 + i % 4 * 32) / 16,
+                               keys + (i / 4 * kPrefillKeys * 128 + i % 4 * 32) / 16, i > 0);
     wgmma_commit();
   }
   // sum += weight . values of the slot, in flight when this returns.
   __device__ __forceinline__ void start_values(int slot) {
-    const uint32_t values = shared_address(shared.value[slot]);
+    const uint64_t values = wgmma_operand(shared_address(shared.value[slot]), kPrefillKeys * 128);
     pin_registers(sum);
     pin_registers(weight);
     wgmma_begin();
 #pragma unroll
-    for (int i = 0; i < kPrefillKeys / 16; ++i)
-      wgmma_bf16<kDim, 1>(sum, weight[i], wgmma_operand(values + i * 2048, kPrefillKeys * 128), true);
+    for (int i = 0; i < kPrefillKeys / 16; ++i) wgmma_bf16<kDim, 1>(sum, weight[i], values + i * 2048 / 16, true);
     wgmma_commit();
   }
 
   // Values of keys that nobody may see: their weights are zero, but zero times NaN is not.
-  __device__ __forceinline__ void clear_unseen_values(int slot, int tile) {
+  __device__ __forceinline__ void clear_unseen_values(RingPlace<kPrefillStages> at, int tile) {
     const int begin = tile * kPrefillKeys;
     const int floor = (place.first_key >> p.block_shift) << p.block_shift;
     if (begin + kPrefillKeys <= place.context && begin >= floor) return;
+    shared.value_full[at.slot].wait(at.parity);
     for (int i = thread; i < kPrefillKeys * kDim / 8; i += 128) {
       const int row = i / (kDim / 8), piece = i % (kDim / 8);
       if (begin + row < floor || begin + row >= place.context)
-        *reinterpret_cast<uint4*>(shared.value[slot][piece / 8] + row * 128 + piece % 8 * 16) = uint4{};
+        *reinterpret_cast<uint4*>(shared.value[at.slot][piece / 8] + row * 128 + piece % 8 * 16) = uint4{};
     }
     fence_async_shared();
     join();
@@ -232,41 +254,46 @@ struct PrefillRowsOf {
     if (thread % 32 == 0) empty.arrive();
   }
 
-  __device__ __forceinline__ void run() {
-    load_queries();
-    shared.key_full[0].wait(0);
-    start_scores(0);
-    wgmma_wait<0>();
-    pin_registers(score);
-    release(shared.key_empty[0]);
-    shared.value_full[0].wait(0);
-    clear_unseen_values(0, place.last_tile);
-    soften(place.last_tile);
-    pack_weights();
-    const int tiles = place.last_tile - place.first_tile + 1;
-    for (int i = 1; i < tiles; ++i) {
-      const int slot = i % kPrefillStages, before = (i - 1) % kPrefillStages;
-      shared.key_full[slot].wait(i / kPrefillStages % 2);
-      start_scores(slot);
-      shared.value_full[before].wait((i - 1) / kPrefillStages % 2);
-      start_values(before);
+  // `taken` counts the block's tiles of keys.
+  __device__ __forceinline__ void run(int& taken) {
+    {
+      const RingPlace<kPrefillStages> at(taken);
+      shared.key_full[at.slot].wait(at.parity);
+      start_scores(at.slot);
+      wgmma_wait<0>();
+      pin_registers(score);
+      release(shared.key_empty[at.slot]);
+      soften(place.last_tile);
+      pack_weights();
+      clear_unseen_values(at, place.last_tile);
+    }
+    for (int tile = place.last_tile - 1; tile >= place.first_tile; --tile) {
+      const RingPlace<kPrefillStages> before(taken), at(++taken);
+      shared.key_full[at.slot].wait(at.parity);
+      shared.value_full[before.slot].wait(before.parity);
+      take_turn();
+      start_scores(at.slot);
+      start_values(before.slot);
+      pass_turn();
       wgmma_wait<1>();
       pin_registers(score);
-      release(shared.key_empty[slot]);
-      soften(place.last_tile - i);
+      release(shared.key_empty[at.slot]);
+      soften(tile);
+      keep_before_wait(total[0] < 0 || total[1] < 0);
       wgmma_wait<0>();
       pin_registers(sum);
       pin_registers(weight);
-      release(shared.value_empty[before]);
+      release(shared.value_empty[before.slot]);
       scale_sums();
       pack_weights();
     }
-    const int last = (tiles - 1) % kPrefillStages;
-    shared.value_full[last].wait((tiles - 1) / kPrefillStages % 2);
-    if (tiles > 1) clear_unseen_values(last, place.first_tile);
-    start_values(last);
+    const RingPlace<kPrefillStages> last(taken++);
+    shared.value_full[last.slot].wait(last.parity);
+    if (place.last_tile > place.first_tile) clear_unseen_values(last, place.first_tile);
+    start_values(last.slot);
     wgmma_wait<0>();
     pin_registers(sum);
+    release(shared.value_empty[last.slot]);
     store();
   }
 
@@ -281,50 +308,74 @@ struct PrefillRowsOf {
       const int row = warp_row + lane / 4 + 8 * r;
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j)
-        *reinterpret_cast<uint32_t*>(shared.q[j / 8] + swizzled_offset(row, j % 8 * 16 + 4 * (lane % 4))) =
+        *reinterpret_cast<uint32_t*>(q[j / 8] + swizzled_offset(row, j % 8 * 16 + 4 * (lane % 4))) =
             pack_bf16(sum[4 * j + 2 * r] * inverse, sum[4 * j + 2 * r + 1] * inverse);
     }
     __syncwarp();
-    constexpr int kPieces = kDim / 8;
+    constexpr int kPieces = kDim / 8, kRowStep = 32 / kPieces;
+    const int piece = lane % kPieces;
+    __nv_bfloat16* const to = p.out + place.first_token * p.out_stride + place.kv_head * p.group * kDim + piece * 8;
+    int row = warp_row + lane / kPieces;
+    PrefillRowWalk walk(place.first_row + row, kRowStep, p.group);
 #pragma unroll
-    for (int i = 0; i < 16 * kPieces / 32; ++i) {
-      const int row = warp_row + (i * 32 + lane) / kPieces, piece = (i * 32 + lane) % kPieces;
-      if (row >= place.rows) continue;
-      const int all = place.first_row + row;
-      *reinterpret_cast<uint4*>(p.out + (place.first_token + all / p.group) * p.out_stride +
-                                (place.kv_head * p.group + all % p.group) * kDim + piece * 8) =
-          *reinterpret_cast<const uint4*>(shared.q[piece / 8] + swizzled_offset(row, piece % 8 * 16));
-    }
+    for (int i = 0; i < 16 / kRowStep; ++i, row += kRowStep, walk.next())
+      if (row < place.rows)
+        *reinterpret_cast<uint4*>(to + walk.token * p.out_stride + walk.head * kDim) =
+            *reinterpret_cast<const uint4*>(q[piece / 8] + swizzled_offset(row, piece % 8 * 16));
   }
 };
 
-// Grid: kv_heads times prefill_tiles(), a kv head after the other.
+// The two consumer warpgroups.
+template <int kDim>
+__device__ __forceinline__ void consume_prefill(PrefillShared<kDim>& shared, const Bf16AttentionParams& p, int group,
+                                                int thread) {
+  if (group == 1) named_barrier_arrive(3, 256);  // group 0 has the first turn
+  for (int item = 0, taken = 0;; ++item) {
+    const RingPlace<kPrefillItems> at(item);
+    shared.q_full[at.slot].wait(at.parity);
+    if (shared.place[at.slot].rows == 0) break;
+    PrefillRowsOf<kDim> rows(shared, p, at.slot, group, thread);
+    rows.run(taken);
+    __syncwarp();
+    rows.release(shared.q_empty[at.slot]);
+  }
+  if (group == 0) named_barrier(3, 256);  // the last turn that it was given
+}
+
+// Grid: as many blocks as multiprocessors, or as tiles where there are less.
 template <int kDim>
 __global__ void __launch_bounds__(kPrefillThreads, 1)
     attention_bf16_prefill_kernel(const __grid_constant__ CUtensorMap map, const Bf16AttentionParams p) {
   extern __shared__ std::byte raw[];
   auto& shared = *reinterpret_cast<PrefillShared<kDim>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  const int warpgroup = threadIdx.x / 128;
+  // The shuffle tells the compiler that all threads of a warp agree.
+  const int warpgroup = __shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0), thread = threadIdx.x % 128;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPrefillStages; ++i) {
       shared.key_full[i].init(1), shared.value_full[i].init(1);
       shared.key_empty[i].init(8), shared.value_empty[i].init(8);
     }
+    for (int i = 0; i < kPrefillItems; ++i) {
+      shared.placed[i].init(1), shared.q_full[i].init(kPrefillQueryWarps), shared.q_empty[i].init(8);
+    }
     fence_barrier_init();
     prefetch_tensor_map(map);
   }
+  // The step's arrays were there before its first kernel.
+  if (threadIdx.x < 32) shared.plan.fill(p, thread);
   pdl_wait();
   pdl_launch_next();
-  const PrefillPlace place(p, static_cast<int>(blockIdx.x));
-  if (place.rows == 0) return;
   __syncthreads();
   if (warpgroup == 0) {
-    give_registers<24>();
-    if (threadIdx.x < 32) produce_prefill(shared, map, p, place, static_cast<int>(threadIdx.x));
+    give_registers<40>();
+    if (thread < 32) {
+      PrefillProducer<kDim>{shared, map, p, thread}.run();
+    } else {
+      produce_queries(shared, p, thread - 32);
+    }
   } else {
-    take_registers<240>();
-    PrefillRowsOf<kDim> rows(shared, p, place, warpgroup - 1, static_cast<int>(threadIdx.x % 128));
-    rows.run();
+    take_registers<232>();
+    consume_prefill(shared, p, warpgroup - 1, thread);
   }
 }
 

@@ -48,10 +48,10 @@ int log2_of(int64_t x) { return std::bit_width(static_cast<uint64_t>(x)) - 1; }
 
 template <int kDim>
 Status start_decode(const AttentionArgs& args, Bf16AttentionParams p, ExecContext& exec) {
-  HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_kv_map(args.kv, kDecodeStage));
+  HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_kv_map(args.kv, kDecodeStage<kDim>));
   HEARTH_TRY_ASSIGN(const int blocks, multiprocessors());
-  p.box_shift = std::min(p.block_shift, log2_of(kDecodeStage));
-  HEARTH_TRY(launch_with_shared(Launch(dim3(static_cast<unsigned>(blocks)), dim3(kDecodeThreads), exec.stream),
+  p.box_shift = std::min(p.block_shift, log2_of(kDecodeStage<kDim>));
+  HEARTH_TRY(launch_with_shared(Launch(dim3(static_cast<unsigned>(blocks)), dim3(kDecodeThreads<kDim>), exec.stream),
                                 kDecodeSharedBytes<kDim>, attention_bf16_decode_kernel<kDim>, map, p));
   if (args.batch->block_table_stride * args.kv.layout.block_tokens <= kDecodeChunk || p.slots == 0) return {};
   Launch how(dim3(static_cast<unsigned>(p.step.sequences), static_cast<unsigned>(p.heads)), dim3(kDim), exec.stream);
@@ -63,9 +63,13 @@ template <int kDim>
 Status start_prefill(const AttentionArgs& args, Bf16AttentionParams p, ExecContext& exec) {
   HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_kv_map(args.kv, kPrefillKeys));
   p.box_shift = std::min(p.block_shift, log2_of(kPrefillKeys));
-  const int64_t tiles = prefill_tiles(args.q.rows(), p.step.sequences, p.group);
-  return launch_with_shared(Launch(dim3(static_cast<unsigned>(tiles * p.kv_heads)), dim3(kPrefillThreads), exec.stream),
-                            kPrefillSharedBytes<kDim>, attention_bf16_prefill_kernel<kDim>, map, p);
+  HEARTH_TRY_ASSIGN(const int most_blocks, multiprocessors());
+  int64_t items = 0;
+  for (int64_t s = 0; s < args.batch->num_sequences(); ++s)
+    items += int64_t{p.kv_heads} * prefill_tiles(static_cast<int>(args.batch->query_len(s)), p.group);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, most_blocks));
+  return launch_with_shared(Launch(dim3(blocks), dim3(kPrefillThreads), exec.stream), kPrefillSharedBytes<kDim>,
+                            attention_bf16_prefill_kernel<kDim>, map, p);
 }
 
 }  // namespace
@@ -96,6 +100,7 @@ Status attention_bf16_sm90(const AttentionArgs& args, ExecContext& exec) {
       .partial_floats = slot_floats,
       .slots = static_cast<int>(
           std::min<int64_t>(int64_t{1} << 30, static_cast<int64_t>(exec.workspace.size()) / 4 / slot_floats)),
+      .counter = exec.staged.counters,
       .heads = static_cast<int>(args.heads),
       .kv_heads = static_cast<int>(layout.kv_heads),
       .group = static_cast<int>(group),

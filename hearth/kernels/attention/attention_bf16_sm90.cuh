@@ -31,6 +31,7 @@ struct Bf16AttentionParams {
   float* partials;  // decode: [slots, partial_floats]
   int64_t partial_floats;
   int slots;
+  uint32_t* counter;  // prefill: of tiles taken
   int heads, kv_heads, group;
   int window;        // 0: all
   float scale_log2;  // scores times this are logarithms to base 2

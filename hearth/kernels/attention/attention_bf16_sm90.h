@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // BF16 attention on Hopper's tensor cores: what it takes, how its work is split. Host code without CUDA, shared by the
 // kernels, the selector and the tests.
-//   I1. Decode: keys are taken in chunks of kDecodeChunk that begin at multiples of it, in each of them in quarters of
-//       stages of kDecodeStage; chunks are merged in their order, by whoever does it.
+//   I1. Decode: keys are taken in chunks of kDecodeChunk that begin at multiples of it, by warps that have 16 keys each
+//       of stages of kDecodeStage; chunks are merged in their order, by whoever does it.
 //   I2. Prefill: keys are taken in tiles of kPrefillKeys that begin at multiples of it, the last one first.
 //   I3. So a row's bits depend on its query, on the keys that it sees and on whether its sequence has one token in the
 //       step or several: not on other rows, the split, the batch or where a prompt is cut (pieces of one token excepted).
@@ -20,10 +20,13 @@ inline constexpr int kBf16MaxSequences = 1024;
 // Bytes of which every offset and stride within the pool is a multiple: what a tensor map counts in.
 inline constexpr int64_t kKvUnitBytes = 64;
 
-// Keys of a work item of decode, of a stage of its pipeline, and warps that share a stage, 16 keys each.
+// Keys of a work item of decode, of a stage of its pipeline (keys and values of 32 KiB), and warps that share a stage,
+// 16 keys each.
 inline constexpr int kDecodeChunk = 256;
-inline constexpr int kDecodeStage = 64;
-inline constexpr int kDecodeWarps = kDecodeStage / 16;
+template <int kDim>
+inline constexpr int kDecodeStage = 8192 / kDim;
+template <int kDim>
+inline constexpr int kDecodeWarps = kDecodeStage<kDim> / 16;
 inline constexpr int kDecodeStages = 6;
 
 // Rows of a tile of prefill, each a query head of a token, and the keys of a step over it.

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "hearth/kernels/attention/attention_test_cases.h"
+#include "hearth/kernels/attention/attention_exact_test.h"
 #include "hearth/kernels/gpu_test.h"
 
 namespace hearth {
@@ -36,84 +36,6 @@ Status run_bf16(AttentionRun& run, const StepBatch& batch, int64_t first_row, Te
   return {};
 }
 
-// One head's row in double: the result, and the sum of weights times absolute values, which bounds what rounding does.
-struct ExactRow {
-  std::vector<double> value, magnitude;
-};
-
-class ExactAttention {
- public:
-  explicit ExactAttention(const AttentionRun& run) : run_(run) {
-    const AttentionCase& c = run.c;
-    for (size_t s = 0; s < c.sequences.size(); ++s)
-      for (int64_t h = 0; h < c.kv_heads; ++h)
-        for (bool values : {false, true}) {
-          std::vector<float> all;
-          for (int64_t j = 0; j < c.sequences[s].past + c.sequences[s].queries; ++j)
-            for (float x : run.step.head(static_cast<int64_t>(s), 1, values, j, h)) all.push_back(x);
-          heads_.push_back(std::move(all));
-        }
-  }
-  ExactRow row(int64_t s, int64_t token, int64_t position, int64_t head) const {
-    const AttentionCase& c = run_.c;
-    const int64_t dim = c.head_dim, first = c.window > 0 ? std::max<int64_t>(0, position - c.window + 1) : 0;
-    const size_t at = static_cast<size_t>((s * c.kv_heads + head / (c.heads / c.kv_heads)) * 2);
-    const std::vector<float>&keys = heads_[at], &values = heads_[at + 1];
-    std::vector<double> p(static_cast<size_t>(position + 1));
-    double largest = -INFINITY, total = 0;
-    for (int64_t j = first; j <= position; ++j) {
-      double sum = 0;
-      for (int64_t i = 0; i < dim; ++i) sum += double{run_.q.at(token, head * dim + i)} * keys[j * dim + i];
-      p[j] = sum * run_.scale();
-      largest = std::max(largest, p[j]);
-    }
-    ExactRow out{std::vector<double>(dim), std::vector<double>(dim)};
-    for (int64_t j = first; j <= position; ++j) total += p[j] = std::exp(p[j] - largest);
-    for (int64_t j = first; j <= position; ++j)
-      for (int64_t i = 0; i < dim; ++i) {
-        out.value[i] += p[j] / total * values[j * dim + i];
-        out.magnitude[i] += p[j] / total * std::abs(values[j * dim + i]);
-      }
-    return out;
-  }
-
- private:
-  const AttentionRun& run_;
-  std::vector<std::vector<float>> heads_;  // [sequence, kv head, K or V] of [position, channel]
-};
-
-// Weights are rounded to bf16, which moves a result by at most 2^-9 of its magnitude, and the result is rounded, by 2^-9
-// of itself; f32 sums of products get a sixteenth of the first.
-double allowed(const ExactRow& row, int64_t i) {
-  return row.magnitude[i] * (0x1p-9 + 0x1p-13) + std::abs(row.value[i]) * 0x1p-9 + 1e-30;
-}
-
-// Every `stride`-th row, and the last of each sequence, all heads.
-void expect_exact(const AttentionRun& run, const TestTensor& out, int64_t stride) {
-  const ExactAttention exact(run);
-  const AttentionCase& c = run.c;
-  const StepBatch& batch = run.step.batch();
-  int64_t wrong = 0, checked = 0;
-  double worst = 0;
-  for (int64_t s = 0; s < batch.num_sequences(); ++s)
-    for (int64_t t = batch.query_start[s]; t < batch.query_start[s + 1]; ++t) {
-      if (t % stride != 0 && t != batch.query_start[s + 1] - 1) continue;
-      for (int64_t h = 0; h < c.heads; ++h) {
-        const ExactRow row = exact.row(s, t, batch.positions[t], h);
-        for (int64_t i = 0; i < c.head_dim; ++i, ++checked) {
-          const double error = std::abs(out.at(t, h * c.head_dim + i) - row.value[i]), most = allowed(row, i);
-          worst = std::max(worst, error / most);
-          if (error <= most) continue;
-          if (++wrong == 1)
-            ADD_FAILURE() << "first at sequence " << s << ", token " << t << ", position " << batch.positions[t]
-                          << ", head " << h << ", channel " << i << ": found " << out.at(t, h * c.head_dim + i)
-                          << ", wanted " << row.value[i] << " within " << most;
-        }
-      }
-    }
-  EXPECT_EQ(wrong, 0) << "of " << checked << " elements; the worst is " << worst << " times what is allowed";
-}
-
 void check(const AttentionCase& c, uint64_t seed, int64_t stride = 1) {
   SCOPED_TRACE(::testing::Message() << "seed " << seed << ", " << describe(c));
   AttentionRun run(c, seed);
@@ -121,7 +43,7 @@ void check(const AttentionCase& c, uint64_t seed, int64_t stride = 1) {
   ASSERT_TRUE(sm90::takes_attention_bf16(run.args(split)));
   const Status status = run_bf16(run, run.step.batch(), 0, split, Scratch::kSplit);
   ASSERT_TRUE(status) << status.error().message;
-  expect_exact(run, split, stride);
+  expect_exact(run, run.step.batch(), split, stride);
   ASSERT_TRUE(run_bf16(run, run.step.batch(), 0, whole, Scratch::kNone));
   EXPECT_TRUE(whole.same_bits(split)) << "I1: with and without a split";
 }
@@ -198,6 +120,65 @@ TEST(AttentionBf16Sm90, LargeScoresDoNotOverflow) {
     ASSERT_TRUE(run_bf16(run, run.step.batch(), 0, out, Scratch::kSplit));
     // A difference of scores near 5000 is known to 5000 * 2^-24 or so, hence so is a weight; then bf16.
     EXPECT_LE(max_error(out, wanted), 5e-2);
+  }
+}
+
+// A graph is captured for one step and replayed for others of the same shape: shorter, longer, of one chunk and several.
+TEST(AttentionBf16Sm90, AReplayedGraphTakesTheLengthsOfTheStep) {
+  constexpr uint64_t kSeed = 31014;
+  for (int64_t head_dim : {64, 128}) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", head dim " << head_dim);
+    AttentionRun run(make_case(4, 2, head_dim, 16, 0, {{1299, 1}, {299, 1}, {0, 1}, {700, 1}, {512, 1}}), kSeed);
+    const StepBatch& full = run.step.batch();
+    TestTensor out = run.empty_out();
+    OnDevice q(run.q), device_out(out);
+    DeviceCopy pool(std::as_writable_bytes(std::span(run.step.pool())));
+    const auto queue = *cuda_memory().create_queue();
+    auto stream = Stream::create();
+    ASSERT_TRUE(stream) << stream.error().message;
+    auto staging = *StepStaging::create(cuda_memory(), {.tokens = full.num_tokens(),
+                                                        .sequences = full.num_sequences(),
+                                                        .logit_rows = std::ssize(full.logit_rows),
+                                                        .block_entries = std::ssize(full.block_table)});
+    const int64_t workspace_bytes = attention_sm90_workspace_bytes(full.num_tokens(), run.c.heads, head_dim, 1300, 1);
+    const DeviceBuffer workspace = *DeviceBuffer::allocate(workspace_bytes);
+    std::optional<Graph> graph;
+    for (const std::vector<int32_t>& lengths : {std::vector<int32_t>{1, 1, 1, 1, 1},
+                                                {1300, 300, 1, 701, 513},
+                                                {5, 256, 1, 257, 512},
+                                                {1024, 17, 1, 64, 128},
+                                                {1300, 1, 1, 1, 1}}) {
+      std::vector<int32_t> positions;
+      for (int32_t length : lengths) positions.push_back(length - 1);
+      StepBatch batch = full;
+      batch.context_len = lengths, batch.positions = positions, batch.max_context = 1300;
+      const auto staged = staging.stage(batch, *queue);
+      ASSERT_TRUE(staged) << staged.error().message;
+      ASSERT_TRUE(queue->synchronize());
+      if (!graph) {
+        ExecContext exec{.stream = stream->handle(),
+                         .workspace = {workspace.data(), static_cast<size_t>(workspace_bytes)},
+                         .staged = staging.memory()};
+        AttentionArgs args = run.args(out);
+        args.q = q.view(), args.out = device_out.view(), args.kv.base = pool.data(), args.batch = &*staged;
+        auto captured = Graph::capture(*stream, [&] { return attention_bf16_sm90(args, exec); });
+        ASSERT_TRUE(captured) << captured.error().message;
+        graph = *std::move(captured);
+      }
+      ASSERT_TRUE(graph->launch(*stream));
+      ASSERT_TRUE(stream->synchronize());
+      device_out.copy_back();
+      SCOPED_TRACE(::testing::Message() << "first length " << lengths[0] << ", second " << lengths[1]);
+      expect_exact(run, batch, out, 1);
+    }
+  }
+}
+
+// More tiles than blocks: each takes several, of long and short sequences, and the counter is zero again for the next.
+TEST(AttentionBf16Sm90, PrefillOfMoreTilesThanBlocks) {
+  for (int64_t head_dim : {64, 128}) {
+    check(make_case(1, 32, head_dim, 16, 0, {{0, 700}, {0, 1}, {130, 300}, {0, 129}, {5, 2}, {0, 600}}), 31015, 37);
+    check(make_case(4, 8, head_dim, 64, 200, {{0, 500}, {0, 90}, {300, 333}}), 31016, 29);
   }
 }
 

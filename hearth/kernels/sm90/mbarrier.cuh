@@ -69,6 +69,11 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Arrives at it without waiting: `threads` counts those that wait and those that arrive.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // Moves registers between the warpgroups of a block: all threads of one execute it. PTX ISA, section "setmaxnreg".
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {

@@ -41,4 +41,13 @@ __device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, in
       : "memory");
 }
 
+// 16 bytes by an ordinary asynchronous copy (PTX ISA 9.0, section "cp.async"), zeros where `wanted` is not; addresses
+// are multiples of 16. wait_copies() waits for all of the thread's own.
+__device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+               "r"(wanted ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 }  // namespace hearth::sm90

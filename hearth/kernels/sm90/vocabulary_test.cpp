@@ -178,6 +178,21 @@ TEST(Vocabulary, BulkCopiesGoRoundTheRing) {
     }
 }
 
+TEST(Vocabulary, SmallCopiesAreHandedOver) {
+  constexpr int kRounds = 50;
+  Device device;
+  ASSERT_TRUE(device.stream.handle());
+  Random random(kSeed + 5);
+  std::vector<uint8_t> data(kRounds * 64 * 16);
+  for (uint8_t& x : data) x = static_cast<uint8_t>(random.next_u32());
+  const DeviceBuffer from = device.put(data), to = device.put(std::vector<uint8_t>(data.size(), 1));
+  const Status status = run_small_copies(from.data(), to.data(), kRounds, device.stream.handle());
+  ASSERT_TRUE(status) << status.error().message;
+  for (size_t piece = 0; piece < kRounds * 64; ++piece)
+    if ((piece % 64 + piece / 64) % 3 == 0) std::fill_n(data.begin() + static_cast<ptrdiff_t>(piece * 16), 16, 0);
+  EXPECT_EQ(device.get<uint8_t>(to), data) << "seed " << kSeed + 5;
+}
+
 TEST(Vocabulary, ReductionsAndPowers) {
   Device device;
   ASSERT_TRUE(device.stream.handle());

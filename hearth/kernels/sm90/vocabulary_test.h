@@ -35,6 +35,10 @@ Status run_addressed_copies(const void* from, int pitch, int tensor_rows, int fi
 // `bytes` by one bulk copy into shared memory and back; a ring of two barriers, `rounds` times.
 Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* stream);
 
+// `rounds` times 64 pieces of 16 bytes by copies of single threads through shared memory, handed over at barriers on which
+// one side arrives and the other waits; piece i of round r arrives as zeros where i + r is a multiple of 3.
+Status run_small_copies(const void* from, void* to, int rounds, void* stream);
+
 // to[0, 64) = 2^from, to[64, 96) = sums of quads of from[0, 32), to[96, 128) their largest; all f32.
 Status run_reductions(const void* from, void* to, void* stream);
 

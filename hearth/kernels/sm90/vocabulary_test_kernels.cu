@@ -236,6 +236,24 @@ __global__ void __launch_bounds__(32) reductions_kernel(const float* from, float
   to[96 + lane] = quad_max(from[lane]);
 }
 
+// Two warps bring pieces of 16 bytes, two others store them.
+__global__ void __launch_bounds__(128) small_copies_kernel(const uint4* from, uint4* to, int rounds) {
+  __shared__ uint4 tile[64];
+  const int thread = threadIdx.x % 64;
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x >= 64) {
+      named_barrier(2, 128);  // the round before has been read
+      copy_16(shared_address(tile + thread), from + round * 64 + thread, (thread + round) % 3 != 0);
+      wait_copies();
+      named_barrier_arrive(1, 128);
+    } else {
+      named_barrier_arrive(2, 128);
+      named_barrier(1, 128);
+      to[round * 64 + thread] = tile[thread];
+    }
+  }
+}
+
 }  // namespace
 
 Status run_product(const ProductCase& c, const void* a, const void* b, void* d, void* stream) {
@@ -271,6 +289,11 @@ Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* 
   how.shared_bytes = 2 * bytes + 1024;
   return launch(how, bulk_copies_kernel, static_cast<const std::byte*>(from), static_cast<std::byte*>(to), bytes,
                 rounds);
+}
+
+Status run_small_copies(const void* from, void* to, int rounds, void* stream) {
+  return launch(Launch(dim3(1), dim3(128), stream), small_copies_kernel, static_cast<const uint4*>(from),
+                static_cast<uint4*>(to), rounds);
 }
 
 Status run_reductions(const void* from, void* to, void* stream) {

@@ -42,6 +42,12 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Keeps arithmetic above a wait that follows: ptxas 13.0 moves waits up over all that does not touch the registers of the
+// product, and then nothing runs beside it. `never` depends on the arithmetic, and is false.
+__device__ __forceinline__ void keep_before_wait(bool never) {
+  if (never) asm volatile("nanosleep.u32 32;");
+}
+
 // Keeps the compiler from moving work on these registers over the place: what an instruction in flight writes is not in
 // the compiler's sight.
 template <int kCount>
