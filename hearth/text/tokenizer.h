@@ -39,7 +39,7 @@ struct TokenizeOptions {
 namespace text_detail {
 struct ModelFiles;
 struct TokenizerState;
-}
+}  // namespace text_detail
 
 class Tokenizer {
  public:

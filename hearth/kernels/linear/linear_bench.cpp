@@ -82,7 +82,7 @@ void fill(HostBuffer& buffer, DType dtype) {
     std::memcpy(buffer.data() + at, buffer.data(), std::min(piece, buffer.size_bytes() - at));
 }
 
-LinearWeight bind(const std::byte* codes, int64_t n, int64_t k, DType dtype) {
+LinearWeight plain_weight(const std::byte* codes, int64_t n, int64_t k, DType dtype) {
   LinearWeight weight;
   weight.format = WeightFormat::plain(dtype);
   weight.n = n, weight.k = k;
@@ -121,7 +121,7 @@ void bench_decode(const Model& model, DType dtype, const Options& options, Threa
     const std::byte* at = weights.data();
     for (const Layer& layer : model.layers)
       for (int i = 0; i < layer.count; ++i) {
-        const LinearWeight weight = bind(at, layer.n, layer.k, dtype);
+        const LinearWeight weight = plain_weight(at, layer.n, layer.k, dtype);
         at += dtype_bytes(dtype, layer.n * layer.k);
         const double us = time_us([&] {
           run({.x = ConstTensorView(x.data(), DType::kF32, Shape{1, layer.k}),
@@ -212,7 +212,7 @@ void bench_prefill(const char* config, const char* layer, int64_t m, int64_t n, 
   for (int rep = -1; rep < reps; ++rep) {
     for (Ours& one : ours) {
       pause();
-      const LinearWeight weight = bind(weights[one.weight_type].data(), n, k, one.weight_type);
+      const LinearWeight weight = plain_weight(weights[one.weight_type].data(), n, k, one.weight_type);
       const double us = time_us([&] {
         run({.x = ConstTensorView(x[one.x_type].data(), one.x_type, Shape{m, k}),
              .weight = &weight,
