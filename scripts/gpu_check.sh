@@ -10,9 +10,9 @@
 # script. A table of all tests comes last. Exit 1 if one fails, or without a GPU.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-op_tests="embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test linear_sm90_test linear_quantized_sm90_test silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"
+op_tests="sm90_vocabulary_test embedding_sm90_test rmsnorm_sm90_test rope_sm90_test attention_sm90_test attention_bf16_sm90_test linear_sm90_test linear_quantized_sm90_test silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"
 tests="$op_tests model_cuda_test decode_step_cuda_test server_cuda_test quantized_model_cuda_test quantize_pipeline_cuda_test"
-programs="$tests rmsnorm_bench linear_sm90_bench"
+programs="$tests rmsnorm_bench linear_sm90_bench attention_sm90_bench"
 
 pack() {
     root=$(dirname "$here")
@@ -32,7 +32,7 @@ pack() {
         ldd "$build/bin/$program" | awk '$3 ~ /^\// { print $3 }' |
             grep -Ev '/(libc|libm|libdl|librt|libpthread)\.so' | xargs -r cp -Lut build/gpu/lib
     done
-    cp bench/peers/rmsnorm_torch.py bench/peers/golden_bf16_torch.py scripts/gpu_check.sh build/gpu/
+    cp bench/peers/rmsnorm_torch.py bench/peers/attention_torch.py bench/peers/golden_bf16_torch.py scripts/gpu_check.sh build/gpu/
     git rev-parse --short=12 HEAD > build/gpu/commit
     du -sh build/gpu
 }
@@ -79,9 +79,15 @@ check)
     HEARTH_COMMIT=$(cat "$here/commit") "$here/rmsnorm_bench" --backend sm90 --out "$out/rmsnorm_ours.jsonl" \
         > "$out/rmsnorm_bench.txt"
     HEARTH_COMMIT=$(cat "$here/commit") "$here/linear_sm90_bench" --out "$out/linear_sm90.jsonl" > "$out/linear_sm90_bench.txt"
+    HEARTH_COMMIT=$(cat "$here/commit") "$here/attention_sm90_bench" --out "$out/attention_sm90.jsonl" \
+        > "$out/attention_sm90_bench.txt"
     # The peer needs its own libraries, not those beside us.
     if has_torch torch; then
         LD_LIBRARY_PATH=$libraries python3 "$here/rmsnorm_torch.py" --ours "$out/rmsnorm_ours.jsonl" --out "$out/rmsnorm.jsonl"
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$LD_LIBRARY_PATH" "$here/attention_sm90_bench" > "$out/ours"
+        chmod +x "$out/ours"
+        HEARTH_COMMIT=$(cat "$here/commit") LD_LIBRARY_PATH=$libraries python3 "$here/attention_torch.py" \
+            --bench "$out/ours" --out "$out/attention_peers.jsonl"
     else
         echo "gpu_check: no torch here: no comparison"
     fi

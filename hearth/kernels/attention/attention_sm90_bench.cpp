@@ -2,7 +2,7 @@
 // Times BF16 attention on a GPU: decode and prefill, each inside a CUDA graph of calls that follow one another over
 // several layers, so that no call finds its keys and values in L2. Two layouts of the same KV cache take turns, replay
 // by replay: a tensor for each layer, and blocks of all layers scattered over slabs of 32 MiB.
-//   attention_sm90_bench [--out FILE] [--note TEXT] [--only decode|prefill]
+//   attention_sm90_bench [--out FILE] [--note TEXT] [--only decode|prefill] [--shape BATCHxLENGTHxHEADSxKV_HEADS]
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -213,18 +213,22 @@ void bench(const Problem& p, ResultLines& lines) {
 }
 
 int main_with(int argc, char** argv) {
-  std::string only, out, note;
+  std::string only, out, note, shape;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string_view name = argv[i];
     if (name == "--only") only = argv[i + 1];
     if (name == "--out") out = argv[i + 1];
     if (name == "--note") note = argv[i + 1];
+    if (name == "--shape") shape = argv[i + 1];
   }
   ResultLines lines(out, 1, argc, argv, note);
   lines.set_device(or_exit(cuda_device_info(0)).name);
   fmt::print("{}\n", lines.device());
   for (const Problem& problem : kProblems)
-    if (only.empty() || (only == "decode") == problem.decode) bench(problem, lines);
+    if ((only.empty() || (only == "decode") == problem.decode) &&
+        (shape.empty() ||
+         shape == fmt::format("{}x{}x{}x{}", problem.batch, problem.length, problem.heads, problem.kv_heads)))
+      bench(problem, lines);
   return 0;
 }
 
