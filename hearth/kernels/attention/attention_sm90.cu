@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// attention on Hopper: validate and select; launches for KV in f32 and bf16. The coded formats' are compiled in
-// attention_sm90_fp8.cu and attention_sm90_int4.cu.
+// attention on Hopper: validate and select; launches for KV in f32 and bf16 on CUDA cores. The coded formats' are
+// compiled in attention_sm90_fp8.cu and attention_sm90_int4.cu, BF16's tensor-core kernels in attention_bf16_sm90.cu.
+#include "hearth/kernels/attention/attention_bf16_sm90.h"
 #include "hearth/kernels/attention/attention_sm90_start.cuh"
 
 namespace hearth {
@@ -11,6 +12,7 @@ extern template Status sm90::start_attention_format<sm90::Int4Kv>(const Attentio
 Status attention_sm90(const AttentionArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
   if (args.q.rows() == 0) return {};
+  if (sm90::takes_attention_bf16(args)) return attention_bf16_sm90(args, exec);
   const KvLayout& layout = args.kv.layout;
   if (layout.head_dim % 8 != 0 || layout.head_dim > sm90::kAttentionMaxHeadDim)
     return unsupported("attention: head dim is {}, the GPU's kernel has multiples of 8 up to {}", layout.head_dim,
