@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode: W is the M side of the MMA, tokens the N side. A block has 16 rows of W, and its warps share K in pieces of 256
+// Decode: W is the M side of the MMA, tokens the N side. A block has 16 rows of W, and its warps share K in pieces of 128
 // bytes. The order of K within a piece is free as long as both sides have the same one: a lane takes 16 neighbouring
 // bytes of a row, which are the registers of two MMAs, for W and for x alike; so nothing goes through shared memory but
 // the warps' sums, which are added in their order. A warp asks for its next piece before it multiplies the one it has,
@@ -19,7 +19,7 @@ namespace {
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kRows = 16, kTokens = 8;  // of an MMA's output
 constexpr int kChunkBytes = 64;         // of a row that a warp loads at once: 16 for each of four lanes
-constexpr int kChunks = 4;              // of a piece
+constexpr int kChunks = 2;              // of a piece
 constexpr int kPieceBytes = kChunks * kChunkBytes;
 
 // d += a b: two registers each of W's rows r and r + 8, two of x.
@@ -46,9 +46,9 @@ struct Piece {
   }
 };
 
-template <bool kFp8, int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles > 2 ? 1 : 2)
-    linear_narrow_kernel(const __grid_constant__ NarrowProduct p) {
+// kResident: blocks that a multiprocessor holds; many hide each other's beginnings and ends.
+template <bool kFp8, int kTiles, int kResident>
+__global__ void __launch_bounds__(kThreads, kResident) linear_narrow_kernel(const __grid_constant__ NarrowProduct p) {
   __shared__ float sums[kWarps][kTiles * kTokens][kRows + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, part = lane % 4 * 16;
   const int first_row = static_cast<int>(blockIdx.x) * kRows, pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
@@ -108,9 +108,11 @@ template <bool kFp8>
 Status start(const NarrowProduct& p, void* stream) {
   Launch how(dim3(static_cast<unsigned>((p.n + kRows - 1) / kRows)), dim3(kThreads), stream);
   how.pdl = true;
-  if (p.m <= kTokens) return launch(how, linear_narrow_kernel<kFp8, 1>, p);
-  if (p.m <= 2 * kTokens) return launch(how, linear_narrow_kernel<kFp8, 2>, p);
-  return launch(how, linear_narrow_kernel<kFp8, 4>, p);
+  // As many as have no registers spilled.
+  constexpr int kResidentOfTwo = kFp8 ? 2 : 3;
+  if (p.m <= kTokens) return launch(how, linear_narrow_kernel<kFp8, 1, 4>, p);
+  if (p.m <= 2 * kTokens) return launch(how, linear_narrow_kernel<kFp8, 2, kResidentOfTwo>, p);
+  return launch(how, linear_narrow_kernel<kFp8, 4, 2>, p);
 }
 
 bool in_vectors(const ConstTensorView& view) {
