@@ -32,8 +32,9 @@ struct Golden {
 
 std::vector<Golden> golden() {
   std::ifstream file("models/fable-13m/golden.json");
+  const json document = json::parse(file);
   std::vector<Golden> all;
-  for (const json& prompt : json::parse(file)["prompts"])
+  for (const json& prompt : document["prompts"])
     all.push_back({prompt["ids"].get<std::vector<int32_t>>(), prompt["greedy48_text"].get<std::string>()});
   return all;
 }
