@@ -21,7 +21,8 @@ def newest():
             line = json.loads(text)
             key = tuple(line.get(k) for k in ("bench", "model", "config", "layer", "text", "format", "act", "activation",
                                               "device", "M", "rows", "hidden", "residual", "name", "baseline",
-                                              "list"))
+                                              "list", "batch", "context", "length", "heads", "kv_heads", "head_dim",
+                                              "layout"))
             if key not in lines or lines[key]["date"] <= line["date"]:
                 lines[key] = line
     return list(lines.values())
@@ -50,6 +51,18 @@ def table(lines):
                 rows.append((f"{line['model']}, perplexity of {line['text']}", f"{line['ppl']:.4f}", where))
             else:
                 rows.append((f"{line['model']}, LAMBADA accuracy", f"{line['correct']} of {line['n']}", where))
+        elif line["bench"] in ("model.decode", "model.prefill") and "repetitions" in line and "H100" in line["device"]:
+            # `hearth bench model`
+            what = f"prompt of {line['length']}" if "length" in line else \
+                f"decode at batch {line['batch']} behind {line['context']} tokens"
+            rows.append((f"{line['config']}, dummy weights, {line['format']}, {what}",
+                         f"{line['tokens_per_s']:.0f} tokens/s", where))
+        elif line["bench"] in ("op.attention.prefill", "op.attention.decode") and "peers" in line:
+            size = line.get("length", line.get("context"))
+            rows.append((f"attention, {line['bench'].split('.')[-1]}, {line['batch']} x {size}, "
+                         f"{line['heads']}/{line['kv_heads']} heads of {line['head_dim']}, bf16",
+                         f"{line['us']:.1f} us; cuDNN {line['peers']['cudnn']:.1f}, "
+                         f"FlashAttention-2 {line['peers']['flash']:.1f}", where))
         elif line["bench"] == "model.decode" and "ratio_median" in line:
             rows.append((f"{line['config']}, decode at batch 1, {line['format']} weights",
                          f"{line['tokens_per_s']:.1f} tokens/s, {line['ratio_median']:.2f} of reading the weights", where))
