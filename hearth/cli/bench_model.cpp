@@ -135,7 +135,9 @@ Result<double> read_speed(const ModelBench& bench) {
   };
   const Memory& memory = bench.model->ops().memory();
   if (memory.is_host()) {
-    const std::span<const std::byte> weights = bench.model->weights().memory.bytes();
+    const Buffer& memory_of_weights = bench.model->weights().memory;
+    const std::span<const std::byte> weights(memory_of_weights.data(),
+                                             static_cast<size_t>(memory_of_weights.size_bytes()));
     volatile uint64_t sink = 0;
     const auto sum = [&]() -> Status {
       sink = sink + read_sum({&weights, 1}, *bench.pool);

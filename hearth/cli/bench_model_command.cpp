@@ -157,7 +157,7 @@ std::string table_row(const BenchedModel& m, const ModelBenchTest& test, const M
   const double floor = result.floor_tokens_per_s;
   const int64_t parameters = count_parameters(model.config());
   return fmt::format("| {} {} | {} | {} | {} {} | {} | {} | {} | {:.2f} ± {:.2f} | {:.1f}, {:.1f} to {:.1f} | {} |\n",
-                     m.served->name, stored_format(model), bytes_text(model.weights().size_bytes),
+                     m.served->name, stored_format(model), bytes_text(model.weights().memory.size_bytes()),
                      count_text(static_cast<double>(parameters)), model.ops().backend, m.act,
                      kv_format_name(m.served->kv_format), test.batch, name, result.tokens_per_s,
                      result.tokens_per_s_deviation, result.us, result.us_p10, result.us_p90,
@@ -201,11 +201,11 @@ class BenchModelRun {
   Status report_load(double speed) {
     nlohmann::json line = base_line(s_, m_, "model.load");
     line["seconds"] = m_.served->load_seconds;
-    line["bytes"] = m_.served->model->weights().size_bytes;
+    line["bytes"] = m_.served->model->weights().memory.size_bytes();
     line["load_format"] = s_.model.load_format;
     if (!s_.model.quiet)
       write_stderr(fmt::format("{}; {} loaded in {:.2f} s; memory is read with {:.0f} GB/s", m_.device,
-                               bytes_text(m_.served->model->weights().size_bytes), m_.served->load_seconds,
+                               bytes_text(m_.served->model->weights().memory.size_bytes()), m_.served->load_seconds,
                                speed * 1e-9));
     return keep(line);
   }

@@ -127,20 +127,21 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
     HEARTH_TRY_ASSIGN(grammars, GrammarCompiler::create(tokenizer, config.vocab_size, end_ids));
   }
   std::vector<uint32_t> allowed = allowed_below(tokenizer.vocab_size(), config.vocab_size);
-  ServedModel served{.name = std::move(name),
-                     .dir = dir,
-                     .model = model,
-                     .tokenizer = std::move(tokenizer),
-                     .chat_template = std::move(chat_template),
-                     .grammars = std::move(grammars),
-                     .defaults = opened.defaults,
-                     .kv_format = kv_format,
-                     .max_context = options.max_context.value_or(config.max_positions),
-                     .end_ids = std::move(end_ids),
-                     .allowed = std::move(allowed),
-                     .weight_bytes = opened.checkpoint ? opened.checkpoint->total_bytes() : model->weights().size_bytes,
-                     .load_seconds = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9,
-                     .created_s = static_cast<int64_t>(std::time(nullptr))};
+  ServedModel served{
+      .name = std::move(name),
+      .dir = dir,
+      .model = model,
+      .tokenizer = std::move(tokenizer),
+      .chat_template = std::move(chat_template),
+      .grammars = std::move(grammars),
+      .defaults = opened.defaults,
+      .kv_format = kv_format,
+      .max_context = options.max_context.value_or(config.max_positions),
+      .end_ids = std::move(end_ids),
+      .allowed = std::move(allowed),
+      .weight_bytes = opened.checkpoint ? opened.checkpoint->total_bytes() : model->weights().memory.size_bytes(),
+      .load_seconds = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9,
+      .created_s = static_cast<int64_t>(std::time(nullptr))};
   return std::make_shared<const ServedModel>(std::move(served));
 }
 

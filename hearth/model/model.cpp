@@ -2,7 +2,6 @@
 #include "hearth/model/model.h"
 
 #include "hearth/model/architecture.h"
-#include "hearth/model/weights_move.h"
 
 namespace hearth {
 Status Model::bind_ops() {
@@ -10,7 +9,6 @@ Status Model::bind_ops() {
   const bool complete = ops.embedding && ops.rmsnorm && ops.rope_table && ops.rope_kv_write && ops.attention &&
                         ops.attention_workspace_bytes && ops.silu_mul && ops.find_linear && ops.supports_kv;
   if (!complete) return unsupported("the {} backend lacks an op of the transformer block", ops.backend);
-  if (ops.prepare) HEARTH_TRY(ops.prepare());
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     HEARTH_TRY_ASSIGN(BlockOps found, BlockOps::find(ops, weights_.layers[i], activation_, static_cast<int64_t>(i)));
     layer_ops_.push_back(std::move(found));
@@ -30,10 +28,15 @@ Result<std::shared_ptr<const Model>> Model::bind(const ModelConfig& config, Weig
   model->activation_ = options.activation;
   model->kv_format_ = kv_format;
   model->shard_ = options.shard;
-  HEARTH_TRY_ASSIGN(model->weights_,
-                    load_weights(source, config, options.activation, options.shard, pool, options.progress));
+  // Before the weights, which take their time.
+  if (ops.prepare) HEARTH_TRY(ops.prepare());
+  HEARTH_TRY_ASSIGN(model->weights_, load_weights(source, config,
+                                                  {.activation = options.activation,
+                                                   .shard = options.shard,
+                                                   .memory = &ops.memory(),
+                                                   .progress = options.progress},
+                                                  pool));
   HEARTH_TRY(model->bind_ops());
-  HEARTH_TRY_ASSIGN(model->device_weights_, move_weights(model->weights_, ops.memory()));
   return std::shared_ptr<const Model>(std::move(model));
 }
 

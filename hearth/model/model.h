@@ -68,7 +68,6 @@ class Model {
 
   ModelConfig config_;
   ModelWeights weights_;
-  Buffer device_weights_;  // what the views of weights_ point into, where that is not host memory
   const OpTable* ops_ = nullptr;
   DType activation_ = DType::kF32;
   std::optional<KvFormatId> kv_format_;

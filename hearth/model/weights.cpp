@@ -3,14 +3,13 @@
 #include "hearth/model/weights.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <deque>
 #include <limits>
 
 #include "hearth/base/log.h"
 #include "hearth/checkpoint/convert.h"
 #include "hearth/checkpoint/quote.h"
+#include "hearth/memory/host_buffer.h"
 #include "hearth/model/rope_frequencies.h"
 #include "hearth/tensor/quantized_weight.h"
 
@@ -37,20 +36,24 @@ DType widest(std::span<const Part> parts) {
 
 class Binder {
  public:
-  Binder(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard, ThreadPool& pool,
-         const LoadProgress& progress)
-      : source_(source), config_(config), activation_(activation), shard_(shard), pool_(pool), progress_(progress) {}
+  Binder(WeightSource& source, const ModelConfig& config, const WeightsOptions& options, ThreadPool& pool)
+      : source_(source),
+        config_(config),
+        activation_(options.activation),
+        shard_(options.shard),
+        pool_(pool),
+        progress_(options.progress) {}
 
   // The first pass: where everything goes, and how much it is.
   Status plan(ModelWeights& weights) {
-    base_ = nullptr;
+    sink_ = nullptr;
     return bind_all(weights);
   }
   int64_t planned_bytes() const { return used_; }
-  // The second pass. REQUIRES: `memory` holds planned_bytes().
-  Status read(ModelWeights& weights, std::byte* memory) {
+  // The second pass. REQUIRES: `sink` holds planned_bytes().
+  Status read(ModelWeights& weights, WeightSink& sink) {
     total_ = source_bytes_;
-    base_ = memory;
+    sink_ = &sink;
     used_ = source_bytes_ = 0;
     return bind_all(weights);
   }
@@ -74,7 +77,7 @@ class Binder {
 
     HEARTH_TRY_ASSIGN(w.final_norm, vector("model.norm.weight", c.hidden_size));
     HEARTH_TRY(bind_lm_head(lm_head, w));
-    w.inv_freq = inverse_frequencies();
+    HEARTH_TRY_ASSIGN(w.inv_freq, inverse_frequencies());
     return {};
   }
 
@@ -90,7 +93,7 @@ class Binder {
       // Some files carry both. If they differ, the head was trained apart, whatever config.json says.
       HEARTH_TRY_ASSIGN(const bool same, same_bytes(*entry, *embedding));
       if (same) return {};
-      if (base_)
+      if (sink_)
         spdlog::warn(
             "tie_word_embeddings is true, but lm_head.weight differs from the embedding: using lm_head.weight");
     }
@@ -125,33 +128,16 @@ class Binder {
     HEARTH_TRY_ASSIGN(dense.gate_up, column_parallel(gate_up, c.mlp_bias));
     HEARTH_TRY_ASSIGN(dense.down, row_parallel(mlp + "down_proj", ffn, c.mlp_bias));
     layer.ffn = std::move(dense);
-    HEARTH_TRY_ASSIGN(layer.k_channel_scale, head_scales(attention + "k_channel_scale", c.head_dim));
-    HEARTH_TRY_ASSIGN(layer.k_channel_offset, head_offsets(attention + "k_channel_offset", c.head_dim));
-    HEARTH_TRY_ASSIGN(layer.k_scale, head_scales(attention + "k_scale", 1));
-    HEARTH_TRY_ASSIGN(layer.v_scale, head_scales(attention + "v_scale", 1));
+    HEARTH_TRY_ASSIGN(layer.k_channel_scale, head_values(attention + "k_channel_scale", c.head_dim, true));
+    HEARTH_TRY_ASSIGN(layer.k_channel_offset, head_values(attention + "k_channel_offset", c.head_dim, false));
+    HEARTH_TRY_ASSIGN(layer.k_scale, head_values(attention + "k_scale", 1, true));
+    HEARTH_TRY_ASSIGN(layer.v_scale, head_values(attention + "v_scale", 1, true));
     return {};
-  }
-
-  Result<ConstTensorView> head_scales(const std::string& name, int64_t width) {
-    HEARTH_TRY_ASSIGN(const ConstTensorView scales, head_values(name, width));
-    // Values are divided by them; the reciprocal of a denormal one is infinite.
-    for (int64_t i = 0; base_ && scales && i < scales.shape.count(); ++i)
-      if (const float scale = static_cast<const float*>(scales.data)[i]; !(scale >= std::numeric_limits<float>::min()))
-        return corrupt("tensor '{}' is {} at {}; wanted positive scales", name, scale, i);
-    return scales;
-  }
-
-  Result<ConstTensorView> head_offsets(const std::string& name, int64_t width) {
-    HEARTH_TRY_ASSIGN(const ConstTensorView offsets, head_values(name, width));
-    for (int64_t i = 0; base_ && offsets && i < offsets.shape.count(); ++i)
-      if (const float offset = static_cast<const float*>(offsets.data)[i]; !std::isfinite(offset))
-        return corrupt("tensor '{}' is {} at {}; wanted finite offsets", name, offset, i);
-    return offsets;
   }
 
   // Numbers of this rank's kv heads, `width` for each; empty where the checkpoint has none. One for all heads stays one
   // where width is 1.
-  Result<ConstTensorView> head_values(const std::string& name, int64_t width) {
+  Result<ConstTensorView> head_values(const std::string& name, int64_t width, bool positive) {
     const TensorEntry* entry = source_.find_optional(name);
     if (!entry) return ConstTensorView();
     const int64_t count = entry->shape.count();
@@ -163,7 +149,24 @@ class Binder {
     TensorEntry& row = flattened_.emplace_back(*entry);
     row.shape = {count};
     const Part part{&row, 0, 1, shared ? 0 : mine * shard_.rank, mine};
-    return place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width});
+    HEARTH_TRY_ASSIGN(const ConstTensorView values,
+                      place({&part, 1}, DType::kF32, width == 1 ? Shape{mine} : Shape{mine / width, width}));
+    if (sink_ && positive) HEARTH_TRY(check_positive(part));
+    return values;
+  }
+
+  // Values are divided by scales; the reciprocal of a denormal one is infinite. Reads them once more: what has been
+  // placed may lie on a device.
+  Status check_positive(const Part& part) const {
+    const TensorEntry& entry = *part.entry;
+    std::vector<std::byte> stored(static_cast<size_t>(dtype_bytes(entry.dtype, part.cols)));
+    std::vector<float> scales(static_cast<size_t>(part.cols));
+    HEARTH_TRY(source_.read_part(entry, dtype_bytes(entry.dtype, part.col_begin), stored));
+    HEARTH_TRY(convert_floats(entry.dtype, stored, DType::kF32, std::as_writable_bytes(std::span(scales))));
+    for (size_t i = 0; i < scales.size(); ++i)
+      if (!(scales[i] >= std::numeric_limits<float>::min()))
+        return corrupt("tensor '{}' is {} at {}; wanted positive scales", entry.name, scales[i], i);
+    return {};
   }
 
   Result<bool> is_quantized(const std::string& module, int64_t n, int64_t k) {
@@ -179,10 +182,10 @@ class Binder {
     const int64_t at = take(bytes);
     source_bytes_ += format->stored_bytes(n, k);
     LinearWeight out;
-    if (base_) {
+    if (sink_) {
       HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, source_.read_quantized(module, n, k));
       HEARTH_TRY(matrix.validate().with_context(module));
-      out = place_quantized(matrix, base_ + at);
+      HEARTH_TRY_ASSIGN(out, put_quantized(matrix, at, bytes));
       done_ += format->stored_bytes(n, k);
       if (progress_) progress_(done_, total_);
     } else {
@@ -190,6 +193,17 @@ class Binder {
       out.n = n;
       out.k = k;
     }
+    return out;
+  }
+
+  Result<LinearWeight> put_quantized(const QuantizedMatrix& matrix, int64_t at, int64_t bytes) {
+    if (sink_->in_place()) return place_quantized(matrix, sink_->address(at));
+    HEARTH_TRY_ASSIGN(HostBuffer canonical, HostBuffer::allocate(bytes).with_context("weights"));
+    LinearWeight out = place_quantized(matrix, canonical.data());
+    HEARTH_TRY(sink_->put(at, canonical.bytes()));
+    for (ConstTensorView* view : {&out.codes, &out.scales, &out.zeros, &out.lines, &out.line_scales, &out.line_index,
+                                  &out.k_order, &out.act_scale, &out.bias})
+      if (*view) view->data = sink_->address(at) + (static_cast<const std::byte*>(view->data) - canonical.data());
     return out;
   }
 
@@ -303,14 +317,13 @@ class Binder {
   Result<ConstTensorView> place(std::span<const Part> parts, DType dtype, const Shape& shape) {
     const int64_t at = take(dtype_bytes(dtype, shape.count()));
     for (const Part& part : parts) source_bytes_ += dtype_bytes(part.entry->dtype, part.rows * part.cols);
-    if (!base_) return ConstTensorView(nullptr, dtype, shape);
+    if (!sink_) return ConstTensorView(nullptr, dtype, shape);
     int64_t offset = at;
     for (const Part& part : parts) {
-      const int64_t bytes = dtype_bytes(dtype, part.rows * part.cols);
-      HEARTH_TRY(read_part(part, dtype, {base_ + offset, static_cast<size_t>(bytes)}));
-      offset += bytes;
+      HEARTH_TRY(read_part(part, dtype, offset));
+      offset += dtype_bytes(dtype, part.rows * part.cols);
     }
-    return ConstTensorView(base_ + at, dtype, shape);
+    return ConstTensorView(sink_->address(at), dtype, shape);
   }
 
   int64_t take(int64_t bytes) {
@@ -319,18 +332,34 @@ class Binder {
     return at;
   }
 
-  ConstTensorView inverse_frequencies() {
+  Result<ConstTensorView> inverse_frequencies() {
     const std::vector<float> values = rope_inv_freq(config_);
-    const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(float));
-    const int64_t at = take(bytes);
+    const int64_t at = take(static_cast<int64_t>(values.size() * sizeof(float)));
     const Shape shape{static_cast<int64_t>(values.size())};
-    if (!base_) return {nullptr, DType::kF32, shape};
-    std::memcpy(base_ + at, values.data(), static_cast<size_t>(bytes));
-    return {base_ + at, DType::kF32, shape};
+    if (!sink_) return ConstTensorView(nullptr, DType::kF32, shape);
+    HEARTH_TRY(sink_->put(at, std::as_bytes(std::span(values))));
+    return ConstTensorView(sink_->address(at), DType::kF32, shape);
   }
 
-  // Reads one part, its rows spread over the pool's threads.
-  Status read_part(const Part& part, DType dtype, std::span<std::byte> dst) {
+  // Reads one part to `offset`, as many rows at once as the sink takes; a row that it does not take in pieces of its own.
+  Status read_part(const Part& part, DType dtype, int64_t offset) {
+    const int64_t width = dtype_bytes(dtype, 1), most = sink_->piece_bytes() / width;
+    const int64_t cols = std::clamp<int64_t>(part.cols, 1, most);
+    const int64_t rows = cols < part.cols ? 1 : std::max<int64_t>(1, most / cols);
+    for (int64_t row = 0; row < part.rows; row += rows)
+      for (int64_t col = 0; col < part.cols; col += cols) {
+        const Part piece{part.entry, part.row_begin + row, std::min(rows, part.rows - row), part.col_begin + col,
+                         std::min(cols, part.cols - col)};
+        HEARTH_TRY_ASSIGN(const std::span<std::byte> to,
+                          sink_->open(offset + (row * part.cols + col) * width, piece.rows * piece.cols * width));
+        HEARTH_TRY(read_rows(piece, dtype, to));
+        HEARTH_TRY(sink_->close());
+      }
+    return {};
+  }
+
+  // The part's rows, spread over the pool's threads.
+  Status read_rows(const Part& part, DType dtype, std::span<std::byte> dst) {
     const TensorEntry& entry = *part.entry;
     const bool whole_rows = part.cols == entry.shape.back();
     const int64_t row_bytes = dtype_bytes(entry.dtype, part.cols), dst_row_bytes = dtype_bytes(dtype, part.cols);
@@ -419,9 +448,9 @@ class Binder {
   const Shard shard_;
   ThreadPool& pool_;
   const LoadProgress& progress_;
-  std::byte* base_ = nullptr;  // null in the first pass
-  int64_t used_ = 0;           // bytes of our memory taken
-  int64_t source_bytes_ = 0;   // bytes of the checkpoint wanted
+  WeightSink* sink_ = nullptr;  // null in the first pass
+  int64_t used_ = 0;            // bytes of our memory taken
+  int64_t source_bytes_ = 0;    // bytes of the checkpoint wanted
   int64_t done_ = 0, total_ = 0;
   std::optional<bool> same_head_;
   std::deque<TensorEntry> flattened_;  // entries whose shape is read as one row
@@ -458,14 +487,16 @@ int64_t ModelWeights::bytes_per_token() const {
   return bytes;
 }
 
-Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard,
-                                  ThreadPool& pool, const LoadProgress& progress) {
+Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, const WeightsOptions& options,
+                                  ThreadPool& pool) {
   ModelWeights weights;
-  Binder binder(source, config, activation, shard, pool, progress);
+  Binder binder(source, config, options, pool);
   HEARTH_TRY(binder.plan(weights));
-  HEARTH_TRY_ASSIGN(weights.memory, HostBuffer::allocate(binder.planned_bytes()).with_context("weights"));
-  HEARTH_TRY(binder.read(weights, weights.memory.data()));
-  weights.size_bytes = weights.memory.size_bytes();
+  HEARTH_TRY_ASSIGN(WeightSink sink, WeightSink::create(*options.memory, binder.planned_bytes(), options.piece_bytes));
+  Status read = binder.read(weights, sink);
+  Result<Buffer> memory = sink.finish();  // also after an error: a piece may still be on its way
+  HEARTH_TRY(std::move(read));
+  HEARTH_TRY_ASSIGN(weights.memory, std::move(memory));
   return weights;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The weights of a model, bound from a checkpoint into one piece of our own memory.
+// The weights of a model, bound from a checkpoint into one piece of the memory in which its ops want them.
 //   I1. Q, K and V of a layer are one linear [(heads + 2 kv_heads) head_dim, hidden], gate and up are one
 //       [2 ffn, hidden]: rows one part after the other. Where one of them is quantized, each is a part of its own.
 //   I2. Norm weights and biases are f32; plain linear weights keep the checkpoint's values (f32, f16, bf16) or
@@ -14,9 +14,10 @@
 
 #include "hearth/base/result.h"
 #include "hearth/base/thread_pool.h"
-#include "hearth/memory/host_buffer.h"
+#include "hearth/memory/memory.h"
 #include "hearth/model/config.h"
 #include "hearth/model/weight_source.h"
+#include "hearth/model/weights_sink.h"
 #include "hearth/tensor/weight_format.h"
 
 namespace hearth {
@@ -68,8 +69,7 @@ struct ModelWeights {
   ConstTensorView final_norm;  // [hidden]
   Linear lm_head;              // [vocab, hidden]; the embedding's memory where tied
   ConstTensorView inv_freq;    // [head_dim / 2] f32
-  HostBuffer memory;
-  int64_t size_bytes = 0;  // of all of them together, wherever they lie
+  Buffer memory;               // what all views point into
 
   // Bytes that a decode step reads: every linear and norm once; of an untied embedding nothing to speak of.
   int64_t bytes_per_token() const;
@@ -78,12 +78,20 @@ struct ModelWeights {
 // Called as bytes arrive, from the loading thread.
 using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
 
-// Reads the shard of every weight that the architecture needs, on all threads of the pool.
-// `activation` kBf16 turns f32 and f16 linear weights into bf16; kF32 keeps them.
+struct WeightsOptions {
+  DType activation = DType::kF32;  // kBf16 turns f32 and f16 linear weights into bf16; kF32 keeps them
+  Shard shard;
+  const Memory* memory = &host_memory();  // where they shall lie
+  LoadProgress progress;
+  int64_t piece_bytes = WeightSink::kPieceBytes;  // of host memory, twice, on the way to a device
+};
+
+// Reads the shard of every weight that the architecture needs, on all threads of the pool. On its way to a device no
+// more than two pieces and one quantized matrix, as stored and as computed with, are in host memory.
 // Errors: NotFound for a missing tensor, InvalidArgument for a wrong shape or a shard that does not
 // divide the heads, Unsupported for a dtype, Corrupt for a weight that is infinite or not a number, as stored
 // or as converted, ResourceExhausted for too little memory.
-Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, DType activation, const Shard& shard,
-                                  ThreadPool& pool, const LoadProgress& progress);
+Result<ModelWeights> load_weights(WeightSource& source, const ModelConfig& config, const WeightsOptions& options,
+                                  ThreadPool& pool);
 
 }  // namespace hearth
