@@ -46,7 +46,8 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
                                             .max_logit_rows = max_rows,
                                             .max_context = served->max_context,
                                             .max_block_entries = options.max_sequences *
-                                                                 blocks_for(served->max_context, options.block_tokens)},
+                                                                 blocks_for(served->max_context, options.block_tokens),
+                                            .samples = true},
                                            pool));
   auto state = std::make_shared<ModelState>(std::move(buffers));
   state->max_sequences = options.max_sequences;

@@ -160,11 +160,17 @@ TEST(Engine, UnderLoadEveryTextIsItsSingleRun) {
   EXPECT_EQ(counter.finished, choices);
 }
 
-// The CPU's ops on a device that is none: pool, buffers and step arrays go the way of a GPU, decode steps are padded and
-// replayed, and every bit is the CPU's.
+// The CPU's ops on a device that is none: pool, buffers, step arrays and rows to be sampled go the way of a GPU, decode
+// steps are padded and replayed, and every bit is the CPU's.
 TEST(Engine, OnADeviceEveryTextIsTheSame) {
   OpTable ops = cpu_ops();
   ops.memory = testing::fake_device;
+  static std::atomic<int64_t> packed;
+  packed = 0;
+  ops.sample_packed = [](const SamplePackedArgs& args, ExecContext& exec) {
+    ++packed;
+    return sample_packed_ref(args, exec);
+  };
   const auto on_device = small_model("device", 1, ops);
   auto& counts = testing::FakeDevice::instance().counts;
   counts.reset();
@@ -198,6 +204,7 @@ TEST(Engine, OnADeviceEveryTextIsTheSame) {
   }
   EXPECT_GT(counts.replayed, 20);
   EXPECT_EQ(counts.allocations, allocations) << "a step allocated";
+  EXPECT_GT(packed, 20);
 }
 
 TEST(Engine, ChoicesShareTheirPromptsBlocks) {

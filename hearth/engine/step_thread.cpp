@@ -88,14 +88,11 @@ Status StepThread::compute(Step& step) {
                         .block_table_stride = step.block_table_stride,
                         .logit_rows = step.logit_rows};
   try {
-    HEARTH_TRY_ASSIGN(const ConstTensorView logits,
-                      forward(*model.served->model, batch, model.kv, model.comm, model.buffers));
-    if (step.rows.empty()) return {};
     for (size_t r = 0; r < step.rows.size(); ++r)
       if (step.owners[r].prompt_index == 0)
         step.rows[r].output_tokens = model.sampled[static_cast<size_t>(step.owners[r].place)];
-    const SampleArgs args{.logits = logits, .rows = step.rows, .results = step.results};
-    Status sampled = model.served->model->ops().sample(args, model.buffers.exec());
+    Status sampled =
+        forward_and_sample(*model.served->model, batch, model.kv, model.comm, model.buffers, step.rows, step.results);
     // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.
     const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
     if (!sampled && std::ranges::none_of(step.results, failed)) return sampled;

@@ -12,7 +12,7 @@
 #include "hearth/kernels/non_finite/non_finite.h"
 #include "hearth/kernels/rmsnorm/rmsnorm.h"
 #include "hearth/kernels/rope/rope.h"
-#include "hearth/kernels/sample/sample.h"
+#include "hearth/kernels/sample/device_sampler.h"
 #include "hearth/kernels/second_moments/second_moments.h"
 #include "hearth/kernels/silu_mul/silu_mul.h"
 #include "hearth/memory/memory.h"
@@ -31,6 +31,8 @@ struct OpTable {
   Status (*silu_mul)(const SiluMulArgs&, ExecContext&) = nullptr;
   Status (*sample)(const SampleArgs&, ExecContext&) = nullptr;
   int64_t (*sample_workspace_bytes)(int64_t vocab, int threads) = nullptr;
+  // Samples where the logits lie (DeviceSampler); null where `sample` does.
+  SamplePackedOp sample_packed = nullptr;
   // The op for a weight format and activation type; nullptr where the backend has none.
   const LinearOp* (*find_linear)(const WeightFormat& format, DType activation) = nullptr;
   bool (*supports_kv)(KvFormatId format) = nullptr;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of the CUDA backend. Sampling runs on the CPU, over logits that the step has copied there.
+// The table of the CUDA backend. `sample` runs on the CPU, for steps whose logits have been copied there.
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/op_table.h"
 #include "hearth/memory/cuda/cuda_memory.h"
@@ -31,6 +31,7 @@ constexpr OpTable kCudaOps{
     .silu_mul = silu_mul_sm90,
     .sample = sample_cpu,
     .sample_workspace_bytes = sample_cpu_workspace_bytes,
+    .sample_packed = sample_packed_sm90,
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
       if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
       if (supports_linear_fp8_sm90(format, activation)) return &kLinearFp8;

@@ -214,6 +214,15 @@ Status ForwardBuffers::plan_copies(const Model& model, ThreadPool& pool) {
           .with_context("logits"));
   HEARTH_TRY_ASSIGN(host_workspace_,
                     host_memory().allocate(sample_workspace_bytes(model, pool.size())).with_context("sampling"));
+  if (const SamplePackedOp sample = model.ops().sample_packed;
+      limits_.samples && sample && model.config().vocab_size <= kMaxPackedVocab) {
+    constexpr int64_t kAdjustedRows = 64, kListWords = int64_t{1} << 20;  // rows of logits, and 4 MiB of their lists
+    HEARTH_TRY_ASSIGN(sampler_, DeviceSampler::create(memory, sample,
+                                                      {.rows = limits_.max_logit_rows,
+                                                       .vocab = model.config().vocab_size,
+                                                       .adjusted_rows = std::min(limits_.max_logit_rows, kAdjustedRows),
+                                                       .list_words = kListWords}));
+  }
   step_exec_.stream = queue_->stream();
   step_exec_.staged = staging_.memory();
   exec_.workspace = {host_workspace_.data(), static_cast<size_t>(host_workspace_.size_bytes())};
@@ -272,16 +281,36 @@ Status ForwardBuffers::record_decode(const Model& model, const KvView& kv, std::
   return {};
 }
 
+Result<ConstTensorView> ForwardBuffers::run(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm) {
+  HEARTH_TRY(check_batch(step, kv, model, limits_, comm));
+  if (queue_) {
+    HEARTH_TRY(run_on_device(model, step, kv, comm));
+  } else {
+    HEARTH_TRY((StepWork{&model, step, kv, step_exec_, block_, logits_}.run(comm)));
+  }
+  return ConstTensorView(logits_, DType::kF32,
+                         {static_cast<int64_t>(step.logit_rows.size()), model.config().vocab_size});
+}
+
 Result<ConstTensorView> forward(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm,
                                 ForwardBuffers& buffers) {
-  HEARTH_TRY(check_batch(step, kv, model, buffers.limits(), comm));
-  if (buffers.queue_) {
-    HEARTH_TRY(buffers.run_on_device(model, step, kv, comm));
-  } else {
-    HEARTH_TRY((StepWork{&model, step, kv, buffers.step_exec_, buffers.block_, buffers.logits_}.run(comm)));
+  HEARTH_TRY_ASSIGN(const ConstTensorView logits, buffers.run(model, step, kv, comm));
+  return buffers.logits_on_host(logits);
+}
+
+Status forward_and_sample(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm,
+                          ForwardBuffers& buffers, std::span<const SampleRow> rows, std::span<SampleResult> results) {
+  HEARTH_TRY_ASSIGN(const ConstTensorView logits, buffers.run(model, step, kv, comm));
+  if (buffers.sampler_.takes(rows)) {
+    Status sampled = buffers.sampler_.sample({.logits = logits, .rows = rows, .results = results}, *buffers.queue_,
+                                             buffers.step_exec_);
+    // The step's arrays stay until all of it is done, whatever became of the rows.
+    HEARTH_TRY(buffers.queue_->synchronize());
+    return sampled;
   }
-  return buffers.logits_on_host(TensorView(buffers.logits_, DType::kF32,
-                                           {static_cast<int64_t>(step.logit_rows.size()), model.config().vocab_size}));
+  HEARTH_TRY_ASSIGN(const ConstTensorView on_host, buffers.logits_on_host(logits));
+  if (rows.empty()) return {};
+  return model.ops().sample({.logits = on_host, .rows = rows, .results = results}, buffers.exec());
 }
 
 }  // namespace hearth

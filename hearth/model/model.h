@@ -83,6 +83,7 @@ struct StepLimits {
   int64_t max_context = 0;       // tokens of a sequence; 0: the model's max_positions
   // Entries of the block table of a step, for a backend that must copy it; 0: max_tokens contexts in blocks of 16.
   int64_t max_block_entries = 0;
+  bool samples = false;  // plan for forward_and_sample() on a device
 };
 
 // Memory of one step loop. One owner; a step uses all of it.
@@ -103,10 +104,14 @@ class ForwardBuffers {
 
  private:
   friend Result<ConstTensorView> forward(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&);
+  friend Status forward_and_sample(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&,
+                                   std::span<const SampleRow>, std::span<SampleResult>);
   ForwardBuffers() = default;
   Status plan_copies(const Model& model, ThreadPool& pool);
   // Puts the step into the queue: as it was recorded if it was.
   Status run_on_device(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm);
+  // Where the step's logits will be, once it has run: all of a checked step, waiting for nothing on a device.
+  Result<ConstTensorView> run(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm);
   // The step's logits where the host can read them, once they are there.
   Result<ConstTensorView> logits_on_host(ConstTensorView logits);
 
@@ -120,6 +125,7 @@ class ForwardBuffers {
   std::unique_ptr<Queue> queue_;
   StepStaging staging_;
   Buffer host_logits_, host_workspace_;
+  DeviceSampler sampler_;
   DecodeSteps decode_;  // goes before queue_
 };
 
@@ -128,5 +134,11 @@ class ForwardBuffers {
 // Errors: InvalidArgument where the batch contradicts itself, the limits or the KV layout.
 Result<ConstTensorView> forward(const Model& model, const StepBatch& batch, const KvView& kv, Comm& comm,
                                 ForwardBuffers& buffers);
+
+// forward(), then the sampling of rows [R] to results [R] (sample.h). On a device the logits stay there, unless the
+// rows bring more with them than its sampler is planned for: then they are sampled on the host.
+// Errors: those of forward() and of the op `sample`.
+Status forward_and_sample(const Model& model, const StepBatch& batch, const KvView& kv, Comm& comm,
+                          ForwardBuffers& buffers, std::span<const SampleRow> rows, std::span<SampleResult> results);
 
 }  // namespace hearth

@@ -161,15 +161,6 @@ inline void adjust_sparse(const SampleRow& row, int64_t vocab, const Scratch& sc
   for (const int32_t token : row.banned) z[token] = -INFINITY;
 }
 
-// Called only when nothing finite is left, to tell a grammar's dead end from a broken model.
-inline bool leaves_a_token(const SampleRow& row, int64_t vocab) {
-  for (int32_t token = 0; token < vocab; ++token) {
-    if (!row.allowed.empty() && (row.allowed[token / 32] >> (token % 32) & 1) == 0) continue;
-    if (std::find(row.banned.begin(), row.banned.end(), token) == row.banned.end()) return true;
-  }
-  return false;
-}
-
 }  // namespace hearth::sampling
 #endif  // HEARTH_SAMPLE_CPU_ONCE
 

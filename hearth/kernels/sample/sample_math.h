@@ -70,21 +70,27 @@ inline uint64_t fraction_to_fixed(float fraction) {
 // min-p: the least mass that is kept.
 inline uint64_t min_mass(float min_p) { return fraction_to_fixed(min_p); }
 // top-p: the mass that the kept set must reach, given the mass of all candidates. At least 1, at most total.
-inline uint64_t top_p_goal(float top_p, uint64_t total) {
+inline uint64_t goal_of(uint64_t fixed_fraction, uint64_t total) {
   __extension__ using Wide = unsigned __int128;
-  const Wide product = static_cast<Wide>(fraction_to_fixed(top_p)) * total;
+  const Wide product = static_cast<Wide>(fixed_fraction) * total;
   return static_cast<uint64_t>((product + (kMassOne - 1)) >> kMassBits);
 }
+inline uint64_t top_p_goal(float top_p, uint64_t total) { return goal_of(fraction_to_fixed(top_p), total); }
 
 // The point of the draw, in [0, total): the token whose range of the cumulative mass, in the order of ids,
 // holds the point is chosen.
-inline uint64_t draw_point(uint64_t seed, uint32_t choice, int64_t position, uint64_t total) {
+inline uint64_t draw_bits(uint64_t seed, uint32_t choice, int64_t position) {
   const uint64_t p = static_cast<uint64_t>(position);
   const std::array<uint32_t, 4> bits = philox4x32({static_cast<uint32_t>(p), static_cast<uint32_t>(p >> 32), choice, 0},
                                                   {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const uint64_t u = static_cast<uint64_t>(bits[0]) << 32 | bits[1];
+  return static_cast<uint64_t>(bits[0]) << 32 | bits[1];
+}
+inline uint64_t draw_point(uint64_t bits, uint64_t total) {
   __extension__ using Wide = unsigned __int128;
-  return static_cast<uint64_t>(static_cast<Wide>(u) * total >> 64);
+  return static_cast<uint64_t>(static_cast<Wide>(bits) * total >> 64);
+}
+inline uint64_t draw_point(uint64_t seed, uint32_t choice, int64_t position, uint64_t total) {
+  return draw_point(draw_bits(seed, choice, position), total);
 }
 
 // Adjusted logits stay finite where the raw one is.
@@ -102,6 +108,15 @@ inline float penalised(float z, const SamplingParams& params, bool seen, uint32_
     z = clamp_finite(z - params.presence_penalty);
   }
   return z;
+}
+
+// Where nothing finite is left: tells a grammar's dead end from a broken model.
+inline bool leaves_a_token(const SampleRow& row, int64_t vocab) {
+  for (int32_t token = 0; token < vocab; ++token) {
+    if (!row.allowed.empty() && (row.allowed[static_cast<size_t>(token / 32)] >> (token % 32) & 1) == 0) continue;
+    if (std::find(row.banned.begin(), row.banned.end(), token) == row.banned.end()) return true;
+  }
+  return false;
 }
 
 // log(sum of exp(logit - max)) from the exact sum of masses.

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/kernels/sample/device_sampler.h"
+
+#include <algorithm>
+
+#include "hearth/base/check.h"
+
+namespace hearth {
+namespace {
+
+constexpr auto kVerdictBytes = static_cast<int64_t>(sizeof(SampleVerdict));
+constexpr auto kCandidateBytes = static_cast<int64_t>(sizeof(SampleCandidate)) * kMaxTopLogprobs;
+
+int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+int64_t block_bytes(const DeviceSampler::Plan& plan) {
+  return plan.rows * static_cast<int64_t>(sizeof(PackedSampleRow)) + 4 * plan.list_words;
+}
+
+template <class T>
+T* at(const Buffer& buffer, int64_t offset = 0) {
+  return static_cast<T*>(static_cast<void*>(buffer.data() + offset));
+}
+
+}  // namespace
+
+Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp op, const Plan& plan) {
+  HEARTH_CHECK(op && plan.vocab <= kMaxPackedVocab, "a device sampler for {} tokens", plan.vocab);
+  DeviceSampler out;
+  out.plan_ = plan;
+  out.op_ = op;
+  const int64_t results = align64(plan.rows * kVerdictBytes) + plan.rows * kCandidateBytes;
+  HEARTH_TRY_ASSIGN(out.host_block_, memory.allocate_staging(block_bytes(plan)).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.block_, memory.allocate(block_bytes(plan)).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.host_results_, memory.allocate_staging(results).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.results_, memory.allocate(results).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.scratch_, memory.allocate(8 * plan.adjusted_rows * plan.vocab).with_context("sampling"));
+  return out;
+}
+
+bool DeviceSampler::takes(std::span<const SampleRow> rows) const {
+  return op_ && std::ssize(rows) <= plan_.rows &&
+         packed_bytes(rows, plan_.vocab, {.block_bytes = block_bytes(plan_), .adjusted_rows = plan_.adjusted_rows});
+}
+
+SamplePackedArgs DeviceSampler::packed(ConstTensorView logits) const {
+  return {.logits = logits,
+          .block = block_.data(),
+          .verdicts = at<SampleVerdict>(results_),
+          .candidates = at<SampleCandidate>(results_, align64(plan_.rows * kVerdictBytes)),
+          .adjusted = at<float>(scratch_),
+          .counts = at<uint32_t>(scratch_, 4 * plan_.adjusted_rows * plan_.vocab)};
+}
+
+Status DeviceSampler::sample(const SampleArgs& args, Queue& queue, ExecContext exec) {
+  HEARTH_TRY(validate(args));
+  const int64_t rows = std::ssize(args.rows), vocab = plan_.vocab, candidates_at = align64(plan_.rows * kVerdictBytes);
+  const auto bytes =
+      packed_bytes(args.rows, vocab, {.block_bytes = block_bytes(plan_), .adjusted_rows = plan_.adjusted_rows});
+  HEARTH_CHECK(bytes && rows <= plan_.rows && args.logits.cols() == vocab,
+               "sampling {} rows of {}; planned for {} of {}", rows, args.logits.cols(), plan_.rows, vocab);
+  if (rows == 0) return queue.synchronize();
+  const std::span<std::byte> block(host_block_.data(), static_cast<size_t>(*bytes));
+  pack_samples(args.rows, vocab, block);
+  HEARTH_TRY(queue.copy_in(block_.data(), block));
+  HEARTH_TRY(op_(packed(args.logits), exec));
+  const bool with_top = std::ranges::any_of(args.rows, [](const SampleRow& row) { return row.top_logprobs > 0; });
+  const int64_t wanted = with_top ? candidates_at + rows * kCandidateBytes : rows * kVerdictBytes;
+  HEARTH_TRY(queue.copy_out({host_results_.data(), static_cast<size_t>(wanted)}, results_.data()));
+  HEARTH_TRY(queue.synchronize());
+  const auto count = static_cast<size_t>(rows);
+  return unpack_samples(args, {at<SampleVerdict>(host_results_), count},
+                        {at<SampleCandidate>(host_results_, candidates_at), count * kMaxTopLogprobs});
+}
+
+}  // namespace hearth

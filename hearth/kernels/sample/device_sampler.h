@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// DeviceSampler: samples from logits where they lie, and brings tokens back instead of logits. Owns the block that the
+// rows travel in, the device's scratch and the verdicts, all of it planned at creation.
+// One owner; one call at a time, over one queue.
+#pragma once
+
+#include "hearth/kernels/sample/sample_packed.h"
+#include "hearth/memory/memory.h"
+
+namespace hearth {
+
+using SamplePackedOp = Status (*)(const SamplePackedArgs&, ExecContext&);
+
+class DeviceSampler {
+ public:
+  struct Plan {
+    int64_t rows = 0, vocab = 0;
+    int64_t adjusted_rows = 0;  // that change logits: bias, penalties, allowed or banned tokens
+    int64_t list_words = 0;     // of all rows' lists together
+  };
+  DeviceSampler() = default;
+  // ResourceExhausted where it does not fit. REQUIRES: plan.vocab at most kMaxPackedVocab.
+  static Result<DeviceSampler> create(const Memory& memory, SamplePackedOp op, const Plan& plan);
+
+  // Whether the plan holds these rows; else the CPU's sampler is for them.
+  bool takes(std::span<const SampleRow> rows) const;
+  // As sample_cpu(), for logits in the device's memory that the queue's work before writes. Waits for the queue.
+  // REQUIRES: takes(args.rows); exec is the queue's.
+  Status sample(const SampleArgs& args, Queue& queue, ExecContext exec);
+
+  // For benchmarks: what sample() hands to the op, after a call of it.
+  SamplePackedArgs packed(ConstTensorView logits) const;
+
+ private:
+  Plan plan_;
+  SamplePackedOp op_ = nullptr;
+  Buffer host_block_, block_;      // the packed rows
+  Buffer host_results_, results_;  // verdicts, then candidates
+  Buffer scratch_;                 // adjusted logits, then counts
+};
+
+}  // namespace hearth
