@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "hearth/checkpoint/file.h"
 #include "hearth/checkpoint/json.h"
@@ -147,6 +148,34 @@ Status OutputFolder::lock() {
   return unavailable("{}: another run writes to it; wait for that one, or name another folder", s.dir.string());
 }
 
+namespace {
+
+// What a file's name says: model-NNNNN-of-NNNNN.safetensors, or that and what SafetensorsWriter adds while it writes.
+struct NamedShard {
+  int64_t number = 0;  // from 1
+  bool temporary = false;
+};
+
+std::optional<NamedShard> shard_named(std::string_view name) {
+  constexpr std::string_view kForm = "model-#####-of-#####.safetensors";
+  if (name.size() < kForm.size()) return std::nullopt;
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  NamedShard shard;
+  for (size_t i = 0; i < kForm.size(); ++i) {
+    if (kForm[i] == '#' ? !is_digit(name[i]) : name[i] != kForm[i]) return std::nullopt;
+    if (kForm[i] == '#' && i < kForm.find("-of-")) shard.number = shard.number * 10 + (name[i] - '0');
+  }
+  name.remove_prefix(kForm.size());
+  if (name.empty()) return shard;
+  if (!name.starts_with('.') || !name.ends_with(kTemporary)) return std::nullopt;
+  name = name.substr(1, name.size() - std::min(name.size(), kTemporary.size() + 1));
+  if (!std::all_of(name.begin(), name.end(), [&](char c) { return is_digit(c) || c == '-'; })) return std::nullopt;
+  shard.temporary = true;
+  return shard;
+}
+
+}  // namespace
+
 Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json& fingerprint, int64_t shards) {
   auto state = std::make_unique<State>();
   state->dir = dir;
@@ -182,6 +211,7 @@ Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json&
   s.done = done.get<int64_t>();
   s.lines = lines;
   s.settled = member("settled");
+  if (s.done < 0) return corrupt("{}: {} shards are done", state_path.string(), s.done);
   if (found != fingerprint && s.lines.empty() && s.settled.is_null()) {
     HEARTH_TRY(folder.begin_anew(files));
     return folder;
@@ -189,13 +219,10 @@ Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json&
   if (found != fingerprint)
     return invalid_argument("{} holds an unfinished run of other arguments: {}; repeat those, or name another folder",
                             dir.string(), difference(found, fingerprint));
-  if (s.done < 0 || s.done > shards)
-    return corrupt("{}: {} shards of {} are done", state_path.string(), s.done, shards);
+  if (s.done > shards) return corrupt("{}: {} shards of {} are done", state_path.string(), s.done, shards);
   // Half-written shards of a run that was killed.
-  for (const fs::path& file : files) {
-    const std::string name = file.filename().string();
-    if (name.starts_with("model-") && name.ends_with(kTemporary)) fs::remove(file, error);
-  }
+  for (const fs::path& file : files)
+    if (const auto shard = shard_named(file.filename().string()); shard && shard->temporary) fs::remove(file, error);
   for (int64_t i = 0; i < s.done; ++i)
     if (!fs::exists(folder.shard_path(i), error))
       return not_found("{} is missing, which {} says is done; remove the folder to begin anew",
@@ -206,11 +233,9 @@ Result<OutputFolder> OutputFolder::open(const fs::path& dir, const ordered_json&
 // Nothing was encoded yet: what lies there is a copy of the embedding at most.
 Status OutputFolder::begin_anew(std::span<const fs::path> files) {
   for (const fs::path& file : files) {
-    bool ours = file.extension() == kTemporary;
-    for (int64_t i = 0; i < state_->done; ++i)
-      ours = ours || file.filename().string().starts_with(fmt::format("model-{:05}-of-", i + 1));
+    const auto shard = shard_named(file.filename().string());
+    if (!shard || (!shard->temporary && shard->number > state_->done)) continue;
     std::error_code error;
-    if (!ours) continue;
     fs::remove(file, error);
     if (error) return io_error(error.value(), "remove", file);
   }

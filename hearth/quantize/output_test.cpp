@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "hearth/checkpoint/safetensors_writer.h"
@@ -52,6 +53,38 @@ TEST(OutputFolder, BeginsAnewWhereNothingWasEncoded) {
     const auto again = OutputFolder::open(temp.path() / "out", {{"to", "fp8"}}, kShards + 1);
     ASSERT_TRUE(again) << again.error().message;
     EXPECT_EQ(ordered_json::parse(read_bytes(temp.path() / "out" / kQuantizeStateFile))["fingerprint"]["to"], "fp8");
+  }
+}
+
+TEST(OutputFolder, RemovesItsOwnFilesAlone) {
+  const TempFolder temp;
+  const fs::path out = temp.path() / "out";
+  unfinished(out, 1);
+  const std::vector<std::string> kept = {"notes.tmp",
+                                         "model-00001-of-00003.safetensors.bak",
+                                         "model-0001-of-0003.safetensors",
+                                         "model-00002-of-00003.safetensors",
+                                         "model-00002-of-00003.safetensors.mine.tmp",
+                                         "model-notes.tmp"};
+  for (const std::string& name : kept) std::ofstream(out / name) << "mine";
+  std::ofstream(out / "model-00002-of-00003.safetensors.17-0.tmp") << "half";
+  ASSERT_TRUE(OutputFolder::open(out, {{"to", "fp8"}}, kShards));
+  for (const std::string& name : kept) EXPECT_EQ(read_bytes(out / name), "mine") << name;
+  EXPECT_FALSE(fs::exists(out / "model-00001-of-00003.safetensors"));
+  EXPECT_FALSE(fs::exists(out / "model-00002-of-00003.safetensors.17-0.tmp"));
+}
+
+TEST(OutputFolder, ADamagedCountIsCorrupt) {
+  for (const char* count : {"-1", "9223372036854775807"}) {
+    const TempFolder temp;
+    unfinished(temp.path() / "out", 2);
+    const fs::path state = temp.path() / "out" / kQuantizeStateFile;
+    ordered_json stored = ordered_json::parse(read_bytes(state));
+    stored["shards_done"] = ordered_json::parse(count);
+    std::ofstream(state) << stored.dump();
+    const auto again = OutputFolder::open(temp.path() / "out", {{"to", "int4"}}, kShards);
+    ASSERT_FALSE(again);
+    EXPECT_EQ(again.error().code, ErrorCode::kCorrupt) << again.error().message;
   }
 }
 
