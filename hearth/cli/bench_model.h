@@ -40,8 +40,8 @@ struct ModelBenchResult {
 // Tokens a second and times. `bytes_per_s`: of read_speed(), for the floor; 0: unknown. Errors of Runner.
 Result<ModelBenchResult> run_model_bench(const ModelBench& bench, const ModelBenchTest& test, double bytes_per_s);
 
-// Bytes a second that the model's memory can be read with: on the CPU the weights are summed up by all threads, on a GPU
-// a copy within its memory is timed, which reads and writes. 0 where there is no room for that.
+// Bytes a second that the model's memory can be read with: on the CPU the weights are summed up by all threads, on a
+// GPU a copy within its memory is timed, which reads and writes. 0 where there is no room for that.
 Result<double> read_speed(const ModelBench& bench);
 
 // Numbers that the model has: weights of linears, embedding, norms.

@@ -114,8 +114,8 @@ struct EffectiveSettings {
 // All four layers. The file is --config's, else HEARTH_CONFIG's; none is read unasked.
 Result<EffectiveSettings> effective_settings(const ServeFlags& flags, const Environment& environment);
 
-// Those of `variables` ("NAME=value") that look like settings of the server but are none: a mistyped HEARTH_API_KEY must
-// not pass unseen.
+// Those of `variables` ("NAME=value") that look like settings of the server but are none: a mistyped HEARTH_API_KEY
+// must not pass unseen.
 std::vector<std::string> unknown_variables(std::span<const char* const> variables);
 
 // As a hearth.toml with the origins as comments; keys are not shown.

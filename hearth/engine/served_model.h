@@ -58,8 +58,8 @@ struct LoadOptions {
 };
 
 // Loads the model in the Hugging Face folder `dir`. Errors of Checkpoint::open, Tokenizer::load and
-// Model::load; Unsupported for dummy weights of a quantized configuration; InvalidArgument for a max_context beyond the model's or a KV format that does not
-// suit its heads; Corrupt for a generation_config.json or
+// Model::load; Unsupported for dummy weights of a quantized configuration; InvalidArgument for a max_context beyond the
+// model's or a KV format that does not suit its heads; Corrupt for a generation_config.json or
 // a chat template that cannot be read.
 Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesystem::path& dir, std::string name,
                                                              const OpTable& ops, const LoadOptions& options,

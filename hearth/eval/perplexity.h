@@ -14,8 +14,8 @@ namespace hearth {
 // Tokens of a step.
 inline constexpr int64_t kEvalStepTokens = 512;
 
-// A runner for evaluations over contexts of `ctx` tokens, one slot per sequence. Steps hold the logits of rows_per_step()
-// tokens, or of windows_per_step() times as many where there are that many sequences.
+// A runner for evaluations over contexts of `ctx` tokens, one slot per sequence. Steps hold the logits of
+// rows_per_step() tokens, or of windows_per_step() times as many where there are that many sequences.
 RunnerOptions eval_runner_options(const Model& model, int64_t ctx, KvFormatId kv_format, int64_t sequences = 1);
 
 struct PerplexityResult {

@@ -18,11 +18,12 @@
 
 namespace hearth {
 
-// The numbers of sequences that decode steps of up to `largest` are padded to, ascending: 1, 2, 4, multiples of 8 to 64,
-// of 16 to 256, of 64 above, and `largest` itself. Fine steps where a slot costs the most of a step.
+// The numbers of sequences that decode steps of up to `largest` are padded to, ascending: 1, 2, 4, multiples of 8 to
+// 64, of 16 to 256, of 64 above, and `largest` itself. Fine steps where a slot costs the most of a step.
 std::vector<int64_t> decode_batches(int64_t largest);
 
-// The contexts that decode steps are planned for, ascending: 1024, each four times the one before, and `largest` itself.
+// The contexts that decode steps are planned for, ascending: 1024, each four times the one before, and `largest`
+// itself.
 std::vector<int64_t> decode_contexts(int64_t largest);
 
 class DecodeSteps {

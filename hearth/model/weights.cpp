@@ -341,7 +341,8 @@ class Binder {
     return ConstTensorView(sink_->address(at), DType::kF32, shape);
   }
 
-  // Reads one part to `offset`, as many rows at once as the sink takes; a row that it does not take in pieces of its own.
+  // Reads one part to `offset`, as many rows at once as the sink takes; a row that it does not take in pieces of its
+  // own.
   Status read_part(const Part& part, DType dtype, int64_t offset) {
     const int64_t width = dtype_bytes(dtype, 1), most = sink_->piece_bytes() / width;
     const int64_t cols = std::clamp<int64_t>(part.cols, 1, most);

@@ -104,7 +104,8 @@ inline std::vector<float> rope_table(const ModelConfig& c, const std::vector<int
 }
 
 // Attention of one sequence over the cache of `format`, by the reference ops.
-//   qkv [tokens, (heads + 2 kv_heads) head_dim] before RoPE; channel_scale, channel_offset [kv_heads, head_dim] or empty
+//   qkv [tokens, (heads + 2 kv_heads) head_dim] before RoPE; channel_scale, channel_offset [kv_heads, head_dim] or
+//   empty
 inline std::vector<float> run_attention(const ModelConfig& c, std::vector<float> qkv, KvFormatId format,
                                         const std::vector<float>& channel_scale = {},
                                         const std::vector<float>& channel_offset = {}) {

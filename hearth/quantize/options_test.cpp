@@ -148,7 +148,8 @@ TEST(QuantizeOptions, GroupsThatDoNotFitKeepTheModule) {
   EXPECT_EQ(recipe_for(options, "model.layers.0.mlp.down_proj", 64, 200, DType::kBf16).format, "int4");
 }
 
-// Against all choices: greedy need not find the best, but never leaves the budget, and never loses to one format for all.
+// Against all choices: greedy need not find the best, but never leaves the budget, and never loses to one format for
+// all.
 TEST(FitFormats, StaysInTheBudgetAndTakesTheMostSensitiveFirst) {
   const auto linear = [](const char* name, double error) {
     return LinearCosts{name, 1000, {{"int4", 500, error}, {"fp8", 1000, error / 200}, {"bf16", 2000, 0}}};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The quantizer from end to end: a folder with a checkpoint in, a folder with the quantized one out.
-//   I1. The same input, options, ops and seed give the same bytes of weights and configuration, for any number of threads
-//       and wherever a run was cut off and went on.
+//   I1. The same input, options, ops and seed give the same bytes of weights and configuration, for any number of
+//       threads and wherever a run was cut off and went on.
 //   I2. Memory: one layer in f32, the second moments of its inputs (8 k^2 bytes each) or of one of them with what
 //       encoding needs, and ActivationStream's, in the memory of the ops.
 // One owner; the work runs on the threads of the pool.

@@ -40,8 +40,8 @@ struct PreparedLayer {
 
 // Whether the steps need activations: InvalidArgument without a calibration then.
 bool prepare_needs_calibration(const QuantizeOptions& options);
-// Whether inputs of linears are scaled: asked for, all of them then, or by default for 4-bit weights by GPTQ, those that
-// have outliers (transform_scales.h).
+// Whether inputs of linears are scaled: asked for, all of them then, or by default for 4-bit weights by GPTQ, those
+// that have outliers (transform_scales.h).
 bool scales_inputs(const QuantizeOptions& options);
 
 // The steps leave what reaches a linear as it was, but for their own factors: one pass through the layer, before any of

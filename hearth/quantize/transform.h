@@ -51,13 +51,13 @@ void scale_v_o(LayerTensors& layer, const HeadShape& shape, std::span<const floa
 // those; Unsupported, with nothing changed, where n differs between kv heads.
 Status scale_rope_pairs(LayerTensors& layer, const HeadShape& shape, std::span<const float> n);
 
-// k_channel_scale times s, which the KV cache multiplies K with and divides Q by after RoPE. No weight changes: a pool of
-// a format that does not know the scale gives the same, unscaled.
+// k_channel_scale times s, which the KV cache multiplies K with and divides Q by after RoPE. No weight changes: a pool
+// of a format that does not know the scale gives the same, unscaled.
 //   s [kv_heads, head_dim]. Source: FireQ section 3.2, post-RoPE scaling.
 void scale_k_channels(LayerTensors& layer, const HeadShape& shape, std::span<const float> s);
 
-// k_channel_offset plus `offset`, which the KV cache takes from K after RoPE, before it multiplies: every score of a query
-// falls by the same number, which softmax does not see. No weight changes, as with scale_k_channels.
+// k_channel_offset plus `offset`, which the KV cache takes from K after RoPE, before it multiplies: every score of a
+// query falls by the same number, which softmax does not see. No weight changes, as with scale_k_channels.
 //   offset [kv_heads, head_dim], finite. Source: smoothing of K, SageAttention (arXiv 2410.02367, section 4.2), there
 //   with the mean of the sequence.
 void shift_k_channels(LayerTensors& layer, const HeadShape& shape, std::span<const float> offset);

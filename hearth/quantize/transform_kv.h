@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What calibration tells of keys, queries and values, and the factors for a 4-bit KV cache that follow from it.
 //   I1. Statistics are f64 sums in the order of observe(); the sample is the beginning of the first sequences seen.
-//   I2. Factors do not change, in any bit, with powers of two by which rows of K were multiplied and Q's divided (or V's
-//       and O's columns): what comes out of the transformation is the same, so such outliers cost nothing.
+//   I2. Factors do not change, in any bit, with powers of two by which rows of K were multiplied and Q's divided (or
+//       V's and O's columns): what comes out of the transformation is the same, so such outliers cost nothing.
 // One owner.
 #pragma once
 
@@ -29,7 +29,8 @@ class AttentionStats {
 
   // Adds a sequence from its first token on, as a BlockObserver sees it at BlockPoint::kQkv.
   //   qkv [tokens, (heads + 2 kv_heads) head_dim] f32 before RoPE;  cos_sin [tokens, head_dim] f32 (rope.h)
-  // InvalidArgument for shapes that disagree or a value that is NaN or infinite; nothing is added then. On the threads of
+  // InvalidArgument for shapes that disagree or a value that is NaN or infinite; nothing is added then. On the threads
+  // of
   // `pool`, if given: the same bits.
   Status observe(ConstTensorView qkv, ConstTensorView cos_sin, ThreadPool* pool = nullptr);
 
@@ -81,9 +82,9 @@ std::vector<float> fireq_pair_factors(const AttentionStats& stats, double alpha 
 // [kv_heads, head_dim] for scale_k_channels, as if no pair of theirs were scaled before RoPE.
 std::vector<float> fireq_channel_factors(const AttentionStats& stats, int64_t top_k = 8, double beta = 8);
 
-// The powers of two next to what makes the two sides of each pair, K's and Q's, equally large: for scale_rope_pairs where
-// the cache stores plain floats. The layer's bits follow, but for powers of two; what is chosen after it from rows of K
-// and Q no longer sees outliers among them. Layers with k_norm get the same factors in all kv heads.
+// The powers of two next to what makes the two sides of each pair, K's and Q's, equally large: for scale_rope_pairs
+// where the cache stores plain floats. The layer's bits follow, but for powers of two; what is chosen after it from
+// rows of K and Q no longer sees outliers among them. Layers with k_norm get the same factors in all kv heads.
 std::vector<float> even_pair_factors(const AttentionStats& stats, const LayerTensors& layer);
 
 struct KeyScales {

@@ -2,8 +2,8 @@
 // Which factors the function-preserving steps get: families of scales as pure functions of statistics, and a search
 // among them by what the caller calls a loss.
 //   I1. Scales do not change what comes out of the transformation when powers of two had moved between a channel's two
-//       sides before (a norm's weight up, the columns that read it down): equal bits. Such outliers cost nothing. As the
-//       rows of Q, K, V and up count in the columns of their inputs, this holds for a layer's sites in the order of
+//       sides before (a norm's weight up, the columns that read it down): equal bits. Such outliers cost nothing. As
+//       the rows of Q, K, V and up count in the columns of their inputs, this holds for a layer's sites in the order of
 //       ScaleSite, after the RoPE pairs (transform_kv.h: even_pair_factors or search_key_scales).
 // Any thread.
 #pragma once
@@ -22,9 +22,9 @@ namespace hearth {
 // No factor leaves these, however far apart the channels are.
 inline constexpr double kMinFactor = 0x1p-40, kMaxFactor = 0x1p40;
 
-// s = (reader * writer)^exponent / writer: the balance between what a channel holds and what it is read with. Exponent 0
-// makes all channels equally large, 1/2 is the optimum where the error of a channel follows the root mean square of all.
-// A channel that is 0 on either side takes the geometric mean of the others' factors.
+// s = (reader * writer)^exponent / writer: the balance between what a channel holds and what it is read with. Exponent
+// 0 makes all channels equally large, 1/2 is the optimum where the error of a channel follows the root mean square of
+// all. A channel that is 0 on either side takes the geometric mean of the others' factors.
 //   writer, reader [n], not negative; returns [n], positive
 std::vector<float> balancing_factors(std::span<const double> writer, std::span<const double> reader, double exponent);
 
@@ -66,8 +66,8 @@ void apply_scales(LayerTensors& layer, const HeadShape& shape, ScaleSite site, s
 
 // Whether the largest of a site's inputs is kOutlierRatio times as large as the median one, or the half of them is 0.
 // Where none is, GPTQ's feedback leaves scales little to win: on fable-13m and fable-82m, whose largest ratio is 14.9,
-// at most 6% of the site's loss in all but the first layer and nothing of the model's. What hearth_inject_outliers makes
-// has ratios from 64 up.
+// at most 6% of the site's loss in all but the first layer and nothing of the model's. What hearth_inject_outliers
+// makes has ratios from 64 up.
 //   input_rms: root mean squares, as for site_scales()
 inline constexpr double kOutlierRatio = 16;
 bool has_outliers(std::span<const double> input_rms);

@@ -66,7 +66,8 @@ double squared_distance(const std::vector<float>& a, const std::vector<float>& b
 }
 
 // Several channels of one group of 16 and one of another, 32x and 64x: norm weights up, columns down, and the same
-// between up and down, between V and O, and in RoPE pairs between K and Q. Powers of two only, so that the block's bits stay.
+// between up and down, between V and O, and in RoPE pairs between K and Q. Powers of two only, so that the block's bits
+// stay.
 LayerTensors with_outliers(const LayerTensors& plain, const ModelConfig& c) {
   LayerTensors layer = plain;
   const auto outliers = [](int64_t channels) {

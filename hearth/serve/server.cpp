@@ -79,8 +79,8 @@ class ServerImpl final : public Server {
   bool drain(int64_t timeout_ms) override {
     const int64_t begin_ns = clock_.now_ns();
     const auto left_ms = [&](int64_t limit_ms) { return limit_ms - (clock_.now_ns() - begin_ns) / 1'000'000; };
-    // New requests are refused by their heads; the engine still takes those that were let in. While answers are written,
-    // probes and new clients are told that the server goes down, so it listens until they are complete.
+    // New requests are refused by their heads; the engine still takes those that were let in. While answers are
+    // written, probes and new clients are told that the server goes down, so it listens until they are complete.
     api_->drain();
     while (api_->in_flight() > 0 && left_ms(timeout_ms) > 0)
       std::this_thread::sleep_for(std::chrono::milliseconds(kDrainPollMs));

@@ -141,7 +141,8 @@ TEST_F(TokenizerFilesTest, SpecialTokensAsStringOrObject) {
   EXPECT_EQ(tokenizer.pad_id(), std::nullopt);
   EXPECT_EQ(tokenizer.model_max_length(), std::nullopt);
   EXPECT_EQ(tokenizer.special_tokens().at("image_token"), "<image>");
-  // New tokens are numbered after the vocabulary, named ones first, and found in text, unless that is read as plain text.
+  // New tokens are numbered after the vocabulary, named ones first, and found in text, unless that is read as plain
+  // text.
   EXPECT_EQ(tokenizer.vocab_size(), 8194);
   EXPECT_THAT(tokenizer.encode("<image><extra>", {.add_special_tokens = false}).value(), ElementsAre(8192, 8193));
   EXPECT_GT(tokenizer.encode("<image>", {.add_special_tokens = false, .parse_special = false}).value().size(), 2u);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill attention in BF16, after FlashAttention-3 (Shah et al., 2024, sections 3.1 and 3.2): sequences with several
-// tokens in the step. One block a multiprocessor takes tile after tile of 128 rows (attention_bf16_prefill_plan_sm90.cuh).
-// Warp 0 takes them, and brings tiles of 128 keys and of 128 values through two rings; warps 1 to 3 bring the queries of
-// the next tile. Two warpgroups have 64 rows each, and score the next tile of keys (wgmma, operands from shared memory)
-// while they weigh the values of the last one (weights from registers), with the softmax in between. They start their
-// products in turns, so that one's run while the other has its softmax.
+// tokens in the step. One block a multiprocessor takes tile after tile of 128 rows
+// (attention_bf16_prefill_plan_sm90.cuh). Warp 0 takes them, and brings tiles of 128 keys and of 128 values through two
+// rings; warps 1 to 3 bring the queries of the next tile. Two warpgroups have 64 rows each, and score the next tile of
+// keys (wgmma, operands from shared memory) while they weigh the values of the last one (weights from registers), with
+// the softmax in between. They start their products in turns, so that one's run while the other has its softmax.
 #pragma once
 
 #include "hearth/kernels/attention/attention_bf16_prefill_plan_sm90.cuh"

@@ -21,8 +21,8 @@ Result<int> multiprocessors() {
   return count;
 }
 
-// All blocks of the pool: channels, tokens of a block, and an address in units of 64 bytes. A copy brings 64 channels of
-// a block's tokens, of `most_tokens` of them at most.
+// All blocks of the pool: channels, tokens of a block, and an address in units of 64 bytes. A copy brings 64 channels
+// of a block's tokens, of `most_tokens` of them at most.
 Result<CUtensorMap> encode_kv_map(const KvView& kv, int64_t most_tokens) {
   const KvLayout& layout = kv.layout;
   TensorMapShape shape{.rank = 3};

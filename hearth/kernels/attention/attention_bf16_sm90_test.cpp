@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// attention_bf16_sm90 on a GPU, against a loop in double. Label gpu: without a device every test that runs the op fails.
+// attention_bf16_sm90 on a GPU, against a loop in double. Label gpu: without a device every test that runs the op
+// fails.
 #include "hearth/kernels/attention/attention_bf16_sm90.h"
 
 #include <gtest/gtest.h>
@@ -123,7 +124,8 @@ TEST(AttentionBf16Sm90, LargeScoresDoNotOverflow) {
   }
 }
 
-// A graph is captured for one step and replayed for others of the same shape: shorter, longer, of one chunk and several.
+// A graph is captured for one step and replayed for others of the same shape: shorter, longer, of one chunk and
+// several.
 TEST(AttentionBf16Sm90, AReplayedGraphTakesTheLengthsOfTheStep) {
   constexpr uint64_t kSeed = 31014;
   for (int64_t head_dim : {64, 128}) {

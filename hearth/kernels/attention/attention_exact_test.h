@@ -56,9 +56,9 @@ class ExactAttention {
 };
 
 // bf16 keeps 8 significant bits: rounding to nearest moves a number by half a unit of the last of them, at most 2^-8 of
-// the number (just above a power of two). Weights are rounded before they meet V, while their total is not: at most 2^-8
-// of the sum of |weight * value|. The result is rounded: at most 2^-8 of it, after the first error. Sums of products and
-// exponentials in f32 get a sixteenth of the first.
+// the number (just above a power of two). Weights are rounded before they meet V, while their total is not: at most
+// 2^-8 of the sum of |weight * value|. The result is rounded: at most 2^-8 of it, after the first error. Sums of
+// products and exponentials in f32 get a sixteenth of the first.
 inline double allowed(const ExactRow& row, int64_t i) {
   const double weights = row.magnitude[i] * (0x1p-8 + 0x1p-12);
   return weights + (std::abs(row.value[i]) + weights) * 0x1p-8 + 1e-30;

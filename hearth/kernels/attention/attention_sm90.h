@@ -2,8 +2,8 @@
 // Which instance of the Hopper attention kernel serves a call, and how its work is split: host code without CUDA,
 // shared by the kernel, the selector and the tests.
 //   I1. Keys are taken in chunks of kAttentionChunk that begin at multiples of it, and chunks are merged in their
-//       order: a row's bits depend on its query and its keys alone, whether one block takes all chunks of a row, each of
-//       them has its own (few rows), or a block takes several rows (prompts).
+//       order: a row's bits depend on its query and its keys alone, whether one block takes all chunks of a row, each
+//       of them has its own (few rows), or a block takes several rows (prompts).
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attention kernel for prompts on CUDA cores: a block takes up to kTileRows rows, the query heads of one kv head for
-// some neighbouring tokens of one sequence, so that a key and a value are read once for all of them.
-//   I1. A row's bits are attention_kernel's: the same products in the same order, chunks and quarters of chunks too. Keys
-//       that a row does not see add zeros to it.
+// The attention kernel for prompts on CUDA cores: a block takes up to kTileRows rows, the query heads of one kv head
+// for some neighbouring tokens of one sequence, so that a key and a value are read once for all of them.
+//   I1. A row's bits are attention_kernel's: the same products in the same order, chunks and quarters of chunks too.
+//       Keys that a row does not see add zeros to it, if their values are finite.
 #pragma once
 
 #include <cmath>

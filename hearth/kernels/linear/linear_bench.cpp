@@ -4,8 +4,8 @@
 // alternated. Region: what a loop of the thread pool costs. Weights are random; all of a model's lie in one
 // buffer, as after loading.
 // Quantized: linear_bench_quantized.h.
-//   linear_bench [decode] [prefill] [batch] [region] [quantized-decode] [quantized-prefill] [--only LAYER | FORMAT] [--threads N]
-//                [--reps N] [--jsonl FILE] [--note TEXT]
+//   linear_bench [decode] [prefill] [batch] [region] [quantized-decode] [quantized-prefill] [--only LAYER | FORMAT]
+//                [--threads N] [--reps N] [--jsonl FILE] [--note TEXT]
 #include <unistd.h>
 
 #include <algorithm>

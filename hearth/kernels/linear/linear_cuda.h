@@ -3,8 +3,8 @@
 // linear_cublaslt: bf16 x and bf16 weights, on the tensor cores; sums in f32 in the order of the algorithm that the
 // library chooses for the shape, so that a row's bits may differ between values of m (not from run to run).
 // linear_bf16_sm90: the same, with a kernel of our own for few rows (linear_narrow_sm90.h), whose bits are theirs.
-// linear_fp8_sm90: bf16 x and weights of E4M3 with a scale for each row or one for all; x is rounded to E4M3 (act_quantize.h)
-// and both meet on the tensor cores: few rows in our kernel, more in cuBLASLt.
+// linear_fp8_sm90: bf16 x and weights of E4M3 with a scale for each row or one for all; x is rounded to E4M3
+// (act_quantize.h) and both meet on the tensor cores: few rows in our kernel, more in cuBLASLt.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once

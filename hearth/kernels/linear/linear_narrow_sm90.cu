@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode: W is the M side of the MMA, tokens the N side. A block has 16 rows of W, and its warps share K in pieces of 128
-// bytes. The order of K within a piece is free as long as both sides have the same one: a lane takes 16 neighbouring
-// bytes of a row, which are the registers of two MMAs, for W and for x alike; so nothing goes through shared memory but
-// the warps' sums, which are added in their order. A warp asks for its next piece before it multiplies the one it has,
-// and for the first one before the kernels before this one have ended.
+// Decode: W is the M side of the MMA, tokens the N side. A block has 16 rows of W, and its warps share K in pieces of
+// 128 bytes. The order of K within a piece is free as long as both sides have the same one: a lane takes 16
+// neighbouring bytes of a row, which are the registers of two MMAs, for W and for x alike; so nothing goes through
+// shared memory but the warps' sums, which are added in their order. A warp asks for its next piece before it
+// multiplies the one it has, and for the first one before the kernels before this one have ended.
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 
 #include "hearth/kernels/linear/linear_cuda.h"

@@ -13,7 +13,8 @@
 namespace hearth::sm90 {
 
 inline constexpr int64_t kNarrowMostRows = 32;
-// Above this cuBLASLt is faster in bf16: 97 us at 32 rows of Llama-3-8B's gate and up on an H100, this kernel 124 to 130.
+// Above this cuBLASLt is faster in bf16: 97 us at 32 rows of Llama-3-8B's gate and up on an H100, this kernel 124 to
+// 130.
 inline constexpr int64_t kNarrowMostBf16Rows = 16;
 
 struct NarrowProduct {

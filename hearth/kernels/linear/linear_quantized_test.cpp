@@ -94,8 +94,8 @@ void check(const Case& test, uint64_t seed, ThreadPool& pool) {
   });
 }
 
-// Every format with every activation, at the edges of k: less than a group or a lane's columns, odd, whole units, a short
-// last group, several blocks.
+// Every format with every activation, at the edges of k: less than a group or a lane's columns, odd, whole units, a
+// short last group, several blocks.
 TEST(LinearQuantized, MatchesTheReferenceForEveryFormatAndActivation) {
   ThreadPool pool(3);
   uint64_t seed = 1;

@@ -64,9 +64,9 @@ struct Table16 {
   }
 };
 
-// The codes of a row: word i of a unit holds columns 8 i to 8 i + 7, the first in its low bits. Behind the last column of
-// a row may lie codes of the next: they meet zeros of x. The last units of W, which would be read beyond its end, are
-// copied.
+// The codes of a row: word i of a unit holds columns 8 i to 8 i + 7, the first in its low bits. Behind the last column
+// of a row may lie codes of the next: they meet zeros of x. The last units of W, which would be read beyond its end,
+// are copied.
 class NibbleCodes {
  public:
   static constexpr int64_t kBytes = 4 * kLanes;

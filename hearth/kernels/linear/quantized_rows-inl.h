@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How rows of quantized weights become vectors. A Row type has
 //   kPer          columns of a lane in a unit
-//   kVectors      vectors of a unit: vector j holds columns first_column(j) + i kColumnStride in lane i (IntegerRow: two)
+//   kVectors      vectors of a unit: vector j holds columns first_column(j) + i kColumnStride in lane i (IntegerRow:
+//   two)
 //   kGrouped      false: vectors are f32(scale * value); true: they are the values, and Unit::scale() their scales
 //   kUnitVectors  vectors of a unit of packed x or of a panel: kVectors and, where kGrouped, the scales
 //   Shared        what all rows of a weight have in common

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sampler on a GPU: a cluster of CTAs a row, few rows more CTAs each. Every warp owns a contiguous segment of ids and
-// reads it from L2 in each of a few passes: the largest logit; the sum of masses; where top-k or top-p cut, a histogram
-// over an interval of keys, narrowed until the rest is a short list; the sum of what is kept; the draw. All sums are of
-// integers, so that no order of summation shows.
+// The sampler on a GPU: a cluster of CTAs a row, few rows more CTAs each. Every warp owns a contiguous segment of ids
+// and reads it from L2 in each of a few passes: the largest logit; the sum of masses; where top-k or top-p cut, a
+// histogram over an interval of keys, narrowed until the rest is a short list; the sum of what is kept; the draw. All
+// sums are of integers, so that no order of summation shows.
 #include <cooperative_groups.h>
 
 #include "hearth/kernels/sample/sample_math.cuh"
@@ -381,8 +381,8 @@ __device__ __forceinline__ const int* list_at(const KernelParams& p, const Packe
   return reinterpret_cast<const int*>(p.block) + list.begin;
 }
 
-// The sparse changes, after the allowed logits are in z and the counts are 0. Tokens go over all threads of the cluster;
-// what touches the same token is a barrier apart.
+// The sparse changes, after the allowed logits are in z and the counts are 0. Tokens go over all threads of the
+// cluster; what touches the same token is a barrier apart.
 template <int kCtas>
 __device__ void adjust(RowWork<kCtas>& work, const KernelParams& p, const PackedSampleRow& row, float* z,
                        uint32_t* counts) {

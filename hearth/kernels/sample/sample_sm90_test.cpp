@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sampler on a GPU against the CPU's, on the same bits of logits: tokens, outcomes and logprobs are equal, in random
-// cases of every kind of parameter. And what it costs. Needs a GPU; as many threads as the machine has.
+// The sampler on a GPU against the CPU's, on the same bits of logits: tokens, outcomes and logprobs are equal, in
+// random cases of every kind of parameter. And what it costs. Needs a GPU; as many threads as the machine has.
 #include <gtest/gtest.h>
 
 #include <chrono>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Barriers in shared memory, on which threads and copies arrive, and the fences that go with them (PTX ISA 9.0,
-// section "mbarrier" and "Async proxy"). A phase ends when all counted arrivals and all announced bytes are there; phases
-// have parity 0, 1, 0, ... A fresh barrier is in phase 0: waiting for parity 1 returns at once.
+// section "mbarrier" and "Async proxy"). A phase ends when all counted arrivals and all announced bytes are there;
+// phases have parity 0, 1, 0, ... A fresh barrier is in phase 0: waiting for parity 1 returns at once.
 #pragma once
 
 #include <cstdint>

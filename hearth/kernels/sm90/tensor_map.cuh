@@ -11,8 +11,8 @@
 
 namespace hearth::sm90 {
 
-// A tensor of up to three dimensions, innermost first. Strides are free: dimensions may overlap, so that one of them can
-// be an address.
+// A tensor of up to three dimensions, innermost first. Strides are free: dimensions may overlap, so that one of them
+// can be an address.
 struct TensorMapShape {
   int rank = 2;
   uint64_t size[3] = {1, 1, 1};   // elements

@@ -26,17 +26,17 @@ Status run_product(const ProductCase& c, const void* a, const void* b, void* d, 
 // mma_bf16_upper, into the first 8 rows; the others are not written.
 Status run_small_product(const void* a, const void* b, void* d, bool b_along_n, bool upper, void* stream);
 
-// Copies `count` boxes of `rows` rows of 128 bytes of bf16 through one three-dimensional tensor map whose third dimension
-// are addresses in units of 64 bytes, from unit unit[i] (int) and row first_row of a tensor of `tensor_rows` rows at `pitch`
-// bytes, to to + i * rows * 128, unswizzled.
+// Copies `count` boxes of `rows` rows of 128 bytes of bf16 through one three-dimensional tensor map whose third
+// dimension are addresses in units of 64 bytes, from unit unit[i] (int) and row first_row of a tensor of `tensor_rows`
+// rows at `pitch` bytes, to to + i * rows * 128, unswizzled.
 Status run_addressed_copies(const void* from, int pitch, int tensor_rows, int first_row, const void* unit, int count,
                             int rows, void* to, void* stream);
 
 // `bytes` by one bulk copy into shared memory and back; a ring of two barriers, `rounds` times.
 Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* stream);
 
-// `rounds` times 64 pieces of 16 bytes by copies of single threads through shared memory, handed over at barriers on which
-// one side arrives and the other waits; piece i of round r arrives as zeros where i + r is a multiple of 3.
+// `rounds` times 64 pieces of 16 bytes by copies of single threads through shared memory, handed over at barriers on
+// which one side arrives and the other waits; piece i of round r arrives as zeros where i + r is a multiple of 3.
 Status run_small_copies(const void* from, void* to, int rounds, void* stream);
 
 // to[0, 64) = 2^from, to[64, 96) = sums of quads of from[0, 32), to[96, 128) their largest; all f32.

@@ -2,8 +2,8 @@
 // Products on the tensor cores by a warpgroup, four consecutive warps from a multiple of four on (PTX ISA 9.0, section
 // "Asynchronous warpgroup level matrix instructions"). The wrappers for each shape are in wgmma_shapes.cuh.
 //   D: thread t holds in d[4 j + c] row 16 (t / 32 % 4) + t % 32 / 4 + 8 (c / 2), column 8 j + 2 (t % 4) + c % 2.
-//   A from registers: of each 16 bytes of K, a[0] and a[1] hold the 4 bytes from 4 (t % 4) on of rows as above, a[2] and
-//     a[3] those from 16 + 4 (t % 4) on; 32 bytes of K an instruction in all types.
+//   A from registers: of each 16 bytes of K, a[0] and a[1] hold the 4 bytes from 4 (t % 4) on of rows as above, a[2]
+//     and a[3] those from 16 + 4 (t % 4) on; 32 bytes of K an instruction in all types.
 //   Order: wgmma_begin(), instructions, wgmma_commit(), and wgmma_wait<n>() before accumulators are read, A's registers
 //     written or shared operands overwritten. ptxas must see straight code in between, or it serialises (C7510, C7512).
 #pragma once
@@ -24,8 +24,8 @@ __device__ __forceinline__ uint32_t swizzled_offset(uint32_t row, uint32_t colum
 // The descriptor of an operand that lies in such tiles: 14 bits of address, the two strides and the swizzle.
 //   Along K (rows of the tile are rows of the operand, 128 bytes of K): `group_bytes` from 8 rows to the next 8, 1024;
 //     `tile_bytes` is not used. 32 bytes of K further: add 32 to the address; 128: the next tile's.
-//   Along N (rows of the tile are steps of K, 128 bytes of N; bf16 alone): `group_bytes` from 8 steps of K to the next 8,
-//     1024; `tile_bytes` from a tile to that with the next 64 columns. 16 steps of K further: add 2048.
+//   Along N (rows of the tile are steps of K, 128 bytes of N; bf16 alone): `group_bytes` from 8 steps of K to the next
+//     8, 1024; `tile_bytes` from a tile to that with the next 64 columns. 16 steps of K further: add 2048.
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t tile_bytes = 16,
                                                   uint32_t group_bytes = 1024) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
@@ -42,8 +42,8 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps arithmetic above a wait that follows: ptxas 13.0 moves waits up over all that does not touch the registers of the
-// product, and then nothing runs beside it. `never` depends on the arithmetic, and is false.
+// Keeps arithmetic above a wait that follows: ptxas 13.0 moves waits up over all that does not touch the registers of
+// the product, and then nothing runs beside it. `never` depends on the arithmetic, and is false.
 __device__ __forceinline__ void keep_before_wait(bool never) {
   if (never) asm volatile("nanosleep.u32 32;");
 }
