@@ -24,4 +24,8 @@ if ! printf '%s\n' "$files" | xargs "$format" --dry-run -Werror; then
     echo "check_format: the files above differ from .clang-format; make format" >&2
     exit 1
 fi
+if ! python3 tools/wgmma_wrappers.py | cmp -s - hearth/kernels/sm90/wgmma_shapes.cuh; then
+    echo "check_format: hearth/kernels/sm90/wgmma_shapes.cuh is not what tools/wgmma_wrappers.py writes" >&2
+    exit 1
+fi
 echo "check_format: $count files, 0 differ"
