@@ -90,19 +90,20 @@ TEST(AttentionSm90, AsExactAsANaiveLoop) {
 // I1: alone, chunked, batched; in tiles and not.
 TEST(AttentionSm90, ARowIsItsOwn) {
   constexpr uint64_t kSeed = 20306;
-  constexpr int64_t kPart = 61;
-  ASSERT_TRUE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), 723, 3, 2));
+  constexpr int64_t kPart = 7;
+  ASSERT_TRUE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), 724, 4, 2));
   ASSERT_FALSE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), kPart, 1, 2));
   for (int64_t window : {0, 100})
     for (DType dtype : {DType::kF32, DType::kBf16})
       for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,
                                 KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw}) {
-        const AttentionCase c{dtype, format, 6, 2, window > 0 ? 64 : 128, 16, window, {{0, 520}, {131, 3}, {300, 200}}};
+        const AttentionCase c{
+            dtype, format, 6, 2, window > 0 ? 64 : 128, 16, window, {{0, 520}, {131, 3}, {300, 200}, {411, 1}}};
         SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
         AttentionRun run(c, kSeed);
         TestTensor all = run.empty_out(), chunked = run.empty_out();
         ASSERT_TRUE(run_sm90(run, run.step.batch(), 0, all, Scratch::kNone));
-        for (int64_t s = 0; s < 3; ++s)
+        for (int64_t s = 0; s < 4; ++s)
           for (int64_t begin = 0; begin < c.sequences[s].queries; begin += kPart) {
             const int64_t end = std::min<int64_t>(begin + kPart, c.sequences[s].queries);
             ASSERT_TRUE(run_sm90(run, run.step.part(s, begin, end), run.step.batch().query_start[s] + begin, chunked,
