@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hearth/base/clock.h"
+#include "hearth/checkpoint/fingerprint.h"
 #include "hearth/checkpoint/json.h"
 #include "hearth/cli/eval_common.h"
 #include "hearth/cli/quantize_report.h"
@@ -14,7 +15,6 @@
 #include "hearth/cli/session.h"
 #include "hearth/cli/terminal.h"
 #include "hearth/eval/chosen_list.h"
-#include "hearth/eval/fingerprint.h"
 #include "hearth/eval/perplexity.h"
 #include "hearth/eval/report.h"
 #include "hearth/eval/results.h"

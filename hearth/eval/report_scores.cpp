@@ -5,9 +5,10 @@
 
 #include <algorithm>
 
-#include "hearth/eval/fingerprint.h"
+#include "hearth/checkpoint/fingerprint.h"
 #include "hearth/eval/perplexity.h"
 #include "hearth/eval/score.h"
+#include "hearth/eval/tokens.h"
 
 namespace hearth {
 namespace {

@@ -9,6 +9,8 @@
 #include <memory>
 #include <optional>
 
+#include "hearth/checkpoint/fingerprint.h"
+
 namespace hearth {
 namespace {
 
@@ -114,6 +116,12 @@ Result<std::string> read_text_file(const std::filesystem::path& path) {
   while ((got = std::fread(buffer, 1, sizeof buffer, file.get())) > 0) text.append(buffer, got);
   if (std::ferror(file.get())) return unavailable("cannot read {}: {}", path.string(), std::strerror(errno));
   return text;
+}
+
+std::string ids_fingerprint(std::span<const int32_t> ids) {
+  Fingerprint print;
+  print.add(std::as_bytes(ids));
+  return print.text();
 }
 
 }  // namespace hearth

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,6 +35,9 @@ Result<int64_t> count_windows(int64_t ids, int64_t ctx);
 // Ascending window numbers of a list such as "0-127,200"; an empty list means all of [0, count). InvalidArgument
 // names the part that is no number or range, is out of range, or comes twice.
 Result<std::vector<int64_t>> parse_windows(std::string_view list, int64_t count);
+
+// Tells texts apart by their ids, in order (fingerprint.h).
+std::string ids_fingerprint(std::span<const int32_t> ids);
 
 // A whole file. NotFound, or Unavailable where it cannot be read.
 Result<std::string> read_text_file(const std::filesystem::path& path);

@@ -2,8 +2,8 @@
 // OutputFolder: the checkpoint that the quantizer writes, shard by shard, and the state that lets a run go on.
 //   I1. Until finish() the folder has no config.json: nobody takes it for a checkpoint.
 //   I2. Every file appears under its name whole. A shard counts when quantize_state.json says so.
-//   I3. A folder with anything in it but an unfinished run of the same fingerprint, or one of another that has encoded and
-//       settled nothing yet, is left as it is.
+//   I3. A folder with anything in it but an unfinished run of the same fingerprint, or one of another that has encoded
+//       and settled nothing yet, is left as it is.
 // One owner.
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The quantizer's output folder: when it goes on, begins anew and refuses; and what tells its inputs apart.
+// The quantizer's output folder: when it goes on, begins anew and refuses.
 #include "hearth/quantize/output.h"
 
 #include <gmock/gmock.h>
@@ -10,7 +10,6 @@
 
 #include "hearth/checkpoint/safetensors_writer.h"
 #include "hearth/checkpoint/test_util.h"
-#include "hearth/quantize/input_hash.h"
 
 namespace hearth {
 namespace {
@@ -107,35 +106,6 @@ TEST(OutputFolder, RefusesOthersWhereSomethingWouldBeLost) {
     EXPECT_TRUE(OutputFolder::open(temp.path() / name, {{"to", "int4"}}, kShards));
   }
   EXPECT_TRUE(fs::exists(temp.path() / "encoded/model-00001-of-00003.safetensors"));
-}
-
-// Of a checkpoint of one tensor, larger than a piece.
-std::string fingerprint(const fs::path& dir, const std::vector<std::byte>& bytes, int threads) {
-  const std::vector<TensorData> tensors = {
-      {{"a", DType::kU8, Shape{static_cast<int64_t>(bytes.size())}}, std::span(bytes)}};
-  EXPECT_TRUE(write_safetensors(dir / "model.safetensors", tensors));
-  const fs::path files[] = {dir / "model.safetensors"};
-  const auto checkpoint = Checkpoint::open_files(dir, nlohmann::json::object(), files);
-  HEARTH_CHECK(checkpoint.has_value(), "{}", checkpoint.error().message);
-  ThreadPool pool(threads);
-  InputHash result;
-  EXPECT_TRUE(add_weights(*checkpoint, pool, result));
-  return result.text();
-}
-
-TEST(InputHash, ChangesWithEveryByte) {
-  const TempFolder temp;
-  std::vector<std::byte> bytes((9 << 20) + 5, std::byte{3});
-  const std::string plain = fingerprint(temp.path(), bytes, 1);
-  EXPECT_EQ(fingerprint(temp.path(), bytes, 3), plain);
-  for (const size_t at : {size_t{0}, size_t{70000}, size_t{4 << 20}, (size_t{4} << 20) - 1, bytes.size() / 2,
-                          bytes.size() - 6, bytes.size() - 1}) {
-    bytes[at] ^= std::byte{0x80};
-    EXPECT_NE(fingerprint(temp.path(), bytes, 2), plain) << at;
-    bytes[at] ^= std::byte{0x80};
-  }
-  bytes.pop_back();
-  EXPECT_NE(fingerprint(temp.path(), bytes, 2), plain);
 }
 
 }  // namespace

@@ -8,10 +8,10 @@
 
 #include "hearth/checkpoint/convert.h"
 #include "hearth/checkpoint/file.h"
+#include "hearth/checkpoint/fingerprint.h"
 #include "hearth/checkpoint/json.h"
 #include "hearth/checkpoint/quote.h"
 #include "hearth/quantize/choose.h"
-#include "hearth/quantize/input_hash.h"
 #include "hearth/quantize/output.h"
 #include "hearth/quantize/prepare.h"
 
@@ -209,12 +209,11 @@ class Pipeline {
   }
 
   Result<ordered_json> make_fingerprint() const {
-    InputHash source, calibration;
-    source.add(source_->config().dump());
-    HEARTH_TRY(add_weights(*source_, pool_, source));
+    HEARTH_TRY_ASSIGN(const std::string source, checkpoint_fingerprint(*source_, pool_));
+    Fingerprint calibration;
     for (const std::vector<int32_t>& window : set_.windows) calibration.add(std::as_bytes(std::span(window)));
     ordered_json json = options_json(options_);
-    json["model"] = source.text();
+    json["model"] = source;
     json["calibration windows"] = set_.windows.empty() ? ordered_json() : ordered_json(set_.windows.size());
     json["calibration tokens"] = calibration.text();
     return json;

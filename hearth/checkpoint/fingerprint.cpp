@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hearth/eval/fingerprint.h"
+#include "hearth/checkpoint/fingerprint.h"
 
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "hearth/checkpoint/file.h"
-#include "hearth/eval/tokens.h"
+#include "hearth/checkpoint/json.h"
 
 namespace hearth {
 namespace {
@@ -63,7 +63,7 @@ Result<std::string> checkpoint_fingerprint(const Checkpoint& checkpoint, ThreadP
   print.add(checkpoint.config().dump());
   // Where older quantizers say what they did.
   for (const char* name : {"quantize_config.json", "quant_config.json"}) {
-    const auto text = read_text_file(checkpoint.dir() / name);
+    const auto text = read_text_file(checkpoint.dir() / name, kMaxJsonFileBytes);
     print.add(text ? *text : std::string());
   }
   std::vector<const TensorEntry*> tensors;
@@ -78,12 +78,6 @@ Result<std::string> checkpoint_fingerprint(const Checkpoint& checkpoint, ThreadP
     HEARTH_TRY_ASSIGN(const std::string text, part);
     print.add(text);
   }
-  return print.text();
-}
-
-std::string ids_fingerprint(std::span<const int32_t> ids) {
-  Fingerprint print;
-  print.add(std::as_bytes(ids));
   return print.text();
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fingerprints: what tells whether a number on disk belongs to the model and the text at hand. A change of one
-// 8-byte word always changes the fingerprint; other accidents go unseen once in 2^64. No defence against who
-// wants two things to look the same. One owner.
+// Fingerprints: what tells whether something on disk, a score or a half-done run, belongs to the model and text at
+// hand. A change of one 8-byte word always changes the fingerprint; other accidents go unseen once in 2^64. No defence
+// against who wants two things to look the same. One owner.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +33,5 @@ class Fingerprint {
 // Of everything that decides what a model computes: configuration, and every tensor's name, type, shape and
 // bytes. Reads all weights, tensors spread over the pool. Errors are Checkpoint::read's.
 Result<std::string> checkpoint_fingerprint(const Checkpoint& checkpoint, ThreadPool& pool);
-
-// Of ids, in their order.
-std::string ids_fingerprint(std::span<const int32_t> ids);
 
 }  // namespace hearth
