@@ -6,15 +6,10 @@
 #include <numeric>
 
 #include "hearth/base/random.h"
-#include "hearth/kernels/cpu/read_sum.h"
+#include "hearth/cli/bench_common.h"
 
 namespace hearth {
 namespace {
-
-double quantile(std::vector<double> values, double q) {
-  std::ranges::sort(values);
-  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
 
 double deviation(const std::vector<double>& values) {
   if (values.size() < 2) return 0;
@@ -62,14 +57,18 @@ class Measurement {
   }
 
   Status decode(int64_t tokens, std::vector<double>& step_us) {
-    const std::vector<int32_t> ids = random_tokens(tokens * test_.batch, vocab_, 3);
+    std::vector<int32_t> ids = random_tokens(test_.batch, vocab_, 3);
     std::vector<SlotTokens> feeds(static_cast<size_t>(test_.batch));
+    std::vector<SampleRow> rows(feeds.size(), {.params = {.temperature = 0}, .top_logprobs = kNoLogprobs});
+    std::vector<SampleResult> results(feeds.size());
     for (int64_t i = 0; i < tokens; ++i) {
-      const std::span<const int32_t> row(ids.data() + i * test_.batch, static_cast<size_t>(test_.batch));
-      for (size_t slot = 0; slot < feeds.size(); ++slot)
-        feeds[slot] = {.slot = static_cast<int64_t>(slot), .tokens = row.subspan(slot, 1)};
+      for (size_t slot = 0; slot < feeds.size(); ++slot) {
+        feeds[slot] = {.slot = static_cast<int64_t>(slot), .tokens = {&ids[slot], 1}};
+        rows[slot].position = test_.depth + i + 1;
+      }
       const int64_t begin_ns = bench_.clock->now_ns();
-      HEARTH_TRY(runner_.step(feeds));
+      HEARTH_TRY(runner_.step_and_sample(feeds, rows, results));
+      for (size_t slot = 0; slot < results.size(); ++slot) ids[slot] = results[slot].token;
       step_us.push_back(static_cast<double>(bench_.clock->now_ns() - begin_ns) * 1e-3);
     }
     return {};
@@ -92,7 +91,8 @@ Result<ModelBenchResult> run_model_bench(const ModelBench& bench, const ModelBen
                         .chunk_tokens = std::max(test.batch, std::min(bench.step_tokens, longest_step)),
                         .max_logit_rows = test.batch,
                         .kv_format = bench.kv_format,
-                        .decode_batches = {}};
+                        .decode_batches = {},
+                        .samples = test.decode};
   if (test.decode && bench.decode_graphs) options.decode_batches = {test.batch};
   HEARTH_TRY_ASSIGN(Runner runner, Runner::create(bench.model, options, *bench.pool));
   Measurement measurement(bench, test, runner);
@@ -125,38 +125,9 @@ Result<ModelBenchResult> run_model_bench(const ModelBench& bench, const ModelBen
 }
 
 Result<double> read_speed(const ModelBench& bench) {
-  constexpr int kRounds = 5;
-  std::vector<double> speeds;
-  const auto time = [&](double bytes, auto work) -> Status {
-    const int64_t begin_ns = bench.clock->now_ns();
-    HEARTH_TRY(work());
-    speeds.push_back(bytes * 1e9 / static_cast<double>(std::max<int64_t>(1, bench.clock->now_ns() - begin_ns)));
-    return {};
-  };
-  const Memory& memory = bench.model->ops().memory();
-  if (memory.is_host()) {
-    const Buffer& memory_of_weights = bench.model->weights().memory;
-    const std::span<const std::byte> weights(memory_of_weights.data(),
-                                             static_cast<size_t>(memory_of_weights.size_bytes()));
-    volatile uint64_t sink = 0;
-    const auto sum = [&]() -> Status {
-      sink = sink + read_sum({&weights, 1}, *bench.pool);
-      return {};
-    };
-    for (int round = 0; round < kRounds; ++round) HEARTH_TRY(time(static_cast<double>(weights.size()), sum));
-    return quantile(speeds, 0.5);
-  }
-  constexpr int64_t kBytes = int64_t{512} << 20, kCopies = 8;
-  Result<Buffer> buffer = memory.allocate(2 * kBytes);
-  if (!buffer) return 0.0;
-  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue());
-  const auto copy = [&]() -> Status {
-    for (int64_t i = 0; i < kCopies; ++i)
-      HEARTH_TRY(queue->copy_within(buffer->data(), buffer->data() + kBytes, kBytes));
-    return queue->synchronize();
-  };
-  for (int round = 0; round < kRounds; ++round) HEARTH_TRY(time(2.0 * kBytes * kCopies, copy));
-  return quantile(speeds, 0.5);
+  const Buffer& weights = bench.model->weights().memory;
+  return read_speed(bench.model->ops().memory(), {weights.data(), static_cast<size_t>(weights.size_bytes())},
+                    *bench.pool, *bench.clock);
 }
 
 int64_t count_parameters(const ModelConfig& c) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What `hearth bench model` measures, in llama-bench's terms: ppN, the prompt of one sequence in steps of at most
-// step_tokens; tgN, N tokens of each sequence of a batch, one a step, logits of all of them on the host. Tokens are
-// random and nothing is sampled. One thread, which drives a Runner.
+// step_tokens; tgN, N tokens of each sequence of a batch, one a step, each the most likely one after the step before.
+// Prompts are random. One thread, which drives a Runner.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,7 @@ struct ModelBenchResult {
 // Tokens a second and times. `bytes_per_s`: of read_speed(), for the floor; 0: unknown. Errors of Runner.
 Result<ModelBenchResult> run_model_bench(const ModelBench& bench, const ModelBenchTest& test, double bytes_per_s);
 
-// Bytes a second that the model's memory can be read with: on the CPU the weights are summed up by all threads, on a
-// GPU a copy within its memory is timed, which reads and writes. 0 where there is no room for that.
+// Bytes a second that the model's memory can be read with (bench_common.h), on the CPU its weights.
 Result<double> read_speed(const ModelBench& bench);
 
 // Numbers that the model has: weights of linears, embedding, norms.

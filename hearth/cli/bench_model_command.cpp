@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // hearth bench model: how fast one model runs alone, as a table in llama-bench's form and as lines of JSON. The main
 // thread.
-#include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "hearth/cli/bench_common.h"
 #include "hearth/cli/bench_model.h"
 #include "hearth/cli/commands.h"
 #include "hearth/cli/eval_common.h"
@@ -25,11 +25,9 @@ constexpr Setting<int64_t> kBatch{"", "", 1, 65536, "sequences", ""};
 
 constexpr const char* kHelp =
     "ppN is the time to the logits after a prompt of N tokens, tgN that of N further tokens for each sequence of a\n"
-    "batch, one a step, with the logits of every step on the host. Tokens are random and none is sampled. Lists are\n"
-    "separated by commas; an empty one leaves its tests out. t/s is the median over the repetitions; the floor is "
-    "what\n"
-    "memory allows if a step read its weights, keys and values and did nothing else (on a GPU by the speed of a "
-    "copy).\n\n"
+    "batch, one a step, each the most likely one after the step before. Prompts are random. Lists are separated by\n"
+    "commas; an empty one leaves its tests out. t/s is the median over the repetitions; the floor is what memory\n"
+    "allows if a step read its weights, keys and values and did nothing else (on a GPU by the speed of a copy).\n\n"
     "Examples:\n"
     "  hearth bench model models/fable-13m --n-prompt 512 --batch 1,8\n"
     "  hearth bench model bench/configs/llama-3-8b.json --load-format dummy --device cuda --n-depth 1024\n";
@@ -43,19 +41,6 @@ struct BenchModelSettings {
   std::string results, note;
   bool json = false;
 };
-
-Result<std::vector<int64_t>> parse_list(std::string_view flag, std::string_view text, const Setting<int64_t>& range) {
-  std::vector<int64_t> values;
-  while (!text.empty()) {
-    const size_t comma = text.find(',');
-    HEARTH_TRY_ASSIGN(const int64_t value, parse_number(text.substr(0, comma), range).with_context(flag));
-    values.push_back(value);
-    if (comma == std::string_view::npos) break;
-    text.remove_prefix(comma + 1);
-    if (text.empty()) return invalid_argument("{}: ends with a comma; wanted numbers between commas", flag);
-  }
-  return values;
-}
 
 struct TestLists {
   std::vector<int64_t> prompts, outputs, batches, depths;

@@ -264,6 +264,32 @@ TEST(Runner, RefusesWhatDoesNotFitAndStaysUsable) {
   EXPECT_EQ(runner->context(0), 10);
 }
 
+TEST(Runner, SamplesTheStepsOwnLogits) {
+  ThreadPool pool(1);
+  auto model = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kF32, 1, pool);
+  auto runner = Runner::create(*model, {.max_sequences = 2, .max_context = 8, .samples = true}, pool);
+  ASSERT_TRUE(runner);
+  const std::vector<int32_t> ids{1, 2, 3, 4};
+  const SlotTokens feeds[] = {{.slot = 1, .tokens = std::span(ids).first(3)}, {.slot = 0, .tokens = ids}};
+  const testing::Rows logits = testing::copy_rows(*runner->step(feeds));
+  runner->cut(0, 0);
+  runner->cut(1, 0);
+  const std::vector<SampleRow> rows(2, {.params = {.temperature = 0}});
+  std::vector<SampleResult> results(2);
+  ASSERT_TRUE(runner->step_and_sample(feeds, rows, results));
+  for (size_t r = 0; r < 2; ++r) EXPECT_EQ(results[r].token, std::ranges::max_element(logits[r]) - logits[r].begin());
+  EXPECT_EQ(runner->context(0), 4);
+  EXPECT_EQ(runner->context(1), 3);
+
+  // Rows that cannot be sampled: their tokens were fed all the same.
+  std::vector<SampleRow> none(2, {.params = {.temperature = 0}});
+  const uint32_t nothing[2] = {0, 0};
+  none[1].allowed = nothing;
+  EXPECT_FALSE(runner->step_and_sample(feeds, none, results));
+  EXPECT_EQ(results[1].outcome, SampleOutcome::kNoToken);
+  EXPECT_EQ(runner->context(0), 8);
+}
+
 TEST(Runner, CutForgets) {
   ThreadPool pool(1);
   auto model = Model::dummy(tiny_config(), cpu_ops(), {}, DType::kF32, 1, pool);

@@ -22,7 +22,8 @@ Result<Runner> Runner::create(std::shared_ptr<const Model> model, const RunnerOp
                                                                    {.max_tokens = wanted.chunk_tokens,
                                                                     .max_logit_rows = wanted.max_logit_rows,
                                                                     .max_context = wanted.max_context,
-                                                                    .max_block_entries = block_entries},
+                                                                    .max_block_entries = block_entries,
+                                                                    .samples = wanted.samples},
                                                                    pool));
   Runner runner(std::move(model), std::move(buffers));
   runner.options_ = wanted;
@@ -72,7 +73,7 @@ Status Runner::copy_context(int64_t from, int64_t to) {
   return {};
 }
 
-Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
+Result<StepBatch> Runner::gather(std::span<const SlotTokens> feeds) {
   tokens_.clear();
   positions_.clear();
   step_context_.clear();
@@ -94,16 +95,33 @@ Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
     step_context_.push_back(static_cast<int32_t>(begin + count));
     for (int64_t b = 0; b < blocks_per_slot_; ++b) block_table_.push_back(block_offset(b, feed.slot));
   }
-  const StepBatch batch{.tokens = tokens_,
-                        .positions = positions_,
-                        .query_start = query_start_,
-                        .context_len = step_context_,
-                        .block_table = block_table_,
-                        .block_table_stride = blocks_per_slot_,
-                        .logit_rows = logit_rows_};
-  HEARTH_TRY_ASSIGN(const ConstTensorView logits, forward(*model_, batch, kv_, comm_, buffers_));
+  return StepBatch{.tokens = tokens_,
+                   .positions = positions_,
+                   .query_start = query_start_,
+                   .context_len = step_context_,
+                   .block_table = block_table_,
+                   .block_table_stride = blocks_per_slot_,
+                   .logit_rows = logit_rows_};
+}
+
+void Runner::advance(std::span<const SlotTokens> feeds) {
   for (size_t i = 0; i < feeds.size(); ++i) context_len_[static_cast<size_t>(feeds[i].slot)] = step_context_[i];
+}
+
+Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
+  HEARTH_TRY_ASSIGN(const StepBatch batch, gather(feeds));
+  HEARTH_TRY_ASSIGN(const ConstTensorView logits, forward(*model_, batch, kv_, comm_, buffers_));
+  advance(feeds);
   return logits;
+}
+
+Status Runner::step_and_sample(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows,
+                               std::span<SampleResult> results) {
+  HEARTH_TRY_ASSIGN(const StepBatch batch, gather(feeds));
+  Status sampled = forward_and_sample(*model_, batch, kv_, comm_, buffers_, rows, results);
+  const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
+  if (sampled || std::ranges::any_of(results, failed)) advance(feeds);
+  return sampled;
 }
 
 Result<ConstTensorView> Runner::feed(int64_t slot, std::span<const int32_t> tokens) {

@@ -25,6 +25,7 @@ struct RunnerOptions {
   // Numbers of slots whose decode steps (a token for each, logits of all) are recorded where the device can, and steps
   // of fewer slots padded to them (decode_step.h).
   std::vector<int64_t> decode_batches;
+  bool samples = false;  // plan for step_and_sample() on a device
 };
 
 // Tokens that go to one slot in a step.
@@ -56,6 +57,11 @@ class Runner {
   // max_logit_rows; on an error no slot has changed.
   Result<ConstTensorView> step(std::span<const SlotTokens> feeds);
 
+  // The same step, whose rows of logits are sampled (sample.h) instead of returned: rows and results in the order of
+  // `feeds`. Where slots have changed and rows failed, the results say which.
+  Status step_and_sample(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows,
+                         std::span<SampleResult> results);
+
   // Feeds all tokens to a slot, in chunks, and returns the logits [1, vocab] of the last one.
   // InvalidArgument for no tokens.
   Result<ConstTensorView> feed(int64_t slot, std::span<const int32_t> tokens);
@@ -65,6 +71,11 @@ class Runner {
  private:
   Runner(std::shared_ptr<const Model> model, ForwardBuffers buffers)
       : model_(std::move(model)), buffers_(std::move(buffers)) {}
+
+  // The step's arrays, filled. Errors of step().
+  Result<StepBatch> gather(std::span<const SlotTokens> feeds);
+  // Slots have what was fed.
+  void advance(std::span<const SlotTokens> feeds);
 
   int64_t block_offset(int64_t block, int64_t slot) const {
     return (block * options_.max_sequences + slot) * kv_.layout.block_bytes();
