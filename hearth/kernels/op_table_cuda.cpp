@@ -31,8 +31,7 @@ constexpr OpTable kCudaOps{
     .silu_mul = silu_mul_sm90,
     .sample = sample_cpu,
     .sample_workspace_bytes = sample_cpu_workspace_bytes,
-    // sample_packed_sm90 is not chosen before its tests have run on a GPU: without it the CPU samples, over logits that
-    // are copied there.
+    .sample_packed = sample_packed_sm90,
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
       if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
       if (supports_linear_fp8_sm90(format, activation)) return &kLinearFp8;
