@@ -2,6 +2,7 @@
 #include "hearth/checkpoint/quantization.h"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "hearth/checkpoint/json.h"
 #include "hearth/checkpoint/quantized_form.h"
@@ -62,6 +63,21 @@ Result<FormPointer> parse_form(const FoundConfig& found) {
 // Far above any model, and no product of two overflows.
 constexpr int64_t kMaxDimension = int64_t{1} << 30;
 
+Status check_dimensions(std::string_view module, int64_t n, int64_t k) {
+  if (n < 1 || k < 1 || n > kMaxDimension || k > kMaxDimension)
+    return invalid_argument("{}: a linear of {} x {}; wanted 1 to {} each", module, n, k, kMaxDimension);
+  return {};
+}
+
+Result<std::optional<WeightFormat>> validated(Result<std::optional<WeightFormat>> found, std::string_view module,
+                                              int64_t n, int64_t k) {
+  HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format, std::move(found).with_context(module));
+  if (format) {
+    HEARTH_TRY(format->validate(n, k).with_context(module));
+  }
+  return format;
+}
+
 }  // namespace
 
 struct Quantization::State {
@@ -82,6 +98,16 @@ Result<Quantization> Quantization::parse(const Checkpoint& checkpoint) {
   return Quantization(std::move(state));
 }
 
+Result<Quantization> Quantization::parse_file(const std::filesystem::path& config) {
+  auto state = std::make_unique<State>();
+  HEARTH_TRY_ASSIGN(nlohmann::ordered_json json, read_ordered(config));
+  if (const auto it = json.find("quantization_config"); it != json.end() && !it->is_null()) {
+    const FoundConfig found{std::move(*it), "quantization_config", ""};
+    HEARTH_TRY_ASSIGN(state->form, parse_form(found).with_context(config.string()));
+  }
+  return Quantization(std::move(state));
+}
+
 std::string_view Quantization::method() const { return state_->form ? state_->form->method() : std::string_view(); }
 
 std::optional<KvFormatId> Quantization::kv_format() const {
@@ -91,14 +117,15 @@ std::optional<KvFormatId> Quantization::kv_format() const {
 Result<std::optional<WeightFormat>> Quantization::format(const Checkpoint& checkpoint, std::string_view module,
                                                          int64_t n, int64_t k) const {
   if (!state_->form) return std::optional<WeightFormat>();
-  if (n < 1 || k < 1 || n > kMaxDimension || k > kMaxDimension)
-    return invalid_argument("{}: a linear of {} x {}; wanted 1 to {} each", module, n, k, kMaxDimension);
-  HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format,
-                    state_->form->format(checkpoint, module, n, k).with_context(module));
-  if (format) {
-    HEARTH_TRY(format->validate(n, k).with_context(module));
-  }
-  return format;
+  HEARTH_TRY(check_dimensions(module, n, k));
+  return validated(state_->form->format(checkpoint, module, n, k), module, n, k);
+}
+
+Result<std::optional<WeightFormat>> Quantization::described_format(std::string_view module, int64_t n,
+                                                                   int64_t k) const {
+  if (!state_->form) return std::optional<WeightFormat>();
+  HEARTH_TRY(check_dimensions(module, n, k));
+  return validated(state_->form->described(module, n, k), module, n, k);
 }
 
 Result<QuantizedMatrix> Quantization::read(const Checkpoint& checkpoint, std::string_view module, int64_t n,

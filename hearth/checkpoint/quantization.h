@@ -24,6 +24,8 @@ class Quantization {
   // beside it. One that quantizes nothing where there is none. Unsupported names the method, version or field that
   // hearth does not read; Corrupt one that contradicts itself.
   static Result<Quantization> parse(const Checkpoint& checkpoint);
+  // The same of the file config.json alone, for a model without tensors.
+  static Result<Quantization> parse_file(const std::filesystem::path& config);
   ~Quantization();
   Quantization(Quantization&&) noexcept;
   Quantization& operator=(Quantization&&) noexcept;
@@ -36,6 +38,9 @@ class Quantization {
   // InvalidArgument a wrong shape.
   Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                              int64_t k) const;
+  // The format that the configuration alone tells; where it leaves something to the tensors (the type of the scales, the
+  // number of SBVR's lines), what is usual. Whether AWQ and GPTQ quantize lm_head only tensors tell: here it is plain.
+  Result<std::optional<WeightFormat>> described_format(std::string_view module, int64_t n, int64_t k) const;
   // The matrix itself. REQUIRES: format() gave one. Corrupt for a scale that is not finite or a code outside its table.
   Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, int64_t n, int64_t k) const;
   // Names of the tensors that read() takes, for who checks that a checkpoint holds nothing else.

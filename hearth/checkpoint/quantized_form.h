@@ -21,6 +21,8 @@ class QuantizedForm {
  public:
   virtual ~QuantizedForm() = default;
   virtual std::string_view method() const = 0;
+  // The format as far as the configuration tells it.
+  virtual Result<std::optional<WeightFormat>> described(std::string_view module, int64_t n, int64_t k) const = 0;
   virtual Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                                      int64_t k) const = 0;
   // `format` is what format() gave for the same arguments.

@@ -20,11 +20,16 @@ class AwqForm final : public QuantizedForm {
 
   std::string_view method() const override { return "awq"; }
 
+  Result<std::optional<WeightFormat>> described(std::string_view module, int64_t n, int64_t) const override {
+    if (is_excluded(module) || module == "lm_head") return std::optional<WeightFormat>();
+    if (n % 8 != 0) return unsupported("{} outputs; wanted a multiple of 8", n);
+    return std::optional(stored_as(DType::kF16));
+  }
+
   Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                              int64_t k) const override {
     const ModuleTensors tensors(checkpoint, module);
-    const bool excluded =
-        std::ranges::any_of(plain_, [&](const std::string& part) { return module.find(part) != module.npos; });
+    const bool excluded = is_excluded(module);
     if (!tensors.has("qweight") && (excluded || tensors.has("weight") || module == "lm_head"))
       return std::optional<WeightFormat>();
     if (excluded) return corrupt("has {}, and modules_to_not_convert excludes it", quote_name(tensors.name("qweight")));
@@ -36,13 +41,7 @@ class AwqForm final : public QuantizedForm {
     if (zero_point_ || tensors.has("qzeros")) {
       HEARTH_TRY(tensors.want("qzeros", {DType::kI32}, {{groups, n / 8}}));
     }
-    WeightFormat format;
-    format.code = WeightCode::kU4;
-    format.scale_dtype = scales->dtype;
-    set_grouping(group_, format);
-    // Without zero points in the configuration a file may hold a table of eights or none: see read().
-    format.has_zero_point = zero_point_;
-    return std::optional(format);
+    return std::optional(stored_as(scales->dtype));
   }
 
   Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
@@ -93,6 +92,19 @@ class AwqForm final : public QuantizedForm {
   }
 
  private:
+  bool is_excluded(std::string_view module) const {
+    return std::ranges::any_of(plain_, [&](const std::string& part) { return module.find(part) != module.npos; });
+  }
+  WeightFormat stored_as(DType scale_dtype) const {
+    WeightFormat format;
+    format.code = WeightCode::kU4;
+    format.scale_dtype = scale_dtype;
+    set_grouping(group_, format);
+    // Without zero points in the configuration a file may hold a table of eights or none: see read().
+    format.has_zero_point = zero_point_;
+    return format;
+  }
+
   const int64_t group_;  // 0: a whole row
   const bool zero_point_;
   const std::vector<std::string> plain_;  // parts of the names of modules that are not quantized

@@ -39,7 +39,7 @@ Result<std::vector<Target>> parse_targets(const ConfigObject& config, std::strin
 
 struct Scheme {
   std::vector<Target> targets;
-  WeightFormat format;  // scale_dtype and, for codes in words, nothing else is left to the tensors
+  WeightFormat format;  // but for scale_dtype, which the tensors tell
 };
 
 Result<ActFormat> parse_activations(const ConfigObject& group) {
@@ -125,6 +125,14 @@ class CompressedTensorsForm final : public QuantizedForm {
 
   std::string_view method() const override { return "compressed-tensors"; }
   std::optional<KvFormatId> kv_format() const override { return kv_; }
+
+  Result<std::optional<WeightFormat>> described(std::string_view module, int64_t, int64_t) const override {
+    const Scheme* const scheme = scheme_of(module);
+    if (scheme == nullptr) return std::optional<WeightFormat>();
+    WeightFormat format = scheme->format;
+    format.scale_dtype = DType::kBf16;  // as the model that was compressed
+    return std::optional(format);
+  }
 
   Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                              int64_t k) const override {

@@ -15,13 +15,22 @@ class Fp8Form final : public QuantizedForm {
 
   std::string_view method() const override { return "fp8"; }
 
+  Result<std::optional<WeightFormat>> described(std::string_view module, int64_t, int64_t) const override {
+    if (is_excluded(module) || module == "lm_head") return std::optional<WeightFormat>();
+    WeightFormat format;
+    format.code = WeightCode::kE4m3;
+    format.scale_layout = block_n_ > 0 ? ScaleLayout::kBlock : ScaleLayout::kTensor;
+    format.block_n = block_n_;
+    format.group_k = block_k_;
+    format.act = static_activations_ ? ActFormat::kE4m3Static : ActFormat::kE4m3PerToken;
+    return std::optional(format);
+  }
+
   Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                              int64_t k) const override {
     const ModuleTensors tensors(checkpoint, module);
     const TensorEntry* const weight = tensors.find("weight");
-    const bool excluded = std::ranges::any_of(plain_, [&](const std::string& name) {
-      return module == name || (module.starts_with(name) && module.substr(name.size()).starts_with('.'));
-    });
+    const bool excluded = is_excluded(module);
     const bool scaled = tensors.has("weight_scale_inv") || tensors.has("weight_scale");
     if (weight == nullptr && !excluded && module != "lm_head")
       return not_found("no tensor {}", quote_name(tensors.name("weight")));
@@ -74,6 +83,12 @@ class Fp8Form final : public QuantizedForm {
   }
 
  private:
+  bool is_excluded(std::string_view module) const {
+    return std::ranges::any_of(plain_, [&](const std::string& name) {
+      return module == name || (module.starts_with(name) && module.substr(name.size()).starts_with('.'));
+    });
+  }
+
   const int64_t block_n_, block_k_;  // 0: one scale per tensor or row
   const bool static_activations_;
   const std::vector<std::string> plain_;  // modules, or what they lie in

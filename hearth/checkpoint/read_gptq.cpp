@@ -45,6 +45,13 @@ class GptqForm final : public QuantizedForm {
 
   std::string_view method() const override { return "gptq"; }
 
+  Result<std::optional<WeightFormat>> described(std::string_view module, int64_t n, int64_t k) const override {
+    const DynamicRule* const rule = rule_of(module);
+    if ((rule != nullptr && rule->exclude) || module == "lm_head") return std::optional<WeightFormat>();
+    HEARTH_TRY(check_supported(settings_of(module), n, k));
+    return std::optional(stored_as(settings_of(module), DType::kF16));
+  }
+
   Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                              int64_t k) const override {
     const ModuleTensors tensors(checkpoint, module);
@@ -54,8 +61,7 @@ class GptqForm final : public QuantizedForm {
       return std::optional<WeightFormat>();
     if (excluded) return corrupt("has {}, and a dynamic rule excludes it", quote_name(tensors.name("qweight")));
     const GptqSettings& settings = settings_of(module);
-    if (settings.bits != 4) return unsupported("GPTQ with {} bits; wanted 4", settings.bits);
-    if (n % 8 != 0 || k % 8 != 0) return unsupported("GPTQ of {} x {}; wanted multiples of 8", n, k);
+    HEARTH_TRY(check_supported(settings, n, k));
     const int64_t groups = settings.group == 0 ? 1 : ceil_div(k, settings.group);
     HEARTH_TRY(tensors.want("qweight", {DType::kI32}, {{k / 8, n}}));
     HEARTH_TRY(tensors.want("qzeros", {DType::kI32}, {{groups, n / 8}}));
@@ -64,12 +70,7 @@ class GptqForm final : public QuantizedForm {
     if (tensors.has("g_idx")) {
       HEARTH_TRY(tensors.want("g_idx", {DType::kI32}, {{k}}));
     }
-    WeightFormat format;
-    format.code = WeightCode::kU4;
-    format.scale_dtype = scales->dtype;
-    set_grouping(settings.group, format);
-    format.has_zero_point = !settings.sym;
-    return std::optional(format);
+    return std::optional(stored_as(settings, scales->dtype));
   }
 
   Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
@@ -100,6 +101,20 @@ class GptqForm final : public QuantizedForm {
   }
 
  private:
+  static Status check_supported(const GptqSettings& settings, int64_t n, int64_t k) {
+    if (settings.bits != 4) return unsupported("GPTQ with {} bits; wanted 4", settings.bits);
+    if (n % 8 != 0 || k % 8 != 0) return unsupported("GPTQ of {} x {}; wanted multiples of 8", n, k);
+    return {};
+  }
+  static WeightFormat stored_as(const GptqSettings& settings, DType scale_dtype) {
+    WeightFormat format;
+    format.code = WeightCode::kU4;
+    format.scale_dtype = scale_dtype;
+    set_grouping(settings.group, format);
+    format.has_zero_point = !settings.sym;
+    return format;
+  }
+
   const DynamicRule* rule_of(std::string_view module) const {
     const auto it = std::ranges::find_if(rules_, [&](const DynamicRule& rule) { return rule.pattern.matches(module); });
     return it == rules_.end() ? nullptr : &*it;

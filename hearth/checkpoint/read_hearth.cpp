@@ -21,6 +21,16 @@ class HearthForm final : public QuantizedForm {
   std::string_view method() const override { return "hearth"; }
   std::optional<KvFormatId> kv_format() const override { return kv_; }
 
+  Result<std::optional<WeightFormat>> described(std::string_view module, int64_t n, int64_t k) const override {
+    const auto it = modules_.find(module);
+    if (it == modules_.end()) return std::optional<WeightFormat>();
+    WeightFormat format = it->second;
+    // As many lines as one byte of index tells, where there are groups for them.
+    if (format.code == WeightCode::kBitvectors)
+      format.lines = std::clamp<int64_t>(n * ceil_div(k, std::max<int64_t>(1, format.group_k)), 1, 256);
+    return std::optional(format);
+  }
+
   Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                              int64_t k) const override {
     const auto it = modules_.find(module);

@@ -156,9 +156,9 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
       ->group(kGroup);
   add_choice(
       app, "--load-format", kLoadFormats,
-      "Where weights come from: auto, the model's safetensors; dummy, seeded random numbers in bf16 for a folder "
-      "that has only a config.json (or for that file): to measure a model without its weights. Without a "
-      "tokenizer.json tokens are bytes.",
+      "Where weights come from: auto, the model's safetensors; dummy, seeded random numbers, quantized as config.json "
+      "says or else bf16, for a folder that has only a config.json (or for that file): to measure a model without its "
+      "weights. Without a tokenizer.json tokens are bytes.",
       settings.load_format)
       ->group(kGroup);
   app.add_flag("--enforce-eager", settings.enforce_eager,

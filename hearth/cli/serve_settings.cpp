@@ -124,9 +124,9 @@ void add_model_rows(Table& t) {
           .kind = kChoice,
           .value_name = "NAME",
           .choices = {"auto", "dummy"},
-          .help = "Where weights come from: auto, the model's safetensors; dummy, seeded random numbers in bf16 for a "
-                  "folder that has only a config.json (or for that file), whose tokens are bytes where it has no "
-                  "tokenizer.json."},
+          .help = "Where weights come from: auto, the model's safetensors; dummy, seeded random numbers, quantized as "
+                  "config.json says or else bf16, for a folder that has only a config.json (or for that file), whose "
+                  "tokens are bytes where it has no tokenizer.json."},
          Own<&ServeSettings::load_format>());
 }
 

@@ -8,6 +8,7 @@
 #include "hearth/base/clock.h"
 #include "hearth/checkpoint/checkpoint.h"
 #include "hearth/checkpoint/json.h"
+#include "hearth/checkpoint/quantization.h"
 
 namespace hearth {
 namespace {
@@ -68,6 +69,7 @@ std::vector<int32_t> end_ids_of(const ModelConfig& config, const Tokenizer& toke
 struct Opened {
   std::optional<Checkpoint> checkpoint;
   ModelConfig dummy;
+  std::optional<Quantization> dummy_quantization;
   Tokenizer tokenizer;
   GenerationDefaults defaults;
 };
@@ -76,7 +78,7 @@ Result<Opened> open_checkpoint(const std::filesystem::path& dir) {
   HEARTH_TRY_ASSIGN(Checkpoint checkpoint, Checkpoint::open(dir));
   HEARTH_TRY_ASSIGN(Tokenizer tokenizer, Tokenizer::load(dir));
   HEARTH_TRY_ASSIGN(const GenerationDefaults defaults, read_defaults(checkpoint.generation_config()));
-  return Opened{std::move(checkpoint), {}, std::move(tokenizer), defaults};
+  return Opened{std::move(checkpoint), {}, std::nullopt, std::move(tokenizer), defaults};
 }
 
 constexpr uint64_t kDummySeed = 1;
@@ -86,12 +88,11 @@ Result<Opened> open_dummy(const std::filesystem::path& path) {
   const bool is_file = path.extension() == ".json";
   const std::filesystem::path file = is_file ? path : path / "config.json";
   HEARTH_TRY_ASSIGN(const nlohmann::json json, read_json_object(file));
-  if (const auto found = json.find("quantization_config"); found != json.end() && !found->is_null())
-    return unsupported("{}: has a quantization_config; wanted a plain model's for dummy weights", file.string());
   HEARTH_TRY_ASSIGN(ModelConfig config, parse_model_config(json).with_context(file.string()));
+  HEARTH_TRY_ASSIGN(Quantization quantization, Quantization::parse_file(file));
   const bool has_tokenizer = !is_file && std::filesystem::exists(path / "tokenizer.json");
   HEARTH_TRY_ASSIGN(Tokenizer tokenizer, has_tokenizer ? Tokenizer::load(path) : Tokenizer::bytes());
-  return Opened{std::nullopt, std::move(config), std::move(tokenizer), {}};
+  return Opened{std::nullopt, std::move(config), std::move(quantization), std::move(tokenizer), {}};
 }
 
 }  // namespace
@@ -112,7 +113,8 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
   model_options.progress = options.progress;
   HEARTH_TRY_ASSIGN(const std::shared_ptr<const Model> model,
                     opened.checkpoint ? Model::load(*opened.checkpoint, ops, model_options, pool)
-                                      : Model::dummy(opened.dummy, ops, model_options, DType::kBf16, kDummySeed, pool));
+                                      : Model::dummy(opened.dummy, ops, model_options, DType::kBf16, kDummySeed, pool,
+                                                     &*opened.dummy_quantization));
   const ModelConfig& config = model->config();
   if (options.max_context && (*options.max_context < 1 || *options.max_context > config.max_positions))
     return invalid_argument("a context of {} tokens; the model was made for 1 to {}", *options.max_context,

@@ -46,8 +46,8 @@ struct ServedModel {
 
 struct LoadOptions {
   DType activation = DType::kF32;
-  // Seeded random weights in bf16 for the configuration, whatever the folder holds beside it; `dir` may be the
-  // configuration's file itself. Without tokenizer.json tokens are bytes (Tokenizer::bytes()).
+  // Seeded random weights for the configuration, quantized as its quantization_config says and else in bf16, whatever
+  // the folder holds beside it; `dir` may be the configuration's file itself. Without tokenizer.json tokens are bytes (Tokenizer::bytes()).
   bool dummy_weights = false;
   std::optional<KvFormatId> kv_format;  // unset: the checkpoint's, else that of the activations
   std::optional<int64_t> max_context;   // unset: the model's max_positions
@@ -58,9 +58,8 @@ struct LoadOptions {
 };
 
 // Loads the model in the Hugging Face folder `dir`. Errors of Checkpoint::open, Tokenizer::load and
-// Model::load; Unsupported for dummy weights of a quantized configuration; InvalidArgument for a max_context beyond the
-// model's or a KV format that does not suit its heads; Corrupt for a generation_config.json or
-// a chat template that cannot be read.
+// Model::load; InvalidArgument for a max_context beyond the model's or a KV format that does not suit its
+// heads; Corrupt for a generation_config.json or a chat template that cannot be read.
 Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesystem::path& dir, std::string name,
                                                              const OpTable& ops, const LoadOptions& options,
                                                              ThreadPool& pool);

@@ -53,9 +53,9 @@ Result<std::shared_ptr<const Model>> Model::load(const Checkpoint& checkpoint, c
 
 Result<std::shared_ptr<const Model>> Model::dummy(const ModelConfig& config, const OpTable& ops,
                                                   const ModelOptions& options, DType weight_dtype, uint64_t seed,
-                                                  ThreadPool& pool) {
-  DummySource source(config, weight_dtype, seed);
-  return bind(config, source, ops, options, std::nullopt, pool);
+                                                  ThreadPool& pool, const Quantization* quantization) {
+  DummySource source(config, weight_dtype, seed, quantization);
+  return bind(config, source, ops, options, quantization ? quantization->kv_format() : std::nullopt, pool);
 }
 
 }  // namespace hearth

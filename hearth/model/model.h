@@ -38,10 +38,11 @@ class Model {
   static Result<std::shared_ptr<const Model>> load(const Checkpoint& checkpoint, const OpTable& ops,
                                                    const ModelOptions& options, ThreadPool& pool);
 
-  // A model of `config` with seeded random weights of plausible scale, for benchmarks and tests.
+  // A model of `config` with seeded random weights of plausible scale, for benchmarks and tests; quantized where
+  // `quantization` describes it.
   static Result<std::shared_ptr<const Model>> dummy(const ModelConfig& config, const OpTable& ops,
                                                     const ModelOptions& options, DType weight_dtype, uint64_t seed,
-                                                    ThreadPool& pool);
+                                                    ThreadPool& pool, const Quantization* quantization = nullptr);
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }

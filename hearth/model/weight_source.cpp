@@ -1,45 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hearth/model/weight_source.h"
 
-#include <cmath>
-#include <cstring>
+#include <vector>
 
-#include "hearth/base/random.h"
+#include "hearth/checkpoint/convert.h"
 #include "hearth/checkpoint/quote.h"
+#include "hearth/model/dummy_values.h"
 
 namespace hearth {
 namespace {
 
-// FNV-1a.
-uint64_t hash_name(std::string_view name) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  return hash;
+std::optional<DummyKind> kind_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return DummyKind::kF32;
+    case DType::kF16: return DummyKind::kF16;
+    case DType::kBf16: return DummyKind::kBf16;
+    default: return std::nullopt;
+  }
 }
 
-template <class T>
-void fill(uint64_t seed, uint64_t stream, bool is_norm, int64_t first, std::span<std::byte> dst) {
-  // Uniform on (-a, a) has a standard deviation of a / sqrt(3).
-  const float width = 0.02f * std::sqrt(3.0f);
-  const std::array<uint32_t, 2> key = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  const int64_t count = static_cast<int64_t>(dst.size() / sizeof(T));
-  std::array<uint32_t, 4> block{};
-  int64_t block_index = -1;
-  for (int64_t i = 0; i < count; ++i) {
-    T value = from_float<T>(1.0f);
-    if (!is_norm) {
-      const int64_t element = first + i;
-      if (element / 4 != block_index) {
-        block_index = element / 4;
-        block = philox4x32({static_cast<uint32_t>(block_index), static_cast<uint32_t>(block_index >> 32),
-                            static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)},
-                           key);
-      }
-      const float unit = static_cast<float>(block[static_cast<size_t>(element % 4)] >> 8) * 0x1p-23f - 1.0f;
-      value = from_float<T>(unit * width);
-    }
-    std::memcpy(dst.data() + static_cast<size_t>(i) * sizeof(T), &value, sizeof(T));
-  }
+Status fill_ones(DType dtype, std::span<std::byte> dst) {
+  const std::vector<float> ones(dst.size() / static_cast<size_t>(dtype_bytes(dtype, 1)), 1.0f);
+  return convert_floats(DType::kF32, std::as_bytes(std::span(ones)), dtype, dst);
 }
 
 }  // namespace
@@ -73,17 +55,41 @@ const TensorEntry* DummySource::find(const std::string& name, const Shape& wante
   return &entries_.try_emplace(name, std::move(entry)).first->second;
 }
 
+Result<std::optional<WeightFormat>> DummySource::quantized_format(const std::string& module, int64_t n, int64_t k) {
+  if (quantization_ == nullptr) return std::optional<WeightFormat>();
+  HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format, quantization_->described_format(module, n, k));
+  if (format) codes_[module] = {*format, k % 2 != 0 && format->code_bits() <= 4};
+  return format;
+}
+
+std::optional<TensorEntry> DummySource::canonical_codes(const std::string& module, int64_t n, int64_t k) const {
+  const WeightFormat& format = codes_.at(module).format;
+  TensorEntry entry;
+  entry.name = module;
+  entry.dtype = format.code == WeightCode::kE4m3 ? DType::kE4m3 : DType::kU8;
+  entry.shape = {n, QuantizedMatrix{.format = format, .n = n, .k = k}.row_bytes()};
+  entry.size_bytes = entry.shape.count();
+  return entry;
+}
+
+Result<QuantizedMatrix> DummySource::read_quantized(const std::string& module, int64_t n, int64_t k) const {
+  return dummy_parts(seed_, module, codes_.at(module).format, n, k);
+}
+
 Status DummySource::read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const {
   const int64_t size = dtype_bytes(entry.dtype, 1);
   HEARTH_CHECK(begin % size == 0 && static_cast<int64_t>(dst.size()) % size == 0, "part of an element");
-  const bool is_norm = entry.name.ends_with("norm.weight");
-  const uint64_t stream = hash_name(entry.name);
-  switch (entry.dtype) {
-    case DType::kF32: fill<float>(seed_, stream, is_norm, begin / size, dst); break;
-    case DType::kF16: fill<f16>(seed_, stream, is_norm, begin / size, dst); break;
-    case DType::kBf16: fill<bf16>(seed_, stream, is_norm, begin / size, dst); break;
-    default: return unsupported("dummy weights of type {}; hearth makes f32, f16 and bf16", dtype_name(entry.dtype));
+  if (const auto codes = codes_.find(entry.name); codes != codes_.end()) {
+    dummy_codes(seed_, entry.name, codes->second.format).fill(begin, dst);
+    const int64_t row_bytes = entry.shape.back();
+    for (int64_t at = row_bytes - 1 - begin % row_bytes; codes->second.odd && at < std::ssize(dst); at += row_bytes)
+      dst[static_cast<size_t>(at)] &= std::byte{15};
+    return {};
   }
+  if (entry.name.ends_with("norm.weight")) return fill_ones(entry.dtype, dst);
+  const std::optional<DummyKind> kind = kind_of(entry.dtype);
+  if (!kind) return unsupported("dummy weights of type {}; hearth makes f32, f16 and bf16", dtype_name(entry.dtype));
+  DummyStream::make(seed_, entry.name, *kind).fill(begin, dst);
   return {};
 }
 

@@ -32,7 +32,13 @@ class WeightSource {
     (void)module, (void)n, (void)k;
     return std::optional<WeightFormat>();
   }
-  // REQUIRES: quantized_format() gave one.
+  // The tensor whose bytes are the codes of `module` as the canonical form has them, [n, bytes of a row] of u8 or e4m3,
+  // for read_part(); nullopt: read_quantized() brings them. REQUIRES: quantized_format() gave a format.
+  virtual std::optional<TensorEntry> canonical_codes(const std::string& module, int64_t n, int64_t k) const {
+    (void)module, (void)n, (void)k;
+    return std::nullopt;
+  }
+  // The matrix, without the codes where canonical_codes() has them. REQUIRES: as there.
   virtual Result<QuantizedMatrix> read_quantized(const std::string& module, int64_t n, int64_t k) const {
     (void)n, (void)k;
     return internal_error("{} has no quantized {}", name(), module);
@@ -70,23 +76,34 @@ class CheckpointSource final : public WeightSource {
   std::set<std::string, std::less<>> asked_;
 };
 
-// Linear weights uniform with a standard deviation of 0.02, as transformers are initialised; norm weights 1.
+// Linear weights uniform with a standard deviation of 0.02, as transformers are initialised; norm weights 1. A module
+// that the quantization describes has random codes and scales of the same deviation.
 // An element depends on (seed, tensor name, index) alone.
 class DummySource final : public WeightSource {
  public:
-  // dtype is f32, f16 or bf16: the type of linear weights.
-  DummySource(const ModelConfig& config, DType dtype, uint64_t seed)
-      : tied_(config.tie_word_embeddings), dtype_(dtype), seed_(seed) {}
+  // dtype is f32, f16 or bf16: the type of linear weights that are not quantized. REQUIRES: `quantization`, where there
+  // is one, outlives this.
+  DummySource(const ModelConfig& config, DType dtype, uint64_t seed, const Quantization* quantization = nullptr)
+      : tied_(config.tie_word_embeddings), dtype_(dtype), seed_(seed), quantization_(quantization) {}
   const TensorEntry* find(const std::string& name, const Shape& wanted) override;
   // REQUIRES: begin and dst are whole elements.
   Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const override;
+  Result<std::optional<WeightFormat>> quantized_format(const std::string& module, int64_t n, int64_t k) override;
+  std::optional<TensorEntry> canonical_codes(const std::string& module, int64_t n, int64_t k) const override;
+  Result<QuantizedMatrix> read_quantized(const std::string& module, int64_t n, int64_t k) const override;
   std::string name() const override { return "dummy weights"; }
 
  private:
+  struct Codes {
+    WeightFormat format;
+    bool odd = false;  // the last nibble of a row is none
+  };
   const bool tied_;
   const DType dtype_;
   const uint64_t seed_;
+  const Quantization* const quantization_;
   std::map<std::string, TensorEntry> entries_;
+  std::map<std::string, Codes> codes_;  // of quantized modules
 };
 
 }  // namespace hearth

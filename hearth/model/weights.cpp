@@ -183,11 +183,17 @@ class Binder {
     source_bytes_ += format->stored_bytes(n, k);
     LinearWeight out;
     if (sink_) {
+      const std::optional<TensorEntry> codes = source_.canonical_codes(module, n, k);
       HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, source_.read_quantized(module, n, k));
-      HEARTH_TRY(matrix.validate().with_context(module));
-      HEARTH_TRY_ASSIGN(out, put_quantized(matrix, at, bytes));
+      HEARTH_TRY(matrix.validate(!codes).with_context(module));
+      HEARTH_TRY_ASSIGN(out, put_quantized(matrix, at, bytes, codes.has_value()));
       done_ += format->stored_bytes(n, k);
-      if (progress_) progress_(done_, total_);
+      if (codes) {
+        done_ -= codes->size_bytes;
+        HEARTH_TRY(read_part({&*codes, 0, n, 0, codes->shape.back()}, codes->dtype, at));
+      } else if (progress_) {
+        progress_(done_, total_);
+      }
     } else {
       out.format = *format;
       out.n = n;
@@ -196,14 +202,27 @@ class Binder {
     return out;
   }
 
-  Result<LinearWeight> put_quantized(const QuantizedMatrix& matrix, int64_t at, int64_t bytes) {
-    if (sink_->in_place()) return place_quantized(matrix, sink_->address(at));
-    HEARTH_TRY_ASSIGN(HostBuffer canonical, HostBuffer::allocate(bytes).with_context("weights"));
-    LinearWeight out = place_quantized(matrix, canonical.data());
-    HEARTH_TRY(sink_->put(at, canonical.bytes()));
-    for (ConstTensorView* view : {&out.codes, &out.scales, &out.zeros, &out.lines, &out.line_scales, &out.line_index,
-                                  &out.k_order, &out.act_scale, &out.bias})
-      if (*view) view->data = sink_->address(at) + (static_cast<const std::byte*>(view->data) - canonical.data());
+  // Places what `matrix` holds in the memory [at, at + bytes) of the whole.
+  Result<LinearWeight> put_quantized(const QuantizedMatrix& matrix, int64_t at, int64_t bytes, bool codes_apart) {
+    const int64_t apart = codes_apart ? quantized_codes_bytes(matrix.format, matrix.n, matrix.k) : 0;
+    const auto place = [&](std::byte* codes, std::byte* memory) {
+      return codes_apart ? place_quantized_parts(matrix, codes, memory) : place_quantized(matrix, memory);
+    };
+    if (sink_->in_place()) return place(sink_->address(at), sink_->address(at + apart));
+    HEARTH_TRY_ASSIGN(HostBuffer canonical, HostBuffer::allocate(bytes - apart).with_context("weights"));
+    LinearWeight out = place(nullptr, canonical.data());
+    HEARTH_TRY(sink_->put(at + apart, canonical.bytes()));
+    const auto move = [&](ConstTensorView& view) {
+      if (view) view.data = sink_->address(at + apart) + (static_cast<const std::byte*>(view.data) - canonical.data());
+    };
+    for (ConstTensorView* view : {&out.scales, &out.zeros, &out.lines, &out.line_scales, &out.line_index, &out.k_order,
+                                  &out.act_scale, &out.bias})
+      move(*view);
+    if (codes_apart) {
+      out.codes.data = sink_->address(at);
+    } else {
+      move(out.codes);
+    }
     return out;
   }
 

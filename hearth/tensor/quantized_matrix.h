@@ -46,8 +46,9 @@ struct QuantizedMatrix {
 
   // Bytes of one row of codes.
   int64_t row_bytes() const;
-  // InvalidArgument where the parts' sizes do not suit the format, or an index lies outside its table.
-  Status validate() const;
+  // InvalidArgument where the parts' sizes do not suit the format, or an index lies outside its table. `with_codes`
+  // false: the codes lie elsewhere, and there are none here.
+  Status validate(bool with_codes = true) const;
   // Row `row` as it acts on x: out[j] multiplies input column j, in the order of x. REQUIRES: out.size() == k.
   void dequantize_row(int64_t row, std::span<float> out) const;
 };

@@ -134,13 +134,24 @@ int64_t quantized_weight_bytes(const WeightFormat& format, int64_t n, int64_t k,
   return parts_of(format, n, k, has_k_order).bytes();
 }
 
+int64_t quantized_codes_bytes(const WeightFormat& format, int64_t n, int64_t k) {
+  return codes_of(format, n, k).placed_bytes();
+}
+
 LinearWeight place_quantized(const QuantizedMatrix& matrix, std::byte* memory) {
+  const Part codes = codes_of(matrix.format, matrix.n, matrix.k);
+  LinearWeight weight = place_quantized_parts(matrix, memory, memory + codes.placed_bytes());
+  Placer(memory).place_copy(codes, std::span(matrix.codes));
+  return weight;
+}
+
+LinearWeight place_quantized_parts(const QuantizedMatrix& matrix, std::byte* codes, std::byte* memory) {
   const Parts parts = parts_of(matrix.format, matrix.n, matrix.k, !matrix.k_order.empty());
   Placer placer(memory);
   LinearWeight weight;
   weight.format = matrix.format;
   weight.n = matrix.n, weight.k = matrix.k;
-  weight.codes = placer.place_copy(parts.codes, std::span(matrix.codes));
+  weight.codes = {codes, parts.codes.dtype, parts.codes.shape, parts.codes.row_stride};
   weight.scales = placer.place_floats(parts.scales, matrix.scales);
   weight.zeros = placer.place_copy(parts.zeros, std::span(matrix.zeros));
   weight.lines = placer.place_floats(parts.lines, matrix.lines);

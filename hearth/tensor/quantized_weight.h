@@ -25,4 +25,10 @@ int64_t quantized_weight_bytes(const WeightFormat& format, int64_t n, int64_t k,
 // REQUIRES: matrix.validate(); memory is 64-byte aligned and holds quantized_weight_bytes().
 LinearWeight place_quantized(const QuantizedMatrix& matrix, std::byte* memory);
 
+// The bytes that place_quantized() takes for the codes, which lie first: a multiple of 64.
+int64_t quantized_codes_bytes(const WeightFormat& format, int64_t n, int64_t k);
+// As place_quantized() for a matrix without codes, whose other parts go to `memory`; who calls fills `codes`.
+// REQUIRES: matrix.validate(false); `memory` holds quantized_weight_bytes() - quantized_codes_bytes().
+LinearWeight place_quantized_parts(const QuantizedMatrix& matrix, std::byte* codes, std::byte* memory);
+
 }  // namespace hearth
