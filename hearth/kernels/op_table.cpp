@@ -10,7 +10,7 @@ constexpr LinearOp kLinearRef{"linear_ref", [](int64_t, int64_t, int64_t, int) -
 constexpr LinearOp kLinearQuantizedCpu{"linear_quantized_cpu", linear_quantized_cpu_workspace_bytes,
                                        linear_quantized_cpu};
 constexpr LinearOp kLinearQuantizedRef{"linear_quantized_ref", linear_quantized_ref_workspace_bytes,
-                                       linear_quantized_ref};
+                                       linear_quantized_ref, linear_quantized_ref_takes_rounded};
 
 // The one of two ops that the format wants, or none.
 const LinearOp* choose_linear(const WeightFormat& format, DType activation, const LinearOp& plain,
@@ -51,6 +51,7 @@ constexpr OpTable kRefOps{
     .attention = attention_ref,
     .attention_workspace_bytes = [](int64_t, int64_t, int64_t, int64_t, int) -> int64_t { return 0; },
     .silu_mul = silu_mul_ref,
+    .rounds_outputs = true,
     .sample = sample_ref,
     .sample_workspace_bytes = [](int64_t, int) -> int64_t { return 0; },
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {

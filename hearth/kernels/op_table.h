@@ -29,6 +29,8 @@ struct OpTable {
   int64_t (*attention_workspace_bytes)(int64_t max_tokens, int64_t heads, int64_t head_dim, int64_t max_context,
                                        int threads) = nullptr;
   Status (*silu_mul)(const SiluMulArgs&, ExecContext&) = nullptr;
+  // rmsnorm and silu_mul write RoundedRows for linears that take them (LinearOp::takes_rounded).
+  bool rounds_outputs = false;
   Status (*sample)(const SampleArgs&, ExecContext&) = nullptr;
   int64_t (*sample_workspace_bytes)(int64_t vocab, int threads) = nullptr;
   // Samples where the logits lie (DeviceSampler); null where `sample` does.

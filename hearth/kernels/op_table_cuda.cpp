@@ -9,7 +9,8 @@ namespace hearth {
 namespace {
 
 constexpr LinearOp kLinearBf16{"linear_bf16_sm90", linear_cublaslt_workspace_bytes, linear_bf16_sm90};
-constexpr LinearOp kLinearFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90};
+constexpr LinearOp kLinearFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90,
+                              linear_fp8_sm90_takes_rounded};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};
@@ -29,6 +30,7 @@ constexpr OpTable kCudaOps{
     .attention = attention_sm90,
     .attention_workspace_bytes = attention_sm90_workspace_bytes,
     .silu_mul = silu_mul_sm90,
+    .rounds_outputs = true,
     .sample = sample_cpu,
     .sample_workspace_bytes = sample_cpu_workspace_bytes,
     .sample_packed = sample_packed_sm90,

@@ -2,6 +2,8 @@
 // The shared checks of validate.h.
 #include "hearth/kernels/validate.h"
 
+#include "hearth/kernels/rounded_rows.h"
+
 namespace hearth {
 
 Status check_matrix(std::string_view op, std::string_view name, const ConstTensorView& view, int64_t rows,
@@ -34,6 +36,20 @@ Status check_same_dtype(std::string_view op, std::string_view name, const ConstT
     return invalid_argument("{}: {} is {}, wanted {} as {}", op, name, dtype_name(view.dtype), dtype_name(other.dtype),
                             other_name);
   return {};
+}
+
+Status check_rounded(std::string_view op, const RoundedRows& rounded, int64_t rows, int64_t cols) {
+  const auto check_type = [&](std::string_view name, const ConstTensorView& view, DType wanted) -> Status {
+    if (view.dtype == wanted) return {};
+    return invalid_argument("{}: {} is {}, wanted {}", op, name, dtype_name(view.dtype), dtype_name(wanted));
+  };
+  HEARTH_TRY(check_type("codes", rounded.codes, DType::kE4m3));
+  HEARTH_TRY(check_matrix(op, "codes", rounded.codes, rows, cols));
+  HEARTH_TRY(check_type("scales", rounded.scales, DType::kF32));
+  HEARTH_TRY(check_vector(op, "scales", rounded.scales, rows));
+  if (!rounded.static_scale) return {};
+  HEARTH_TRY(check_type("static_scale", rounded.static_scale, DType::kF32));
+  return check_vector(op, "static_scale", rounded.static_scale, 1);
 }
 
 Status check_kv_batch(std::string_view op, const KvView& kv, int64_t layer, const StepBatch* batch, int64_t tokens) {

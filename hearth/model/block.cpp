@@ -28,14 +28,26 @@ int64_t workspace_bytes(const Linear& linear, const LinearOps& ops, int64_t rows
   return bytes;
 }
 
-Status run_linear(const Linear& linear, const LinearOps& ops, ConstTensorView x, ConstTensorView residual,
+ActFormat rounded_input(const OpTable& ops, const Linear& linear, const LinearOps& found) {
+  if (!ops.rounds_outputs || linear.parts.empty()) return ActFormat::kNative;
+  const ActFormat act = linear.parts.front().format.act;
+  // Static scales are one for each part. Scales lie behind the codes, in the place of the values.
+  if ((act == ActFormat::kE4m3Static && linear.parts.size() > 1) || linear.k() % 64 != 0) return ActFormat::kNative;
+  for (size_t i = 0; i < found.size(); ++i)
+    if (linear.parts[i].format.act != act || !found[i]->takes_rounded || !found[i]->takes_rounded(linear.parts[i]))
+      return ActFormat::kNative;
+  return act;
+}
+
+Status run_linear(const Linear& linear, const LinearOps& ops, const LinearInput& x, ConstTensorView residual,
                   TensorView out, ExecContext& exec) {
   if (linear.parts.size() == 1)
-    return ops.front()->run({.x = x, .weight = &linear.parts.front(), .residual = residual, .out = out}, exec);
+    return ops.front()->run(
+        {.x = x.x, .weight = &linear.parts.front(), .residual = residual, .out = out, .x_scale = x.x_scale}, exec);
   int64_t row = 0;
   for (size_t i = 0; i < ops.size(); ++i) {
     const LinearWeight& part = linear.parts[i];
-    LinearArgs args{.x = x, .weight = &part, .out = out.slice_cols(row, part.n)};
+    LinearArgs args{.x = x.x, .weight = &part, .out = out.slice_cols(row, part.n), .x_scale = x.x_scale};
     if (residual) args.residual = residual.slice_cols(row, part.n);
     HEARTH_TRY(ops[i]->run(args, exec));
     row += part.n;
@@ -53,6 +65,9 @@ Result<BlockOps> BlockOps::find(const OpTable& ops, const LayerWeights& layer, D
   HEARTH_TRY_ASSIGN(found.o, find(layer.o, "o_proj"));
   HEARTH_TRY_ASSIGN(found.gate_up, find(ffn.gate_up, "gate_up_proj"));
   HEARTH_TRY_ASSIGN(found.down, find(ffn.down, "down_proj"));
+  found.qkv_input = rounded_input(ops, layer.qkv, found.qkv);
+  found.gate_up_input = rounded_input(ops, ffn.gate_up, found.gate_up);
+  found.down_input = rounded_input(ops, ffn.down, found.down);
   return found;
 }
 
@@ -65,6 +80,15 @@ int64_t BlockOps::workspace_bytes(const LayerWeights& layer, int64_t rows, int t
 }
 
 namespace {
+
+// What an op hands to the linear behind it: its values, or their rounding in the same memory.
+struct Handover {
+  TensorView values;
+  RoundedRows rounded;
+
+  TensorView out() const { return rounded ? TensorView() : values; }
+  LinearInput input() const { return rounded ? LinearInput(rounded) : LinearInput(values); }
+};
 
 // The parts of a block that forward_block() puts together.
 class Block {
@@ -102,18 +126,39 @@ class Block {
   TensorView normed() const { return values(args_.buffers.normed, c_.hidden_size); }
   TensorView attention() const { return values(args_.buffers.attention, heads_ * c_.head_dim); }
   TensorView ffn() const { return values(args_.buffers.ffn, ffn_size_); }
+  // Values that someone else looks at are not rounded.
+  Handover hand_over(TensorView values, const Linear& to, ActFormat act) const {
+    Handover handover{values, {}};
+    if (act == ActFormat::kNative || args_.observer || args_.until) return handover;
+    auto* const codes = static_cast<std::byte*>(values.data);
+    handover.rounded.codes = TensorView(codes, DType::kE4m3, values.shape);
+    handover.rounded.scales = TensorView(codes + values.shape.count(), DType::kF32, {tokens_});
+    if (act == ActFormat::kE4m3Static) handover.rounded.static_scale = to.parts.front().act_scale;
+    return handover;
+  }
+  // Down's input; as values where the block begins with it.
+  Handover down_input() const {
+    const bool is_given = args_.from == BlockPoint::kDownInput;
+    return hand_over(ffn(), dense_.down, is_given ? ActFormat::kNative : args_.linears->down_input);
+  }
   // Row-parallel layers add up over the ranks; the residual goes in once.
   ConstTensorView residual() const { return comm_.rank() == 0 ? ConstTensorView(hidden()) : ConstTensorView(); }
+
+  Status norm(ConstTensorView weight, const Handover& to) {
+    return args_.ops->rmsnorm({.x = hidden(), .weight = weight, .out = to.out(), .eps = eps_, .rounded = to.rounded},
+                              exec_);
+  }
 
   // To O's input.
   Status attend() {
     const OpTable& ops = *args_.ops;
     const TensorView qkv = values(args_.buffers.qkv, (heads_ + 2 * kv_heads_) * c_.head_dim);
     const TensorView cos_sin(args_.buffers.cos_sin, DType::kF32, {tokens_, c_.head_dim});
-    HEARTH_TRY(ops.rmsnorm({.x = hidden(), .weight = layer_.input_norm, .out = normed(), .eps = eps_}, exec_));
+    const Handover to_qkv = hand_over(normed(), layer_.qkv, args_.linears->qkv_input);
+    HEARTH_TRY(norm(layer_.input_norm, to_qkv));
     HEARTH_TRY(observe(BlockPoint::kQkvInput, normed()));
     if (ends_at(BlockPoint::kQkvInput)) return {};
-    HEARTH_TRY(run_linear(layer_.qkv, args_.linears->qkv, normed(), {}, qkv, exec_));
+    HEARTH_TRY(run_linear(layer_.qkv, args_.linears->qkv, to_qkv.input(), {}, qkv, exec_));
     HEARTH_TRY(observe(BlockPoint::kQkv, qkv));
     if (ends_at(BlockPoint::kQkv)) return {};
     HEARTH_TRY(ops.rope_kv_write({.qkv = qkv,
@@ -154,18 +199,19 @@ class Block {
 
   // To down's input.
   Status gate() {
-    const OpTable& ops = *args_.ops;
     const TensorView gate_up = values(args_.buffers.gate_up, 2 * ffn_size_);
-    HEARTH_TRY(ops.rmsnorm({.x = hidden(), .weight = layer_.post_attention_norm, .out = normed(), .eps = eps_}, exec_));
+    const Handover to_gate_up = hand_over(normed(), dense_.gate_up, args_.linears->gate_up_input);
+    HEARTH_TRY(norm(layer_.post_attention_norm, to_gate_up));
     HEARTH_TRY(observe(BlockPoint::kGateUpInput, normed()));
     if (ends_at(BlockPoint::kGateUpInput)) return {};
-    HEARTH_TRY(run_linear(dense_.gate_up, args_.linears->gate_up, normed(), {}, gate_up, exec_));
-    HEARTH_TRY(ops.silu_mul({.gate_up = gate_up, .out = ffn()}, exec_));
+    HEARTH_TRY(run_linear(dense_.gate_up, args_.linears->gate_up, to_gate_up.input(), {}, gate_up, exec_));
+    const Handover to_down = down_input();
+    HEARTH_TRY(args_.ops->silu_mul({.gate_up = gate_up, .out = to_down.out(), .rounded = to_down.rounded}, exec_));
     return observe(BlockPoint::kDownInput, ffn());
   }
 
   Status add_ffn() {
-    HEARTH_TRY(run_linear(dense_.down, args_.linears->down, ffn(), residual(), hidden(), exec_));
+    HEARTH_TRY(run_linear(dense_.down, args_.linears->down, down_input().input(), residual(), hidden(), exec_));
     return comm_.all_reduce_sum(hidden());
   }
 

@@ -22,6 +22,9 @@ using LinearOps = std::vector<const LinearOp*>;
 // The ops of a block's linears, looked up once.
 struct BlockOps {
   LinearOps qkv, o, gate_up, down;
+  // How the op in front of the linear (a norm, silu_mul) rounds its output for it (rounded_rows.h); kNative: not at all,
+  // the linear rounds what it reads.
+  ActFormat qkv_input = ActFormat::kNative, gate_up_input = ActFormat::kNative, down_input = ActFormat::kNative;
 
   // Unsupported names the linear ("layer 3 qkv_proj") and the format without an op.
   static Result<BlockOps> find(const OpTable& ops, const LayerWeights& layer, DType activation, int64_t index);
@@ -31,8 +34,20 @@ struct BlockOps {
 
 Result<LinearOps> find_linear_ops(const OpTable& ops, const Linear& linear, DType activation, std::string_view name);
 int64_t workspace_bytes(const Linear& linear, const LinearOps& ops, int64_t rows, int threads);
+// What the op in front of a linear may do for all of its parts: where the backend rounds outputs, all parts take them
+// and want the same. kNative otherwise.
+ActFormat rounded_input(const OpTable& ops, const Linear& linear, const LinearOps& found);
+
+// x of a linear: [rows, k] values, or codes with the scales of their rows (LinearArgs).
+struct LinearInput {
+  ConstTensorView x, x_scale;
+
+  LinearInput(ConstTensorView values) : x(values) {}                                      // NOLINT: implicit by design
+  LinearInput(TensorView values) : x(values) {}                                           // NOLINT: implicit by design
+  LinearInput(const RoundedRows& rounded) : x(rounded.codes), x_scale(rounded.scales) {}  // NOLINT: the same
+};
 // out = residual + x W^T + bias, every part into its columns.
-Status run_linear(const Linear& linear, const LinearOps& ops, ConstTensorView x, ConstTensorView residual,
+Status run_linear(const Linear& linear, const LinearOps& ops, const LinearInput& x, ConstTensorView residual,
                   TensorView out, ExecContext& exec);
 
 // What a block computes, in this order.
@@ -45,7 +60,8 @@ enum class BlockPoint : uint8_t {
 };
 using BlockObserver = FunctionRef<Status(BlockPoint point, ConstTensorView values)>;
 
-// Memory for a block's values, each for at least the step's tokens, in the activation type (cos_sin f32).
+// Memory for a block's values, each for at least the step's tokens, in the activation type (cos_sin f32), 64-byte
+// aligned. Where `normed` and `ffn` go to a linear rounded, their codes and scales lie there instead.
 struct BlockBuffers {
   void* hidden = nullptr;     // [tokens, hidden] the residual stream, in and out
   void* normed = nullptr;     // [tokens, hidden]

@@ -31,6 +31,21 @@ float quantize_act(ActFormat act, std::span<float> x) {
   return scale;
 }
 
+void round_row(const RoundedRows& to, int64_t row, FunctionRef<float(int64_t)> x) {
+  float scale = 0;
+  if (to.static_scale) {
+    scale = *to.static_scale.row<float>(0);
+  } else {
+    float largest = 0;
+    for (int64_t i = 0; i < to.codes.cols(); ++i)
+      if (const float v = std::abs(x(i)); !(v <= largest)) largest = std::isnan(largest) ? largest : v;
+    scale = act_scale_of(largest, 448.0f);
+  }
+  to.scales.row<float>(0)[row] = scale;
+  for (int64_t i = 0; i < to.codes.cols(); ++i)
+    to.codes.row<e4m3>(row)[i] = std::isnan(scale) ? e4m3() : e4m3::from_float(x(i) / scale);
+}
+
 void quantize_act_static(float scale, std::span<float> x) {
   for (float& v : x) v = e4m3::from_float(v / scale).to_float();
 }

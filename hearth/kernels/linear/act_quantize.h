@@ -11,6 +11,8 @@
 
 #include <span>
 
+#include "hearth/base/function_ref.h"
+#include "hearth/kernels/rounded_rows.h"
 #include "hearth/tensor/weight_format.h"
 
 namespace hearth {
@@ -21,5 +23,7 @@ float act_scale_of(float max_magnitude, float largest_code);
 float quantize_act(ActFormat act, std::span<float> x);
 // x8 over x, in place.
 void quantize_act_static(float scale, std::span<float> x);
+// Row `row` of codes and scales, of the numbers that `x` returns for its columns.
+void round_row(const RoundedRows& to, int64_t row, FunctionRef<float(int64_t)> x);
 
 }  // namespace hearth

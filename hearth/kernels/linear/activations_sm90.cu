@@ -4,9 +4,9 @@
 #include "hearth/kernels/linear/activations_sm90.h"
 
 #include <algorithm>
-#include <cfloat>
 
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
+#include "hearth/kernels/sm90/e4m3.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/memory/cuda/launch.cuh"
 
@@ -29,13 +29,6 @@ struct RoundParams {
   ActFormat act;
 };
 
-// act_scale_of(), of the bits of the largest magnitude.
-__device__ __forceinline__ float scale_of(unsigned largest, float largest_code) {
-  if (largest >= 0x7F800000u) return __uint_as_float(0x7FC00000u);
-  const float scale = __fdiv_rn(__uint_as_float(largest), largest_code);
-  return scale < FLT_MIN ? 1.0f : scale;
-}
-
 __device__ __forceinline__ float to_e4m3(float x, float scale) {
   return widen_e4m3(__nv_cvt_float_to_fp8(__fdiv_rn(x, scale), __NV_SATFINITE, __NV_E4M3));
 }
@@ -43,8 +36,6 @@ __device__ __forceinline__ float to_e4m3(float x, float scale) {
 __device__ __forceinline__ float to_int8(float x, float scale) {
   return fminf(fmaxf(rintf(__fdiv_rn(x, scale)), -127.0f), 127.0f);
 }
-
-__device__ __forceinline__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7FFFFFFFu; }
 
 __global__ void __launch_bounds__(kThreads) round_activations_kernel(const __grid_constant__ RoundParams p) {
   __shared__ unsigned row_largest;
@@ -64,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) round_activations_kernel(const __gri
     largest = __reduce_max_sync(0xFFFFFFFF, largest);
     if (threadIdx.x % 32 == 0) atomicMax(&row_largest, largest);
     __syncthreads();  // all threads: every warp has added its own
-    const float scale = scale_of(row_largest, 448);
+    const float scale = act_scale_of_bits(row_largest, 448);
     if (threadIdx.x == 0) p.scale[row * p.scale_stride] = scale;
     for (int k = threadIdx.x; k < p.k; k += kThreads) out[k] = isnan(scale) ? 0.0f : to_e4m3(out[k], scale);
   }
@@ -75,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) round_activations_kernel(const __gri
       const int end = min(p.k, begin + p.group);
       largest = 0;
       for (int k = begin + lane; k < end; k += 32) largest = max(largest, magnitude(out[k]));
-      const float scale = scale_of(__reduce_max_sync(0xFFFFFFFF, largest), 127);
+      const float scale = act_scale_of_bits(__reduce_max_sync(0xFFFFFFFF, largest), 127);
       if (lane == 0) p.scale[row * p.scale_stride + group] = scale;
       for (int k = begin + lane; k < end; k += 32) out[k] = isnan(scale) ? 0.0f : to_int8(out[k], scale);
     }

@@ -3,6 +3,8 @@
 
 #include <limits>
 
+#include "hearth/kernels/validate.h"
+
 namespace hearth {
 namespace {
 
@@ -79,15 +81,15 @@ bool supports_linear_quantized(const WeightFormat& format) {
   return format.act != ActFormat::kI8PerGroup || format.group_k % 8 == 0;
 }
 
-Status validate(const LinearArgs& args) {
-  HEARTH_TRY(validate_on_device(args));
+Status validate(const LinearArgs& args, RoundedX rounded) {
+  HEARTH_TRY(validate_on_device(args, rounded));
   if (args.weight->format.act != ActFormat::kE4m3Static) return {};
   const float scale = *static_cast<const float*>(args.weight->act_scale.data);
   if (scale > 0 && scale <= std::numeric_limits<float>::max()) return {};
   return invalid_argument("linear: act_scale is {}, wanted a positive number", scale);
 }
 
-Status validate_on_device(const LinearArgs& args) {
+Status validate_on_device(const LinearArgs& args, RoundedX rounded) {
   if (args.weight == nullptr) return invalid_argument("linear: no weight");
   const LinearWeight& weight = *args.weight;
   if (weight.n < 0 || weight.k < 0)
@@ -103,11 +105,22 @@ Status validate_on_device(const LinearArgs& args) {
   }
   HEARTH_TRY(validate_matrix("weight", weight.codes, weight.n, weight.k));
 
-  if (args.x.dtype != DType::kF32 && args.x.dtype != DType::kBf16)
+  const bool is_rounded = args.x.dtype == DType::kE4m3;
+  if (is_rounded && rounded == RoundedX::kRefused)
+    return unsupported("linear: x is e4m3, this op has f32 or bf16 for weights of format {}", to_string(weight.format));
+  if (!is_rounded && args.x.dtype != DType::kF32 && args.x.dtype != DType::kBf16)
     return invalid_argument("linear: x is {}, wanted f32 or bf16", dtype_name(args.x.dtype));
   const int64_t m = args.x.shape.rank() == 2 ? args.x.shape[0] : 0;
   HEARTH_TRY(validate_matrix("x", args.x, m, weight.k));
-  if (args.out.dtype != DType::kF32 && args.out.dtype != args.x.dtype)
+  if (is_rounded != static_cast<bool>(args.x_scale) && m > 0)
+    return invalid_argument("linear: x is {} {} x_scale, wanted one with e4m3 alone", dtype_name(args.x.dtype),
+                            is_rounded ? "without" : "with");
+  if (is_rounded) {
+    HEARTH_TRY(check_vector("linear", "x_scale", args.x_scale, m));
+    if (args.x_scale.dtype != DType::kF32)
+      return invalid_argument("linear: x_scale is {}, wanted f32", dtype_name(args.x_scale.dtype));
+  }
+  if (args.out.dtype != DType::kF32 && args.out.dtype != (is_rounded ? DType::kBf16 : args.x.dtype))
     return invalid_argument("linear: out is {} and x is {}, wanted the same or f32", dtype_name(args.out.dtype),
                             dtype_name(args.x.dtype));
   HEARTH_TRY(validate_matrix("out", args.out, m, weight.n));

@@ -12,23 +12,26 @@
 namespace hearth {
 
 // out = residual + x W^T + bias
-//   x        [m, k] f32 or bf16, the model's activation type
+//   x        [m, k] f32 or bf16, the model's activation type; or e4m3 with x_scale: rounded already as
+//            weight.format.act says (rounded_rows.h), for ops whose takes_rounded() says so of this weight
+//   x_scale  [m] f32, with an x of e4m3 alone
 //   weight   [n, k], weight.bias [n] optional
 //   residual [m, n] as out, optional; may be out itself
-//   out      [m, n] as x, or f32 (logits)
+//   out      [m, n] as x, or f32 (logits); bf16 or f32 with an x of e4m3
 // Numerics: products and sums in f32; a row of out is a function of the same row of x alone, bit for bit,
 // whatever m is and wherever the row stands. Quantized weights: x is rounded first as weight.format.act says
 // (act_quantize.h) and W acts as QuantizedMatrix::dequantize_row says, that is as f32(scale * value); k_order gathers x.
 //   kNative, kE4m3PerToken, kE4m3Static: out = s (sum of x8 W), s the scale of x (1 for kNative)
 //   kI8PerGroup: out = sum over groups of (scale s_group (sum of x8 value)); where values are integers (integer lines,
 //   kU4, kI4SignMagnitude) the inner sums are those integers exactly
-// Errors: InvalidArgument for shapes or types that disagree, ResourceExhausted for a workspace smaller
-// than workspace_bytes said.
+// Errors: InvalidArgument for shapes or types that disagree, Unsupported for an x of e4m3 where the op takes none,
+// ResourceExhausted for a workspace smaller than workspace_bytes said.
 struct LinearArgs {
   ConstTensorView x;
   const LinearWeight* weight = nullptr;
   ConstTensorView residual;
   TensorView out;
+  ConstTensorView x_scale = {};
 };
 
 // One implementation of the linear layer for one weight format on one backend.
@@ -37,11 +40,15 @@ struct LinearOp {
   // Scratch that run() needs for up to m rows with `threads` threads.
   int64_t (*workspace_bytes)(int64_t m, int64_t n, int64_t k, int threads);
   Status (*run)(const LinearArgs& args, ExecContext& exec);
+  // Whether run() takes rows of x that are rounded already, of any number, for this weight; null: for none.
+  bool (*takes_rounded)(const LinearWeight& weight) = nullptr;
 };
 
-Status validate(const LinearArgs& args);
+// Whether an op takes an x of e4m3.
+enum class RoundedX { kRefused, kTaken };
+Status validate(const LinearArgs& args, RoundedX rounded = RoundedX::kRefused);
 // The same without a look into the tensors' memory, which may be that of a GPU.
-Status validate_on_device(const LinearArgs& args);
+Status validate_on_device(const LinearArgs& args, RoundedX rounded = RoundedX::kRefused);
 // Plain formats (f32, f16, bf16 weights).
 Status linear_ref(const LinearArgs& args, ExecContext& exec);
 int64_t linear_cpu_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
@@ -49,6 +56,7 @@ Status linear_cpu(const LinearArgs& args, ExecContext& exec);
 // Quantized formats, read as stored. An E4M3 code of W is no NaN.
 // True for E4M3, the 4-bit codes and bitvectors; kI8PerGroup wants groups of whole multiples of 8 (or no groups).
 bool supports_linear_quantized(const WeightFormat& format);
+bool linear_quantized_ref_takes_rounded(const LinearWeight& weight);
 int64_t linear_quantized_ref_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_quantized_ref(const LinearArgs& args, ExecContext& exec);
 int64_t linear_quantized_cpu_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear for weights of E4M3 on the tensor cores: the rows of x are rounded to E4M3 into scratch memory, as
-// act_quantize.h says, then few rows go through linear_narrow_sm90.h and more through cuBLASLt, which applies both
+// act_quantize.h says, unless the op before did it; then few rows go through linear_narrow_sm90.h and more through cuBLASLt, which applies both
 // scales to its sums, or where it does not take them through the former in turns. What lies as neither wants it is
 // linear_quantized_sm90's.
 #include <algorithm>
-#include <cfloat>
 
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
+#include "hearth/kernels/sm90/e4m3.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/memory/cuda/launch.cuh"
 
@@ -48,32 +48,16 @@ __global__ void __launch_bounds__(kThreads) quantize_e4m3_kernel(const __grid_co
   if (p.static_scale != nullptr) {
     scale = *p.static_scale;
   } else {
-    // Largest magnitudes as integers: NaN and infinities win.
     unsigned largest = 0;
-    for (int k = threadIdx.x * kVector; k < p.k; k += kThreads * kVector) {
-      const Numbers numbers = *reinterpret_cast<const Numbers*>(x + k);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i)
-        largest = max(largest, __float_as_uint(sm90::widen(numbers.at[i])) & 0x7FFFFFFFu);
-    }
-    largest = __reduce_max_sync(0xFFFFFFFF, largest);
-    if (threadIdx.x % 32 == 0) warp_largest[threadIdx.x / 32] = largest;
-    __syncthreads();
-    for (const unsigned of_warp : warp_largest) largest = max(largest, of_warp);
-    scale = __fdiv_rn(__uint_as_float(largest), 448.0f);
-    if (scale < FLT_MIN) scale = 1;
-    if (largest >= 0x7F800000u) scale = __uint_as_float(0x7FC00000u);
+    for (int k = threadIdx.x * kVector; k < p.k; k += kThreads * kVector)
+      largest = sm90::largest_magnitude(*reinterpret_cast<const Numbers*>(x + k), largest);
+    scale = sm90::e4m3_scale_of(sm90::block_largest<kThreads / 32>(largest, warp_largest));
   }
   if (threadIdx.x == 0) p.scale[blockIdx.x] = scale;
   for (int k = threadIdx.x * kVector; k < p.k; k += kThreads * kVector) {
     const Numbers numbers = *reinterpret_cast<const Numbers*>(x + k);
-    sm90::Pack<uint8_t, kVector> codes;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      codes.at[i] =
-          isnan(scale) ? 0
-                       : __nv_cvt_float_to_fp8(__fdiv_rn(sm90::widen(numbers.at[i]), scale), __NV_SATFINITE, __NV_E4M3);
-    *reinterpret_cast<sm90::Pack<uint8_t, kVector>*>(p.out + int64_t{blockIdx.x} * p.k + k) = codes;
+    *reinterpret_cast<sm90::Pack<uint8_t, kVector>*>(p.out + int64_t{blockIdx.x} * p.k + k) =
+        sm90::round_e4m3(numbers, scale);
   }
 }
 
@@ -101,6 +85,78 @@ bool cublaslt_takes(const LinearArgs& args) {
   return in_vectors(args.weight->codes) && in_vectors(args.out) && in_vectors(args.residual);
 }
 
+// The rows of x in E4M3 and their scales.
+struct Rounded {
+  ConstTensorView codes;
+  const float* scale;
+};
+
+// Into scratch memory.
+Result<Rounded> round_rows(const LinearArgs& args, ExecContext& exec) {
+  const LinearWeight& w = *args.weight;
+  const int64_t m = args.x.shape[0];
+  std::byte* const memory = exec.workspace.data();
+  const QuantizeParams rounding{.x = static_cast<const __nv_bfloat16*>(args.x.data),
+                                .static_scale = static_cast<const float*>(w.act_scale.data),
+                                .out = reinterpret_cast<uint8_t*>(memory),
+                                .scale = reinterpret_cast<float*>(memory + Scratch(m, w.n, w.k).x_scale),
+                                .x_stride = args.x.row_stride,
+                                .k = static_cast<int>(w.k)};
+  Launch how(dim3(static_cast<unsigned>(m)), dim3(kThreads), exec.stream);
+  how.pdl = true;
+  HEARTH_TRY(launch(how, quantize_e4m3_kernel, rounding));
+  return Rounded{ConstTensorView(memory, DType::kE4m3, Shape{m, w.k}), rounding.scale};
+}
+
+// Weight scales: from one row to the next.
+int scale_step(const LinearWeight& w) { return w.format.scale_layout == ScaleLayout::kRow ? 1 : 0; }
+
+// By the kernel for few rows, in turns.
+Status multiply_narrow(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
+  const LinearWeight& w = *args.weight;
+  sm90::NarrowProduct product = sm90::narrow_product(args);
+  product.weight_scale = w.scales.data, product.weight_scale_step = scale_step(w);
+  product.weight_scale_dtype = w.format.scale_dtype;
+  product.x_stride = x.codes.row_stride;
+  const int64_t m = args.x.shape[0], out_bytes = dtype_bytes(args.out.dtype, 1);
+  for (int64_t begin = 0; begin < m; begin += sm90::kNarrowMostRows) {
+    product.m = static_cast<int>(std::min(sm90::kNarrowMostRows, m - begin));
+    product.x = static_cast<const uint8_t*>(x.codes.data) + begin * x.codes.row_stride;
+    product.x_scale = x.scale + begin;
+    product.out = static_cast<std::byte*>(args.out.data) + begin * args.out.row_stride * out_bytes;
+    if (args.residual)
+      product.residual =
+          static_cast<const std::byte*>(args.residual.data) + begin * args.residual.row_stride * out_bytes;
+    HEARTH_TRY(sm90::start_linear_narrow(product, DType::kE4m3, exec.stream));
+  }
+  return {};
+}
+
+// By cuBLASLt.
+Status multiply_wide(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
+  const LinearWeight& w = *args.weight;
+  const Scratch scratch(args.x.shape[0], w.n, w.k);
+  const auto* weight_scale = static_cast<const float*>(w.scales.data);
+  if (scale_step(w) == 0 || w.format.scale_dtype != DType::kF32) {
+    auto* const widened = reinterpret_cast<float*>(exec.workspace.data() + scratch.weight_scale);
+    Launch how(dim3(static_cast<unsigned>((w.n + kThreads - 1) / kThreads)), dim3(kThreads), exec.stream);
+    how.pdl = true;
+    HEARTH_TRY(launch(how, widen_scales_kernel, w.scales.data, w.format.scale_dtype, scale_step(w), w.n, widened));
+    weight_scale = widened;
+  }
+  CublasLtProduct product{.x = x.codes,
+                          .weight = w.codes,
+                          .added = args.residual,
+                          .out = args.out,
+                          .x_scale = x.scale,
+                          .weight_scale = weight_scale};
+  if (w.bias) {
+    HEARTH_TRY(linear_fill_cuda(args, exec));
+    product.added = args.out;
+  }
+  return multiply_cublaslt(product, exec.workspace.subspan(static_cast<size_t>(scratch.workspace)), exec.stream);
+}
+
 }  // namespace
 
 bool supports_linear_fp8_sm90(const WeightFormat& format, DType activation) {
@@ -109,74 +165,41 @@ bool supports_linear_fp8_sm90(const WeightFormat& format, DType activation) {
          (format.scale_layout == ScaleLayout::kRow || format.scale_layout == ScaleLayout::kTensor);
 }
 
+bool linear_fp8_sm90_takes_rounded(const LinearWeight& weight) {
+  const ConstTensorView any_x(nullptr, DType::kE4m3, Shape{1, weight.k});
+  return supports_linear_fp8_sm90(weight.format, DType::kBf16) && !weight.k_order &&
+         sm90::fits_narrow(any_x, weight.codes);
+}
+
 int64_t linear_fp8_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads) {
   return std::max(linear_quantized_sm90_workspace_bytes(m, n, k, threads),
                   Scratch(m, n, k).workspace + linear_cublaslt_workspace_bytes(m, n, k, threads));
 }
 
 Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec) {
-  HEARTH_TRY(validate_on_device(args));
+  HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
   const LinearWeight& w = *args.weight;
   const int64_t m = args.x.shape[0];
-  const bool narrow = sm90::fits_narrow(ConstTensorView(exec.workspace.data(), DType::kE4m3, Shape{m, w.k}), w.codes);
+  const bool is_rounded = args.x.dtype == DType::kE4m3;
+  const ConstTensorView scratch_x(exec.workspace.data(), DType::kE4m3, Shape{m, w.k});
+  const bool narrow = sm90::fits_narrow(is_rounded ? args.x : scratch_x, w.codes);
   const bool wide = cublaslt_takes(args);
-  if (!supports_linear_fp8_sm90(w.format, args.x.dtype) || !can_round(args) || (!narrow && !wide))
+  if (is_rounded && (!linear_fp8_sm90_takes_rounded(w) || !narrow))
+    return unsupported("linear: x of e4m3 at a stride of {} for weights of format {}; wanted 16-byte vectors",
+                       args.x.row_stride, to_string(w.format));
+  if (!is_rounded && (!supports_linear_fp8_sm90(w.format, args.x.dtype) || !can_round(args) || (!narrow && !wide)))
     return linear_quantized_sm90(args, exec);
   if (m == 0 || w.n == 0) return {};
-  const Scratch scratch(m, w.n, w.k);
   const int64_t wanted = linear_fp8_sm90_workspace_bytes(m, w.n, w.k, 1);
   if (static_cast<int64_t>(exec.workspace.size()) < wanted)
     return resource_exhausted("linear_fp8_sm90: workspace of {} bytes, wanted {}", exec.workspace.size(), wanted);
 
-  std::byte* const memory = exec.workspace.data();
-  auto* const x_scale = reinterpret_cast<float*>(memory + scratch.x_scale);
-  const QuantizeParams rounding{.x = static_cast<const __nv_bfloat16*>(args.x.data),
-                                .static_scale = static_cast<const float*>(w.act_scale.data),
-                                .out = reinterpret_cast<uint8_t*>(memory),
-                                .scale = x_scale,
-                                .x_stride = args.x.row_stride,
-                                .k = static_cast<int>(w.k)};
-  Launch how(dim3(static_cast<unsigned>(m)), dim3(kThreads), exec.stream);
-  how.pdl = true;
-  HEARTH_TRY(launch(how, quantize_e4m3_kernel, rounding));
-  const ConstTensorView x8(memory, DType::kE4m3, Shape{m, w.k});
-  const int step = w.format.scale_layout == ScaleLayout::kRow ? 1 : 0;
-  if (narrow && (m <= sm90::kNarrowMostRows || !wide)) {
-    sm90::NarrowProduct product = sm90::narrow_product(args);
-    product.weight_scale = w.scales.data, product.weight_scale_step = step;
-    product.weight_scale_dtype = w.format.scale_dtype;
-    product.x_stride = w.k;
-    const int64_t out_bytes = dtype_bytes(args.out.dtype, 1);
-    for (int64_t begin = 0; begin < m; begin += sm90::kNarrowMostRows) {
-      product.m = static_cast<int>(std::min(sm90::kNarrowMostRows, m - begin));
-      product.x = reinterpret_cast<const uint8_t*>(memory) + begin * w.k;
-      product.x_scale = x_scale + begin;
-      product.out = static_cast<std::byte*>(args.out.data) + begin * args.out.row_stride * out_bytes;
-      if (args.residual)
-        product.residual =
-            static_cast<const std::byte*>(args.residual.data) + begin * args.residual.row_stride * out_bytes;
-      HEARTH_TRY(sm90::start_linear_narrow(product, DType::kE4m3, exec.stream));
-    }
-    return {};
+  Rounded x{args.x, static_cast<const float*>(args.x_scale.data)};
+  if (!is_rounded) {
+    HEARTH_TRY_ASSIGN(x, round_rows(args, exec));
   }
-  const auto* weight_scale = static_cast<const float*>(w.scales.data);
-  if (step == 0 || w.format.scale_dtype != DType::kF32) {
-    auto* const widened = reinterpret_cast<float*>(memory + scratch.weight_scale);
-    how.grid = dim3(static_cast<unsigned>((w.n + kThreads - 1) / kThreads));
-    HEARTH_TRY(launch(how, widen_scales_kernel, w.scales.data, w.format.scale_dtype, step, w.n, widened));
-    weight_scale = widened;
-  }
-  CublasLtProduct product{.x = x8,
-                          .weight = w.codes,
-                          .added = args.residual,
-                          .out = args.out,
-                          .x_scale = x_scale,
-                          .weight_scale = weight_scale};
-  if (w.bias) {
-    HEARTH_TRY(linear_fill_cuda(args, exec));
-    product.added = args.out;
-  }
-  return multiply_cublaslt(product, exec.workspace.subspan(static_cast<size_t>(scratch.workspace)), exec.stream);
+  return narrow && (m <= sm90::kNarrowMostRows || !wide) ? multiply_narrow(args, x, exec)
+                                                         : multiply_wide(args, x, exec);
 }
 
 }  // namespace hearth

@@ -10,6 +10,7 @@
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
+#include "hearth/kernels/rounded_test.h"
 
 namespace hearth {
 namespace {
@@ -37,6 +38,7 @@ class Fp8Run {
     x.fill(random_), residual.fill(random_), bias.fill(random_);
   }
 
+  LinearWeight weight() const { return placed_.weight; }
   TestTensor empty_out() const { return TestTensor(c.out, c.m, c.n, 8); }
 
   TestTensor reference() {
@@ -51,7 +53,8 @@ class Fp8Run {
     return out;
   }
 
-  Status run(TestTensor& out, int64_t begin, int64_t rows) {
+  // `rounded`: with an x that was rounded before.
+  Status run(TestTensor& out, int64_t begin, int64_t rows, bool rounded = false) {
     GpuExec gpu({}, linear_fp8_sm90_workspace_bytes(rows, c.n, c.k, 1));
     OnDevice device_x(x), device_out(out), device_bias(bias), device_residual(residual);
     DeviceCopy memory(placed_.bytes());
@@ -59,11 +62,21 @@ class Fp8Run {
     for (ConstTensorView* view : {&weight.codes, &weight.scales, &weight.k_order, &weight.act_scale})
       if (*view) view->data = memory.data() + (static_cast<const std::byte*>(view->data) - placed_.bytes().data());
     if (c.bias) weight.bias = device_bias.vector();
-    HEARTH_TRY(linear_fp8_sm90({.x = device_x.view().slice_rows(begin, rows),
-                                .weight = &weight,
-                                .residual = c.residual ? device_residual.view().slice_rows(begin, rows) : TensorView(),
-                                .out = device_out.view().slice_rows(begin, rows)},
-                               gpu.exec()));
+    LinearArgs args{.x = device_x.view().slice_rows(begin, rows),
+                    .weight = &weight,
+                    .residual = c.residual ? device_residual.view().slice_rows(begin, rows) : TensorView(),
+                    .out = device_out.view().slice_rows(begin, rows)};
+    RoundedForTest before(c.m, c.k, 16);
+    for (int64_t r = 0; r < c.m; ++r)
+      round_row(before.view(placed_.weight.act_scale), r, [&](int64_t k) { return x.at(r, k); });
+    OnDevice codes(before.codes), scales(before.scales);
+    if (rounded) {
+      EXPECT_TRUE(linear_fp8_sm90_takes_rounded(weight));
+      const RoundedRows all = before.view(codes.view().data, scales.view().data);
+      args.x = all.codes.slice_rows(begin, rows);
+      args.x_scale = ConstTensorView(static_cast<const float*>(all.scales.data) + begin, DType::kF32, Shape{rows});
+    }
+    HEARTH_TRY(linear_fp8_sm90(args, gpu.exec()));
     HEARTH_TRY(gpu.synchronize());
     device_out.copy_back();
     return {};
@@ -148,6 +161,54 @@ TEST(LinearFp8Sm90, AFewRowsAreEachTheirOwn) {
   for (int64_t begin = 0, rows = 1; begin < run.c.m; begin += rows, rows = std::min(rows + 2, run.c.m - begin))
     ASSERT_TRUE(run.run(parts, begin, rows));
   EXPECT_TRUE(all.same_bits(parts));
+}
+
+// The same bits, whether the op rounds x or someone did before.
+TEST(LinearFp8Sm90, TakesRoundedRows) {
+  constexpr uint64_t kSeed = 20343;
+  for (const int64_t m : {1, 3, 17, 33, 200})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{384, 384}, {1000, 1024}, {17, 4096}})
+      for (const ActFormat act : {ActFormat::kE4m3PerToken, ActFormat::kE4m3Static})
+        for (const bool added : {false, true}) {
+          const Fp8Case c{.m = m,
+                          .n = n,
+                          .k = k,
+                          .act = act,
+                          .out = added ? DType::kBf16 : DType::kF32,
+                          .bias = added,
+                          .residual = added};
+          SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
+          Fp8Run run(c, kSeed);
+          TestTensor plain = run.empty_out(), rounded = run.empty_out();
+          ASSERT_TRUE(run.run(plain, 0, m));
+          const Status status = run.run(rounded, 0, m, true);
+          ASSERT_TRUE(status) << status.error().message;
+          EXPECT_TRUE(plain.same_bits(rounded));
+        }
+}
+
+TEST(LinearFp8Sm90, SaysWhichWeightsTakeRoundedRows) {
+  for (const bool has_k_order : {false, true})
+    for (const int64_t k : {48, 64, 100}) {
+      Random random(1);
+      const QuantizedMatrix matrix = testing::random_matrix({.code = WeightCode::kE4m3,
+                                                             .scale_layout = ScaleLayout::kRow,
+                                                             .scale_dtype = DType::kF32,
+                                                             .act = ActFormat::kE4m3PerToken},
+                                                            64, k, has_k_order, random);
+      const PlacedWeight placed(matrix);
+      EXPECT_EQ(linear_fp8_sm90_takes_rounded(placed.weight), k == 64 && !has_k_order) << k << has_k_order;
+    }
+  // Where it does not, an x of e4m3 is an error and never read as something else.
+  Fp8Run run({.m = 2, .n = 64, .k = 48}, 1);
+  TestTensor out = run.empty_out();
+  RoundedForTest rounded(2, 48);
+  LinearWeight weight = run.weight();
+  ExecContext exec;
+  const Status status = linear_fp8_sm90(
+      {.x = rounded.view().codes, .weight = &weight, .out = out.view(), .x_scale = rounded.view().scales}, exec);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kUnsupported) << status.error().message;
 }
 
 TEST(LinearFp8Sm90, NaNAndInfinityStayInTheirRow) {

@@ -22,6 +22,11 @@ float float_at(const ConstTensorView& view, int64_t row, int64_t col) {
 // Row `row` of x in W's stored order, rounded, times its scales.
 void prepare_x(const LinearArgs& args, int64_t row, std::span<float> rounded, std::span<double> x) {
   const LinearWeight& weight = *args.weight;
+  if (args.x.dtype == DType::kE4m3) {
+    for (int64_t k = 0; k < weight.k; ++k)
+      x[k] = double{args.x.row<e4m3>(row)[k].to_float()} * args.x_scale.row<float>(0)[row];
+    return;
+  }
   const auto* order = static_cast<const int32_t*>(weight.k_order.data);
   for (int64_t k = 0; k < weight.k; ++k) rounded[order == nullptr ? k : order[k]] = float_at(args.x, row, k);
   const int64_t group = weight.format.group_k > 0 ? weight.format.group_k : weight.k;
@@ -49,11 +54,18 @@ void prepare_x(const LinearArgs& args, int64_t row, std::span<float> rounded, st
 
 }  // namespace
 
+bool linear_quantized_ref_takes_rounded(const LinearWeight& weight) {
+  const ActFormat act = weight.format.act;
+  return !weight.k_order && (act == ActFormat::kE4m3PerToken || act == ActFormat::kE4m3Static);
+}
+
 // A row of W, one of x, and x before its scales.
 int64_t linear_quantized_ref_workspace_bytes(int64_t m, int64_t, int64_t k, int) { return (m + 1) * k * 8 + k * 4; }
 
 Status linear_quantized_ref(const LinearArgs& args, ExecContext& exec) {
-  HEARTH_TRY(validate(args));
+  HEARTH_TRY(validate(args, args.weight != nullptr && linear_quantized_ref_takes_rounded(*args.weight)
+                                ? RoundedX::kTaken
+                                : RoundedX::kRefused));
   const LinearWeight& weight = *args.weight;
   const int64_t m = args.x.shape[0], k = weight.k;
   const int64_t wanted = linear_quantized_ref_workspace_bytes(m, weight.n, k, 1);

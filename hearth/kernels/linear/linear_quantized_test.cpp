@@ -17,6 +17,7 @@
 #include "hearth/kernels/linear/linear_quantized_plan.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
 #include "hearth/kernels/op_test.h"
+#include "hearth/kernels/rounded_test.h"
 #include "hearth/tensor/quantized_weight.h"
 
 namespace hearth {
@@ -290,6 +291,50 @@ TEST(ActQuantize, FollowsTheDefinition) {
   EXPECT_EQ(x[0], 448);
   EXPECT_EQ(x[1], -448);
   EXPECT_TRUE(std::isnan(x[2]));
+}
+
+// The reference with an x that was rounded before has the bits of rounding it itself; an op that takes none says so.
+TEST(LinearQuantized, RoundedRowsAreTheSameToTheReference) {
+  constexpr uint64_t kSeed = 20337;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  ThreadPool pool(1);
+  for (const ActFormat act : {ActFormat::kE4m3PerToken, ActFormat::kE4m3Static})
+    for (const DType dtype : {DType::kF32, DType::kBf16}) {
+      const int64_t m = 4, n = 9, k = 70;
+      const QuantizedMatrix matrix = random_matrix(
+          {.code = WeightCode::kE4m3, .scale_layout = ScaleLayout::kRow, .scale_dtype = DType::kF32, .act = act}, n, k,
+          false, random);
+      const PlacedWeight placed(matrix);
+      TestTensor x(dtype, m, k), plain(DType::kF32, m, n), rounded(DType::kF32, m, n);
+      x.fill(random);
+      for (int64_t i = 0; i < k; ++i) x.set(1, i, 0);
+      if (act == ActFormat::kE4m3PerToken) x.set(2, 3, NAN);
+      RoundedForTest codes(m, k, 5);
+      const RoundedRows rows = codes.view(placed.weight.act_scale);
+      for (int64_t r = 0; r < m; ++r) round_row(rows, r, [&](int64_t i) { return x.at(r, i); });
+      codes.expect_rounding_of(x, act == ActFormat::kE4m3Static ? 0.013f : 0);
+      LinearArgs args{.x = x.view(), .weight = &placed.weight, .out = plain.view()};
+      ASSERT_TRUE(run_ref(args));
+      args.x = rows.codes, args.x_scale = rows.scales, args.out = rounded.view();
+      const Status status = run_ref(args);
+      ASSERT_TRUE(status) << status.error().message;
+      EXPECT_TRUE(rounded.same_bits(plain));
+      EXPECT_EQ(run_cpu(args, pool).error().code, ErrorCode::kUnsupported);
+      args.x_scale = {};
+      EXPECT_EQ(run_ref(args).error().message, "linear: x is e4m3 without x_scale, wanted one with e4m3 alone");
+    }
+  const QuantizedMatrix native = random_matrix(
+      {.code = WeightCode::kE4m3, .scale_layout = ScaleLayout::kRow, .scale_dtype = DType::kF32}, 8, 64, false, random);
+  const PlacedWeight placed(native);
+  EXPECT_FALSE(linear_quantized_ref_takes_rounded(placed.weight));
+  RoundedForTest codes(1, 64);
+  TestTensor out(DType::kF32, 1, 8);
+  EXPECT_EQ(
+      run_ref({.x = codes.view().codes, .weight = &placed.weight, .out = out.view(), .x_scale = codes.view().scales})
+          .error()
+          .code,
+      ErrorCode::kUnsupported);
 }
 
 TEST(LinearQuantized, BadAndEmptyRowsStayAlone) {

@@ -18,8 +18,11 @@ Status validate(const RmsNormArgs& args) {
   HEARTH_TRY(check_float(kOp, "weight", args.weight));
   HEARTH_TRY(check_matrix(kOp, "x", args.x, rows, hidden));
   HEARTH_TRY(check_vector(kOp, "weight", args.weight, hidden));
-  HEARTH_TRY(check_matrix(kOp, "out", args.out, rows, hidden));
-  HEARTH_TRY(check_same_dtype(kOp, "out", args.out, "x", args.x));
+  if (args.out || !args.rounded) {
+    HEARTH_TRY(check_matrix(kOp, "out", args.out, rows, hidden));
+    HEARTH_TRY(check_same_dtype(kOp, "out", args.out, "x", args.x));
+  }
+  if (args.rounded) HEARTH_TRY(check_rounded(kOp, args.rounded, rows, hidden));
   if (args.residual) {
     HEARTH_TRY(check_matrix(kOp, "residual", args.residual, rows, hidden));
     HEARTH_TRY(check_same_dtype(kOp, "residual", args.residual, "x", args.x));

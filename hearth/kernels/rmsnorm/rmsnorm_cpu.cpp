@@ -88,6 +88,7 @@ HWY_EXPORT(rmsnorm_range);
 
 Status rmsnorm_cpu(const RmsNormArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
+  if (args.rounded) return unsupported("rmsnorm: rounded rows on the CPU; its linears round what they read");
   cpu::parallel_items(exec, args.x.rows(), args.x.cols(), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(rmsnorm_range)(args, begin, end);
   });

@@ -3,6 +3,7 @@
 // tested against. One thread.
 #include <cmath>
 
+#include "hearth/kernels/linear/act_quantize.h"
 #include "hearth/kernels/rmsnorm/rmsnorm.h"
 
 namespace hearth {
@@ -23,9 +24,12 @@ void rmsnorm_rows(const RmsNormArgs& args) {
     double squares = 0;
     for (int64_t i = 0; i < hidden; ++i) squares += double{to_float(sum[i])} * to_float(sum[i]);
     const double scale = 1 / std::sqrt(squares / static_cast<double>(hidden) + args.eps);
-    T* out = args.out.row<T>(r);
-    for (int64_t i = 0; i < hidden; ++i)
-      out[i] = from_float<T>(static_cast<float>(to_float(sum[i]) * scale * to_float(weight[i])));
+    const auto value = [&](int64_t i) {
+      return from_float<T>(static_cast<float>(to_float(sum[i]) * scale * to_float(weight[i])));
+    };
+    if (args.rounded) round_row(args.rounded, r, [&](int64_t i) { return to_float(value(i)); });
+    if (args.out)
+      for (int64_t i = 0; i < hidden; ++i) args.out.row<T>(r)[i] = value(i);
   }
 }
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rmsnorm kernel for Hopper. `row_threads` threads share a row: each sums the squares of its vectors,
 // a shuffle tree and, for more than a warp, shared memory add them in a fixed order, and each scales what
-// it still holds in registers. The row's weights are read before the wait for the kernel in front.
+// it still holds in registers, and rounds that to E4M3 where it is asked to. The row's weights are read before the wait
+// for the kernel in front.
 #pragma once
 
 #include <cstdint>
 
 #include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
+#include "hearth/kernels/sm90/e4m3.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/kernels/sm90/values.cuh"
 
@@ -19,11 +21,16 @@ struct RmsNormParams {
   const T* x;
   T* residual;  // nullptr: none
   const W* weight;
-  T* out;
+  T* out;  // with rounding nullptr: none
   int64_t x_stride, residual_stride, out_stride;
   int64_t rows;
   int hidden;
   float eps;
+  // With rounding.
+  uint8_t* codes;
+  float* scales;              // [rows]
+  const float* static_scale;  // nullptr: of the row
+  int64_t codes_stride;
 };
 
 // Sum over the row's threads, the same in all of them. kThreads is 32 or a multiple of it, at most 1024;
@@ -45,8 +52,25 @@ __device__ __forceinline__ float row_sum(float sum, float* partial) {
   return sum;
 }
 
-template <RmsNormConfig kConfig, class T, class W>
-__device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, int64_t row, int thread, float* partial) {
+// Shared by the warps of a row.
+struct RmsNormShared {
+  float partial[32];
+  unsigned largest[32];
+};
+
+// The scale of a row whose threads have seen these magnitudes, written to its place.
+template <int kThreads, class T, class W>
+__device__ __forceinline__ float row_scale(const RmsNormParams<T, W>& p, int64_t row, int thread, unsigned largest,
+                                           RmsNormShared& shared) {
+  const float scale = p.static_scale != nullptr ? *p.static_scale
+                                                : e4m3_scale_of(block_largest<kThreads / 32>(largest, shared.largest));
+  if (thread == 0) p.scales[row] = scale;
+  return scale;
+}
+
+template <RmsNormConfig kConfig, bool kRounds, class T, class W>
+__device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, int64_t row, int thread,
+                                                RmsNormShared& shared) {
   constexpr int kCount = 16 / sizeof(T), kThreads = kConfig.row_threads, kVectors = kConfig.row_vectors;
   const int vectors = p.hidden / kCount;
   const auto* const weight_row = reinterpret_cast<const Pack<W, kCount>*>(p.weight);
@@ -80,21 +104,30 @@ __device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, in
       if (p.residual != nullptr) residual_row[i] = sum[v];
     }
   pdl_launch_next();
-  const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, partial) / static_cast<float>(p.hidden) + p.eps);
+  const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, shared.partial) / static_cast<float>(p.hidden) + p.eps);
+  unsigned largest = 0;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v)
     if (const int i = thread + v * kThreads; i < vectors) {
       if constexpr (!kEarlyWeights) weight[v] = weight_row[i];
 #pragma unroll
       for (int c = 0; c < kCount; ++c) sum[v].at[c] = narrow<T>(widen(sum[v].at[c]) * scale * widen(weight[v].at[c]));
-      reinterpret_cast<Pack<T, kCount>*>(p.out + row * p.out_stride)[i] = sum[v];
+      if constexpr (kRounds) largest = largest_magnitude(sum[v], largest);
+      if (!kRounds || p.out != nullptr) reinterpret_cast<Pack<T, kCount>*>(p.out + row * p.out_stride)[i] = sum[v];
     }
+  if constexpr (kRounds) {
+    const float code_scale = row_scale<kThreads>(p, row, thread, largest, shared);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)
+      if (const int i = thread + v * kThreads; i < vectors)
+        reinterpret_cast<Pack<uint8_t, kCount>*>(p.codes + row * p.codes_stride)[i] = round_e4m3(sum[v], code_scale);
+  }
 }
 
 // Element by element, for rows that fill no vectors or no registers.
-template <RmsNormConfig kConfig, class T, class W>
+template <RmsNormConfig kConfig, bool kRounds, class T, class W>
 __device__ __forceinline__ void rmsnorm_elements(const RmsNormParams<T, W>& p, int64_t row, int thread,
-                                                 float* partial) {
+                                                 RmsNormShared& shared) {
   constexpr int kThreads = kConfig.row_threads;
   pdl_wait();
   const T* x = p.x + row * p.x_stride;
@@ -106,28 +139,41 @@ __device__ __forceinline__ void rmsnorm_elements(const RmsNormParams<T, W>& p, i
     squares = fmaf(widen(sum), widen(sum), squares);
   }
   pdl_launch_next();
-  const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, partial) / static_cast<float>(p.hidden) + p.eps);
+  const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, shared.partial) / static_cast<float>(p.hidden) + p.eps);
   // Every thread reads back what it wrote itself.
   const T* from = residual == nullptr ? x : residual;
-  T* out = p.out + row * p.out_stride;
-  for (int i = thread; i < p.hidden; i += kThreads) out[i] = narrow<T>(widen(from[i]) * scale * widen(p.weight[i]));
+  T* out = p.out == nullptr ? nullptr : p.out + row * p.out_stride;
+  const auto value = [&](int i) { return narrow<T>(widen(from[i]) * scale * widen(p.weight[i])); };
+  if constexpr (kRounds) {
+    // Before `out`, which may be x.
+    unsigned largest = 0;
+#pragma unroll 1
+    for (int i = thread; i < p.hidden; i += kThreads) largest = max(largest, magnitude(widen(value(i))));
+    const float code_scale = row_scale<kThreads>(p, row, thread, largest, shared);
+#pragma unroll 1
+    for (int i = thread; i < p.hidden; i += kThreads)
+      p.codes[row * p.codes_stride + i] = round_e4m3(widen(value(i)), code_scale);
+    if (out == nullptr) return;
+  }
+  for (int i = thread; i < p.hidden; i += kThreads) out[i] = value(i);
 }
 
 // kIndex into kRmsNormConfigs: nvcc 13.0 cannot start a kernel with a template parameter of class type.
-template <int kIndex, class T, class W>
+// kRounds: to E4M3 too.
+template <int kIndex, bool kRounds, class T, class W>
 __global__ void __launch_bounds__(kRmsNormConfigs[kIndex].row_threads* kRmsNormConfigs[kIndex].block_rows)
     rmsnorm_kernel(RmsNormParams<T, W> p) {
   constexpr RmsNormConfig kConfig = kRmsNormConfigs[kIndex];
   static_assert(kConfig.row_threads % 32 == 0 && kConfig.row_threads * kConfig.block_rows <= 1024);
   static_assert(kConfig.block_rows == 1 || kConfig.row_threads == 32, "rows of one warp may share a block");
-  __shared__ float partial[32];
+  __shared__ RmsNormShared shared;
   const int64_t row = int64_t{blockIdx.x} * kConfig.block_rows + static_cast<int>(threadIdx.x) / kConfig.row_threads;
   if (row >= p.rows) return;  // whole warps: no barrier is missed
   const int thread = static_cast<int>(threadIdx.x) % kConfig.row_threads;
   if constexpr (kConfig.row_vectors == 0) {
-    rmsnorm_elements<kConfig>(p, row, thread, partial);
+    rmsnorm_elements<kConfig, kRounds>(p, row, thread, shared);
   } else {
-    rmsnorm_vectors<kConfig>(p, row, thread, partial);
+    rmsnorm_vectors<kConfig, kRounds>(p, row, thread, shared);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_test_cases.h"
+#include "hearth/kernels/rounded_test.h"
 #include "hearth/memory/cuda/device.h"
 
 namespace hearth {
@@ -115,6 +116,72 @@ TEST(RmsNormSm90, RunsInPlaceInAGraph) {
   ASSERT_TRUE(stream.synchronize());
   device_x.copy_back();
   EXPECT_LE(max_error(x, wanted), 1e-5 * 30);
+}
+
+// What a row holds that decides about its scale.
+void fill_special_rows(TestTensor& x) {
+  for (int64_t i = 0; i < x.cols(); ++i) {
+    if (x.rows() > 1) x.set(1, i, 0);
+    if (x.rows() > 2) x.set(2, i, x.at(2, i) * 1e-38f);
+  }
+  if (x.rows() > 3) x.set(3, x.cols() - 1, INFINITY);
+  if (x.rows() > 4) x.set(4, x.cols() / 2, NAN);
+}
+
+// The bits that the definition makes of the plain output, whether that is written too or not.
+TEST(RmsNormSm90, RoundsItsOutput) {
+  ASSERT_TRUE(cuda_device_count());
+  constexpr uint64_t kSeed = 20313;
+  Random random(kSeed);
+  for (const int64_t hidden : {8, 64, 384, 389, 1000, 1024, 2048, 4096, 5120, 8192, 16384, 16392})
+    for (const int64_t rows : {1, 6})
+      for (const DType weight_type : {DType::kF32, DType::kBf16})
+        for (const bool has_residual : {false, true})
+          for (const bool is_static : {false, true}) {
+            const int64_t padding = random.below(3) * 8 + (random.below(4) == 0 ? 3 : 0);
+            SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", [" << rows << ", " << hidden << "], padding "
+                                              << padding << ", weight " << dtype_name(weight_type) << ", residual "
+                                              << has_residual << ", static " << is_static);
+            TestTensor x(DType::kBf16, rows, hidden), residual(DType::kBf16, rows, hidden),
+                weight(weight_type, 1, hidden), static_scale(DType::kF32, 1, 1), plain(DType::kBf16, rows, hidden),
+                both = plain;
+            x.fill(random, 3), residual.fill(random, 3), weight.fill(random), static_scale.set(0, 0, 0.0137f);
+            if (!is_static) fill_special_rows(x);
+            RmsNormArgs args{.x = x.view(), .weight = weight.vector(), .out = plain.view()};
+            TestTensor sum = residual;
+            ASSERT_TRUE(run_sm90(args, x, has_residual ? &sum : nullptr, weight, plain));
+
+            for (const bool with_out : {true, false}) {
+              RoundedForTest rounded(rows, hidden, padding);
+              const Stream stream = *Stream::create();
+              ExecContext exec{.stream = stream.handle()};
+              OnDevice device_x(x), device_weight(weight), device_both(both), device_scale(static_scale),
+                  codes(rounded.codes), scales(rounded.scales);
+              TestTensor again = residual;
+              OnDevice device_residual(again);
+              args.x = device_x.view(), args.weight = device_weight.vector();
+              args.residual = has_residual ? device_residual.view() : TensorView();
+              args.out = with_out ? device_both.view() : TensorView();
+              args.rounded = rounded.view(codes.view().data, scales.view().data,
+                                          is_static ? ConstTensorView(device_scale.vector()) : ConstTensorView());
+              const Status status = rmsnorm_sm90(args, exec);
+              ASSERT_TRUE(status) << status.error().message;
+              ASSERT_TRUE(stream.synchronize());
+              codes.copy_back(), scales.copy_back(), device_both.copy_back(), device_residual.copy_back();
+              ASSERT_NO_FATAL_FAILURE(rounded.expect_rounding_of(plain, is_static ? 0.0137f : 0));
+              EXPECT_TRUE(!with_out || both.same_bits(plain));
+              EXPECT_TRUE(!has_residual || again.same_bits(sum));
+            }
+          }
+}
+
+TEST(RmsNormSm90, RefusesToRoundF32) {
+  TestTensor x(DType::kF32, 1, 64), weight(DType::kF32, 1, 64);
+  RoundedForTest rounded(1, 64);
+  ExecContext exec;
+  const Status status = rmsnorm_sm90({.x = x.view(), .weight = weight.vector(), .rounded = rounded.view()}, exec);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kUnsupported) << status.error().message;
 }
 
 TEST(RmsNormSm90, ErrorsAreValues) {

@@ -7,6 +7,7 @@
 #include "hearth/kernels/op_test.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_sm90.h"
 #include "hearth/kernels/rmsnorm/rmsnorm_test_cases.h"
+#include "hearth/kernels/rounded_test.h"
 
 namespace hearth {
 namespace {
@@ -36,6 +37,44 @@ TEST(RmsNormRef, AddsAndKeepsTheResidual) {
       rmsnorm_ref({.x = x.view(), .residual = residual.view(), .weight = weight.vector(), .out = out.view()}, exec));
   EXPECT_EQ(residual.at(0, 0), 256);
   EXPECT_EQ(out.at(0, 0), 1);
+}
+
+TEST(RmsNormRef, RoundsItsOutput) {
+  constexpr uint64_t kSeed = 20262;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  for (const DType dtype : {DType::kF32, DType::kBf16})
+    for (const float static_scale : {0.0f, 0.02f}) {
+      TestTensor x(dtype, 4, 130), weight(DType::kF32, 1, 130), plain(dtype, 4, 130), both = plain,
+                                                                                      scale(DType::kF32, 1, 1);
+      x.fill(random), weight.fill(random), scale.set(0, 0, static_scale);
+      for (int64_t i = 0; i < 130; ++i) x.set(1, i, 0);
+      if (static_scale == 0) x.set(2, 7, NAN);
+      ExecContext exec;
+      RmsNormArgs args{.x = x.view(), .weight = weight.vector(), .out = plain.view()};
+      ASSERT_TRUE(rmsnorm_ref(args, exec));
+      RoundedForTest rounded(4, 130, 3);
+      args.rounded = rounded.view(static_scale > 0 ? ConstTensorView(scale.vector()) : ConstTensorView());
+      args.out = both.view();
+      ASSERT_TRUE(rmsnorm_ref(args, exec));
+      EXPECT_TRUE(both.same_bits(plain));
+      rounded.expect_rounding_of(plain, static_scale);
+      RoundedForTest alone(4, 130);
+      args.rounded = alone.view(args.rounded.static_scale), args.out = {};
+      ASSERT_TRUE(rmsnorm_ref(args, exec));
+      alone.expect_rounding_of(plain, static_scale);
+    }
+}
+
+TEST(RmsNorm, NamesWhatIsWrongWithRoundedRows) {
+  TestTensor x(DType::kF32, 2, 64), weight(DType::kF32, 1, 64);
+  RoundedForTest rounded(2, 64), narrow(2, 63);
+  RmsNormArgs args{.x = x.view(), .weight = weight.vector(), .rounded = narrow.view()};
+  EXPECT_EQ(run_cpu(args).error().message, "rmsnorm: codes is [2, 63], wanted [2, 64]");
+  args.rounded = rounded.view();
+  EXPECT_EQ(run_cpu(args).error().code, ErrorCode::kUnsupported);
+  args.rounded.codes.dtype = DType::kU8;
+  EXPECT_EQ(run_cpu(args).error().message, "rmsnorm: codes is u8, wanted e4m3");
 }
 
 TEST(RmsNormCpu, AsExactAsANaiveLoop) {
@@ -126,6 +165,18 @@ TEST(RmsNormSm90Select, TheNarrowestConfigThatHoldsTheRow) {
   EXPECT_EQ(select(DType::kBf16, 5, 4096, 4), any) << "an unaligned row stride";
   EXPECT_EQ(select(DType::kBf16, 5, 4096, 8), (sm90::RmsNormConfig{256, 2, 1}));
   EXPECT_EQ(select(DType::kBf16, 5, 4096, 0, 8), any) << "an unaligned start";
+  alignas(16) std::byte codes[16];
+  const auto select_rounded = [&](int64_t offset, int64_t stride) {
+    TensorView x(codes, DType::kBf16, Shape{2, 4096});
+    return sm90::kRmsNormConfigs[sm90::select_rmsnorm_config(
+        {.x = x,
+         .weight = ConstTensorView(codes, DType::kF32, Shape{4096}),
+         .rounded = {.codes = TensorView(codes + offset, DType::kE4m3, Shape{2, 4096}, stride)}})];
+  };
+  EXPECT_EQ(select_rounded(0, 4096), (sm90::RmsNormConfig{256, 2, 1}));
+  EXPECT_EQ(select_rounded(8, 4104), (sm90::RmsNormConfig{256, 2, 1}));
+  EXPECT_EQ(select_rounded(4, 4096), any) << "codes move in vectors of 8";
+  EXPECT_EQ(select_rounded(0, 4100), any);
 }
 
 }  // namespace

@@ -4,16 +4,21 @@
 
 #include "hearth/base/result.h"
 #include "hearth/kernels/exec.h"
+#include "hearth/kernels/rounded_rows.h"
 #include "hearth/tensor/shape.h"
 
 namespace hearth {
 
 // out[t, i] = silu(gate_up[t, i]) * gate_up[t, ffn + i], silu(x) = x / (1 + exp(-x)).
-//   gate_up [tokens, 2 ffn] f32 or bf16;  out [tokens, ffn] as gate_up
-// Numerics: f32, one rounding at the end. Errors: InvalidArgument for shapes or types that disagree.
+//   gate_up [tokens, 2 ffn] f32 or bf16
+//   out     [tokens, ffn] as gate_up; optional where rounded is given
+//   rounded out rounded to E4M3, optional: backends whose OpTable::rounds_outputs says so
+// Numerics: f32, one rounding at the end. Errors: InvalidArgument for shapes or types that disagree, Unsupported for
+// `rounded` where a backend has none (_cpu; _sm90 with f32).
 struct SiluMulArgs {
   ConstTensorView gate_up;
   TensorView out;
+  RoundedRows rounded = {};
 };
 
 Status validate(const SiluMulArgs& args);

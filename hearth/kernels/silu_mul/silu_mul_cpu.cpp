@@ -56,6 +56,7 @@ HWY_EXPORT(silu_mul_range);
 
 Status silu_mul_cpu(const SiluMulArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
+  if (args.rounded) return unsupported("silu_mul: rounded rows on the CPU; its linears round what they read");
   // A multiple of every vector length: where a row is cut changes nothing in how a channel is computed.
   constexpr int64_t kPiece = 2048;
   const int64_t ffn = args.out.cols();

@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// silu_mul on Hopper: a thread per element, in f32. Rows of any alignment.
-#include "hearth/kernels/silu_mul/silu_mul.h"
+// silu_mul on Hopper, in f32: a thread per element, rows of any alignment; or, with rounding to E4M3, rows whose values
+// stay in registers between their largest magnitude and the rounding (silu_mul_sm90.h), so that they are read once.
+#include "hearth/kernels/silu_mul/silu_mul_sm90.h"
+
+#include <utility>
+
+#include "hearth/kernels/sm90/cluster.cuh"
+#include "hearth/kernels/sm90/e4m3.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
-#include "hearth/kernels/sm90/values.cuh"
+#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kVector = 8;
 
 template <class T>
 struct SiluMulParams {
@@ -17,16 +24,100 @@ struct SiluMulParams {
   int64_t gate_up_stride, out_stride, ffn;
 };
 
+// The same operations in every kernel: rounded or not, the same bits.
+__device__ __forceinline__ float silu_mul(float gate, float up) {
+  return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
+}
+
 // Grid (pieces of a row, rows).
 template <class T>
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulParams<T> p) {
-  sm90::pdl_wait();
   sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.ffn) return;
   const T* const gate = p.gate_up + blockIdx.y * p.gate_up_stride;
-  const float g = sm90::widen(gate[i]), up = sm90::widen(gate[p.ffn + i]);
-  p.out[blockIdx.y * p.out_stride + i] = sm90::narrow<T>(g / (1.0f + expf(-g)) * up);
+  p.out[blockIdx.y * p.out_stride + i] = sm90::narrow<T>(silu_mul(sm90::widen(gate[i]), sm90::widen(gate[p.ffn + i])));
+}
+
+struct SiluRoundParams {
+  const __nv_bfloat16* gate_up;
+  __nv_bfloat16* out;  // null: none
+  uint8_t* codes;
+  float* scales;
+  const float* static_scale;  // null: of the row
+  int64_t gate_up_stride, out_stride, codes_stride;
+  int ffn;
+};
+
+// Grid: the blocks of a row beside each other, in clusters.
+template <int kIndex>
+__global__ void __launch_bounds__(sm90::kSiluRoundConfigs[kIndex].threads,
+                                  1024 / sm90::kSiluRoundConfigs[kIndex].threads)
+    silu_mul_round_kernel(const __grid_constant__ SiluRoundParams p) {
+  constexpr sm90::SiluRoundConfig kConfig = sm90::kSiluRoundConfigs[kIndex];
+  constexpr int kBlocks = kConfig.blocks, kVectors = kConfig.vectors;
+  static_assert(kBlocks <= 32 && kConfig.threads % 32 == 0);
+  using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
+  using Codes = sm90::Pack<uint8_t, kVector>;
+  __shared__ unsigned of_warp[kConfig.threads / 32], of_block[kBlocks];
+  sm90::pdl_launch_next();
+  if constexpr (kBlocks > 1) sm90::cluster_arrive();  // this block has started
+  const int64_t row = blockIdx.x / kBlocks;
+  const int rank = blockIdx.x % kBlocks;
+  const int all = p.ffn / kVector, share = (all + kBlocks - 1) / kBlocks;
+  const int first = rank * share + threadIdx.x, end = min(all, rank * share + share);
+  sm90::pdl_wait();
+
+  const auto* const gate = reinterpret_cast<const Numbers*>(p.gate_up + row * p.gate_up_stride);
+  Numbers value[kVectors];
+  unsigned largest = 0;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (const int i = first + v * kConfig.threads; i < end) {
+      const Numbers of_gate = gate[i], of_up = gate[all + i];
+#pragma unroll
+      for (int c = 0; c < kVector; ++c)
+        value[v].at[c] = sm90::narrow<__nv_bfloat16>(silu_mul(sm90::widen(of_gate.at[c]), sm90::widen(of_up.at[c])));
+      largest = sm90::largest_magnitude(value[v], largest);
+      if (p.out != nullptr) reinterpret_cast<Numbers*>(p.out + row * p.out_stride)[i] = value[v];
+    }
+  largest = sm90::block_largest<kConfig.threads / 32>(largest, of_warp);
+  if constexpr (kBlocks > 1) {
+    sm90::cluster_wait();  // all blocks have started
+    if (threadIdx.x < kBlocks) sm90::store_cluster(&of_block[rank], threadIdx.x, largest);
+    sm90::cluster_arrive();
+    sm90::cluster_wait();  // all have told all
+    for (const unsigned other : of_block) largest = max(largest, other);
+  }
+  const float scale = p.static_scale != nullptr ? *p.static_scale : sm90::e4m3_scale_of(largest);
+  if (rank == 0 && threadIdx.x == 0) p.scales[row] = scale;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (const int i = first + v * kConfig.threads; i < end)
+      reinterpret_cast<Codes*>(p.codes + row * p.codes_stride)[i] = sm90::round_e4m3(value[v], scale);
+}
+
+// A block a row, channel by channel.
+__global__ void __launch_bounds__(kThreads) silu_mul_round_elements_kernel(const __grid_constant__ SiluRoundParams p) {
+  __shared__ unsigned of_warp[kThreads / 32];
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
+  const int64_t row = blockIdx.x;
+  const __nv_bfloat16* const gate = p.gate_up + row * p.gate_up_stride;
+  const auto value = [&](int i) {
+    return sm90::narrow<__nv_bfloat16>(silu_mul(sm90::widen(gate[i]), sm90::widen(gate[p.ffn + i])));
+  };
+  unsigned largest = 0;
+  for (int i = threadIdx.x; i < p.ffn; i += kThreads) largest = max(largest, sm90::magnitude(sm90::widen(value(i))));
+  largest = sm90::block_largest<kThreads / 32>(largest, of_warp);
+  const float scale = p.static_scale != nullptr ? *p.static_scale : sm90::e4m3_scale_of(largest);
+  if (threadIdx.x == 0) p.scales[row] = scale;
+  for (int i = threadIdx.x; i < p.ffn; i += kThreads) {
+    const __nv_bfloat16 number = value(i);
+    if (p.out != nullptr) p.out[row * p.out_stride + i] = number;
+    p.codes[row * p.codes_stride + i] = sm90::round_e4m3(sm90::widen(number), scale);
+  }
 }
 
 template <class T>
@@ -46,11 +137,56 @@ Status start(const SiluMulArgs& args, ExecContext& exec) {
   return {};
 }
 
+template <int kIndex>
+Status start_round(const SiluRoundParams& params, int64_t rows, void* stream) {
+  constexpr sm90::SiluRoundConfig kConfig = sm90::kSiluRoundConfigs[kIndex];
+  Launch how(dim3(static_cast<unsigned>(rows * kConfig.blocks)), dim3(kConfig.threads), stream);
+  how.pdl = true;
+  if constexpr (kConfig.vectors == 0) {
+    return launch(how, silu_mul_round_elements_kernel, params);
+  } else {
+    how.cluster = kConfig.blocks;
+    return launch(how, silu_mul_round_kernel<kIndex>, params);
+  }
+}
+
+template <int... kIndex>
+Status start_round_config(int config, const SiluRoundParams& params, int64_t rows, void* stream,
+                          std::integer_sequence<int, kIndex...>) {
+  using Start = Status (*)(const SiluRoundParams&, int64_t, void*);
+  static constexpr Start kStart[] = {start_round<kIndex>...};
+  return kStart[config](params, rows, stream);
+}
+
+Status start_rounded(const SiluMulArgs& args, ExecContext& exec) {
+  const RoundedRows& rounded = args.rounded;
+  const int64_t rows = rounded.codes.shape[0];
+  if (args.gate_up.dtype != DType::kBf16)
+    return unsupported("silu_mul: rounded rows of {}, the GPU's kernel has them of bf16",
+                       dtype_name(args.gate_up.dtype));
+  if (rows > (INT32_MAX >> 3) || rounded.codes.cols() > INT32_MAX / 2)
+    return invalid_argument("silu_mul: {} to round, wanted at most {} rows of {}", to_string(rounded.codes.shape),
+                            INT32_MAX >> 3, INT32_MAX / 2);
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
+  const SiluRoundParams params{.gate_up = static_cast<const __nv_bfloat16*>(args.gate_up.data),
+                               .out = static_cast<__nv_bfloat16*>(args.out.data),
+                               .codes = static_cast<uint8_t*>(rounded.codes.data),
+                               .scales = static_cast<float*>(rounded.scales.data),
+                               .static_scale = static_cast<const float*>(rounded.static_scale.data),
+                               .gate_up_stride = args.gate_up.row_stride,
+                               .out_stride = args.out.row_stride,
+                               .codes_stride = rounded.codes.row_stride,
+                               .ffn = static_cast<int>(rounded.codes.cols())};
+  return start_round_config(sm90::select_silu_round_config(args, device->multiprocessors), params, rows, exec.stream,
+                            std::make_integer_sequence<int, sm90::kSiluRoundConfigCount>());
+}
+
 }  // namespace
 
 Status silu_mul_sm90(const SiluMulArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate(args));
-  if (args.out.rows() == 0) return {};
+  if (args.gate_up.rows() == 0) return {};
+  if (args.rounded) return start_rounded(args, exec);
   return args.out.dtype == DType::kF32 ? start<float>(args, exec) : start<__nv_bfloat16>(args, exec);
 }
 

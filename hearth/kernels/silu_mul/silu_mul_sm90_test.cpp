@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "hearth/kernels/gpu_test.h"
+#include "hearth/kernels/rounded_test.h"
 #include "hearth/kernels/silu_mul/silu_mul.h"
 
 namespace hearth {
@@ -39,6 +40,79 @@ TEST(SiluMulSm90, AsExactAsANaiveLoop) {
         expect_as_exact_as(naive, out, wanted);
         EXPECT_TRUE(std::isnan(out.at(0, ffn))) << "padding was written";
       }
+}
+
+// The bits that the definition makes of the plain output, in every way to share out a row.
+TEST(SiluMulSm90, RoundsItsOutput) {
+  constexpr uint64_t kSeed = 20273;
+  Random random(kSeed);
+  struct Case {
+    int64_t rows, ffn, gate_padding, codes_padding;
+  };
+  for (const Case& c : {Case{1, 8, 0, 0}, Case{1, 64, 0, 0}, Case{5, 2048, 8, 8}, Case{1, 2056, 0, 0},
+                        Case{7, 14336, 0, 0}, Case{1, 16384, 0, 0}, Case{3, 16392, 0, 0}, Case{2, 28672, 16, 0},
+                        Case{1, 32768, 0, 0}, Case{2, 32776, 0, 0}, Case{3, 1021, 5, 3}, Case{4, 1024, 5, 0},
+                        Case{4, 1024, 0, 4}, Case{700, 1536, 0, 0}, Case{300, 14336, 0, 0}, Case{300, 2000, 8, 24}})
+    for (const bool is_static : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", [" << c.rows << ", " << c.ffn << "], paddings "
+                                        << c.gate_padding << ", " << c.codes_padding << ", static " << is_static);
+      TestTensor gate_up(DType::kBf16, c.rows, 2 * c.ffn, c.gate_padding), plain(DType::kBf16, c.rows, c.ffn),
+          both = plain, scale(DType::kF32, 1, 1);
+      gate_up.fill(random, 4), scale.set(0, 0, 0.031f);
+      if (!is_static && c.rows > 2) {
+        gate_up.set(0, c.ffn - 1, INFINITY);
+        gate_up.set(1, c.ffn + c.ffn / 2, NAN);
+        for (int64_t i = 0; i < c.ffn; ++i) gate_up.set(2, i, 0);
+      }
+      // The largest magnitude in each block of a cluster in turn.
+      if (c.rows > 4) gate_up.set(4, c.ffn * (random.below(8)) / 8, 500), gate_up.set(3, 0, 500);
+      ASSERT_TRUE(run_sm90(gate_up, plain));
+      for (const bool with_out : {true, false}) {
+        RoundedForTest rounded(c.rows, c.ffn, c.codes_padding);
+        GpuExec gpu;
+        OnDevice device_in(gate_up), device_both(both), codes(rounded.codes), scales(rounded.scales),
+            device_scale(scale);
+        const Status status = silu_mul_sm90(
+            {.gate_up = device_in.view(),
+             .out = with_out ? device_both.view() : TensorView(),
+             .rounded = rounded.view(codes.view().data, scales.view().data,
+                                     is_static ? ConstTensorView(device_scale.vector()) : ConstTensorView())},
+            gpu.exec());
+        ASSERT_TRUE(status) << status.error().message;
+        ASSERT_TRUE(gpu.synchronize());
+        codes.copy_back(), scales.copy_back(), device_both.copy_back();
+        ASSERT_NO_FATAL_FAILURE(rounded.expect_rounding_of(plain, is_static ? 0.031f : 0));
+        EXPECT_TRUE(!with_out || both.same_bits(plain));
+      }
+    }
+}
+
+// Clusters in a captured graph, each reading what the one before wrote.
+TEST(SiluMulSm90, RoundsInAGraph) {
+  constexpr uint64_t kSeed = 20274;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  constexpr int64_t kFfn = 14336;
+  TestTensor gate_up(DType::kBf16, 1, 2 * kFfn), plain(DType::kBf16, 1, kFfn);
+  gate_up.fill(random, 4);
+  ASSERT_TRUE(run_sm90(gate_up, plain));
+  RoundedForTest first(1, kFfn), second(1, kFfn);
+  const Stream stream = *Stream::create();
+  ExecContext exec{.stream = stream.handle()};
+  OnDevice device_in(gate_up), codes(first.codes), scales(first.scales), more_codes(second.codes),
+      more_scales(second.scales);
+  const auto graph = Graph::capture(stream, [&]() -> Status {
+    HEARTH_TRY(silu_mul_sm90(
+        {.gate_up = device_in.view(), .rounded = first.view(codes.view().data, scales.view().data)}, exec));
+    return silu_mul_sm90(
+        {.gate_up = device_in.view(), .rounded = second.view(more_codes.view().data, more_scales.view().data)}, exec);
+  });
+  ASSERT_TRUE(graph) << graph.error().message;
+  for (int run = 0; run < 3; ++run) ASSERT_TRUE(graph->launch(stream));
+  ASSERT_TRUE(stream.synchronize());
+  codes.copy_back(), scales.copy_back(), more_codes.copy_back(), more_scales.copy_back();
+  first.expect_rounding_of(plain);
+  second.expect_rounding_of(plain);
 }
 
 TEST(SiluMulSm90, ExtremeGatesAndMoreRowsThanAGridHolds) {

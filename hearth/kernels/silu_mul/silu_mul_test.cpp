@@ -5,6 +5,8 @@
 
 #include "hearth/kernels/cpu/test_targets.h"
 #include "hearth/kernels/op_test.h"
+#include "hearth/kernels/rounded_test.h"
+#include "hearth/kernels/silu_mul/silu_mul_sm90.h"
 
 namespace hearth {
 namespace {
@@ -32,6 +34,48 @@ TEST(SiluMulRef, AgreesWithMathematics) {
   EXPECT_EQ(out.at(0, 0), 0);
   EXPECT_FLOAT_EQ(out.at(0, 1), 1.5f * std::log(3.0f));
   EXPECT_FLOAT_EQ(out.at(0, 2) - out.at(0, 3), 5.0f);
+}
+
+TEST(SiluMulRef, RoundsItsOutput) {
+  constexpr uint64_t kSeed = 20272;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  Random random(kSeed);
+  for (const DType dtype : {DType::kF32, DType::kBf16})
+    for (const float static_scale : {0.0f, 0.02f}) {
+      TestTensor gate_up(dtype, 3, 2 * 70), plain(dtype, 3, 70), both = plain, scale(DType::kF32, 1, 1);
+      gate_up.fill(random, 4), scale.set(0, 0, static_scale);
+      if (static_scale == 0) gate_up.set(1, 9, INFINITY);
+      ExecContext exec;
+      ASSERT_TRUE(silu_mul_ref({gate_up.view(), plain.view()}, exec));
+      RoundedForTest rounded(3, 70, 2), alone(3, 70);
+      const ConstTensorView of_all = static_scale > 0 ? ConstTensorView(scale.vector()) : ConstTensorView();
+      ASSERT_TRUE(silu_mul_ref({gate_up.view(), both.view(), rounded.view(of_all)}, exec));
+      ASSERT_TRUE(silu_mul_ref({.gate_up = gate_up.view(), .rounded = alone.view(of_all)}, exec));
+      EXPECT_TRUE(both.same_bits(plain));
+      rounded.expect_rounding_of(plain, static_scale);
+      alone.expect_rounding_of(plain, static_scale);
+    }
+}
+
+TEST(SiluMulSm90Select, SharesOutRows) {
+  alignas(16) std::byte memory[16];
+  const auto select = [&](int64_t rows, int64_t ffn, int64_t padding = 0, int64_t offset = 0) {
+    return sm90::kSiluRoundConfigs[sm90::select_silu_round_config(
+        {.gate_up = ConstTensorView(memory, DType::kBf16, Shape{rows, 2 * ffn}),
+         .rounded = {.codes = TensorView(memory + offset, DType::kE4m3, Shape{rows, ffn}, ffn + padding)}},
+        132)];
+  };
+  const sm90::SiluRoundConfig any = sm90::kSiluRoundConfigs[sm90::kSiluRoundConfigCount - 1];
+  EXPECT_EQ(select(1, 14336), (sm90::SiluRoundConfig{8, 256, 1}));
+  EXPECT_EQ(select(131, 16384), (sm90::SiluRoundConfig{8, 256, 1}));
+  EXPECT_EQ(select(132, 16384), (sm90::SiluRoundConfig{1, 512, 4}));
+  EXPECT_EQ(select(1, 28672), (sm90::SiluRoundConfig{8, 256, 2}));
+  EXPECT_EQ(select(4096, 28672), (sm90::SiluRoundConfig{8, 256, 2}));
+  EXPECT_EQ(select(2, 32776), any);
+  EXPECT_EQ(select(2, 1021), any);
+  EXPECT_EQ(select(2, 1024, 4), any) << "codes move in vectors of 8";
+  EXPECT_EQ(select(2, 1024, 0, 4), any);
+  EXPECT_EQ(select(2, 1024, 8, 8), (sm90::SiluRoundConfig{8, 256, 1}));
 }
 
 TEST(SiluMulCpu, AsExactAsANaiveLoop) {
@@ -87,6 +131,10 @@ TEST(SiluMul, NamesWhatIsWrong) {
   TestTensor gate_up(DType::kF32, 2, 100), out(DType::kF32, 2, 51), brain(DType::kBf16, 2, 50);
   EXPECT_EQ(run_cpu({gate_up.view(), out.view()}).error().message, "silu_mul: gate_up is [2, 100], wanted [2, 102]");
   EXPECT_EQ(run_cpu({gate_up.view(), brain.view()}).error().message, "silu_mul: out is bf16, wanted f32 as gate_up");
+  RoundedForTest rounded(2, 50), wide(2, 51);
+  EXPECT_EQ(run_cpu({.gate_up = gate_up.view(), .rounded = wide.view()}).error().message,
+            "silu_mul: gate_up is [2, 100], wanted [2, 102]");
+  EXPECT_EQ(run_cpu({.gate_up = gate_up.view(), .rounded = rounded.view()}).error().code, ErrorCode::kUnsupported);
 }
 
 }  // namespace

@@ -4,6 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <map>
+#include <mutex>
+
 #include "hearth/base/log.h"
 #include "hearth/memory/cuda/cuda_status.h"
 
@@ -31,8 +34,22 @@ Result<int> cuda_device_count() {
 Result<CudaDeviceInfo> cuda_device_info(int device) {
   cudaDeviceProp properties{};
   HEARTH_CUDA_TRY(cudaGetDeviceProperties(&properties, device));
-  return CudaDeviceInfo{properties.name, properties.multiProcessorCount, properties.l2CacheSize,
-                        properties.major * 10 + properties.minor};
+  return CudaDeviceInfo{.name = properties.name,
+                        .multiprocessors = properties.multiProcessorCount,
+                        .l2_bytes = properties.l2CacheSize,
+                        .block_shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin),
+                        .compute_capability = properties.major * 10 + properties.minor};
+}
+
+Result<const CudaDeviceInfo*> current_cuda_device() {
+  static std::mutex mutex;
+  static std::map<int, CudaDeviceInfo> known;
+  int device = 0;
+  HEARTH_CUDA_TRY(cudaGetDevice(&device));
+  const std::lock_guard lock(mutex);
+  if (const auto found = known.find(device); found != known.end()) return &found->second;
+  HEARTH_TRY_ASSIGN(CudaDeviceInfo info, cuda_device_info(device));
+  return &known.emplace(device, std::move(info)).first->second;
 }
 
 Status check_cuda_device() {

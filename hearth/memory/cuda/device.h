@@ -22,9 +22,12 @@ struct CudaDeviceInfo {
   std::string name;
   int multiprocessors = 0;
   int64_t l2_bytes = 0;
-  int compute_capability = 0;  // 90 for sm_90
+  int64_t block_shared_bytes = 0;  // most of a block that asks for it
+  int compute_capability = 0;      // 90 for sm_90
 };
 Result<CudaDeviceInfo> cuda_device_info(int device);
+// That of this thread's current device, asked for once: what grids and splits are planned by.
+Result<const CudaDeviceInfo*> current_cuda_device();
 // Whether the first GPU can run hearth's kernels, and what is missing where it cannot. Unavailable: a driver or a
 // device; Unsupported: it is of another generation than Hopper.
 Status check_cuda_device();

@@ -18,6 +18,7 @@ struct Launch {
   // Programmatic dependent launch: the kernel may start while the one before it in the stream ends, and
   // must not touch what that one reads or writes before its pdl_wait() (kernels/sm90/pdl.cuh).
   bool pdl = false;
+  unsigned cluster = 1;  // neighbouring blocks that run at the same time; divides the grid
   SourceLoc where;
 
   Launch(dim3 g, dim3 b, void* s, SourceLoc loc = SourceLoc::current())
@@ -26,16 +27,25 @@ struct Launch {
 
 template <class... Params, class... Args>
 Status launch(const Launch& how, void (*kernel)(Params...), Args&&... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (how.pdl) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = how.cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = how.block;
   config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
   config.stream = how.stream;
-  config.attrs = &attribute;
-  config.numAttrs = how.pdl ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
   if (error != cudaSuccess) return cuda_error(error, "kernel launch", how.where);
   return {};
