@@ -2,6 +2,7 @@
 // hearth serve: the server as a process: settings, signals, pid file, the line that says where it is.
 //   I1. The first SIGTERM or SIGINT lets answers in progress end, for drain-timeout; the second ends the
 //       process at once, as does the first while the models still load.
+//   I2. A lost device ends it too, with the exit code of DeviceLost, after the requests have had that as their answer.
 // Signals are blocked in every thread and taken by one of its own.
 #include <pthread.h>
 #include <signal.h>
@@ -10,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -36,6 +38,10 @@ constexpr const char* kExamples =
     "SIGTERM lets answers in progress end, a second one ends it at once. Every setting is also a variable of the\n"
     "environment and a key of the file that --config or HEARTH_CONFIG names (docs/guides/settings.md); none is read\n"
     "unasked. A flag counts before a variable, a variable before the file.\n";
+
+// How often the server's device is looked at, and what answers may take once it is lost: they are errors, all ready.
+constexpr std::chrono::milliseconds kDeviceTick{200};
+constexpr int64_t kLostDrainMs = 2000;
 
 struct ServeCommand {
   ServeFlags flags;
@@ -114,10 +120,10 @@ class Signals {
     const std::lock_guard lock(mutex_);
     armed_ = true;
   }
-  // Until the first signal.
-  void wait() {
+  // Until the first signal, or a while. Whether it came.
+  bool wait(std::chrono::milliseconds at_most) {
     std::unique_lock lock(mutex_);
-    came_.wait(lock, [this] { return signalled_; });
+    return came_.wait_for(lock, at_most, [this] { return signalled_; });
   }
 
  private:
@@ -181,7 +187,13 @@ Result<int> run_server(const ServeSettings& settings, ServeOptions options) {
   signals.arm();
   HEARTH_TRY(write_stdout(
       fmt::format("hearth: serving {} on {} (pid {})\n", models, url_of(address, server->port()), getpid())));
-  signals.wait();
+  while (!signals.wait(kDeviceTick)) {
+    const Status device = server->device();
+    if (device) continue;
+    write_stderr(fmt::format("hearth: stopping: {}", device.error().message));
+    server->drain(std::min(settings.drain_timeout_ms, kLostDrainMs));
+    return device.error();
+  }
   write_stderr(fmt::format("hearth: stopping; answers in progress have {:g} s, a second signal ends them",
                            static_cast<double>(settings.drain_timeout_ms) * 1e-3));
   if (server->drain(settings.drain_timeout_ms)) return 0;

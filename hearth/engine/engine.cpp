@@ -200,6 +200,7 @@ Result<RequestHandle> Engine::submit(Request request, OnOutput on_output) {
   const Request& r = submission->request();
   const std::lock_guard lock(impl_->mutex);
   if (impl_->draining) return unavailable("the server takes no more requests: it is shutting down");
+  HEARTH_TRY(device());
   const auto entry = std::ranges::find(impl_->entries, r.model, &Impl::Entry::served);
   if (entry == impl_->entries.end()) return not_found("the model '{}' is not served", r.model->name);
   if (const int64_t tokens = std::ssize(r.prompt) + r.max_tokens; tokens > entry->kv_tokens)
@@ -224,6 +225,12 @@ bool Engine::drain() {
   const std::lock_guard lock(impl_->mutex);
   impl_->draining = true;
   return impl_->shared.unfinished.load() == 0;
+}
+
+Status Engine::device() const {
+  const std::lock_guard lock(impl_->shared.mutex);
+  if (impl_->shared.lost) return *impl_->shared.lost;
+  return {};
 }
 
 std::vector<ModelStats> Engine::stats() const {

@@ -7,6 +7,7 @@
 //       its steps were cut, on preemption or on timing.
 //   I3. KV blocks of a request are back in the pool once all of its choices have finished.
 //   I4. A reader that does not read delays nobody: its sequence pauses.
+//   I5. After a step that ended with DeviceLost none is begun: all requests end with that error, now and later.
 // Any thread may call any method.
 #pragma once
 
@@ -91,11 +92,15 @@ class Engine {
   int64_t kv_tokens(const ServedModel& model) const;
 
   // Takes a request, checked against its model, or says why not: InvalidArgument; NotFound for a model that was not
-  // added; ResourceExhausted where max_waiting choices wait; Unavailable while draining.
+  // added; ResourceExhausted where max_waiting choices wait; Unavailable while draining; device()'s error.
   Result<RequestHandle> submit(Request request, OnOutput on_output);
 
   // From now on submit() refuses. Returns whether nothing runs any more.
   bool drain();
+
+  // DeviceLost, with what the device said first, once a step has ended so. For good: nothing in this process can use the
+  // device any more, and who runs the engine ends the process.
+  Status device() const;
 
   std::vector<ModelStats> stats() const;
 

@@ -510,6 +510,72 @@ TEST(Engine, EndsEveryTextWhenItIsDestroyed) {
   }
 }
 
+// A device that is lost in the middle: what runs and what waits ends with that, as does what comes later.
+std::atomic<int64_t> attentions_left = 0;
+const OpTable& lost_device_ops() {
+  static const OpTable table = [] {
+    OpTable ops = cpu_ops();
+    ops.attention = [](const AttentionArgs& args, ExecContext& exec) -> Status {
+      if (--attentions_left < 0) return device_lost("cudaStreamSynchronize: unspecified launch failure");
+      return attention_cpu(args, exec);
+    };
+    return ops;
+  }();
+  return table;
+}
+
+TEST(Engine, ALostDeviceEndsAllRequestsNowAndLater) {  // I5, I1
+  static const SteadyClock clock;
+  EngineOptions options = small_options();
+  options.max_sequences = 4;
+  auto engine = Engine::create(options, nullptr, clock);
+  ASSERT_TRUE(engine);
+  const auto served = small_model("small", 1, lost_device_ops());
+  ASSERT_TRUE((*engine)->add_model(served));
+  attentions_left = 60;  // of two layers: a few steps
+  Random random(14);
+  std::vector<Running> all;
+  for (int i = 0; i < 12; ++i) {
+    Request request = request_of(random_prompt(random, 20), 200);
+    request.model = served;
+    request.n = 1 + i % 2;
+    auto reader = std::make_shared<Reader>(request.n);
+    auto handle = (*engine)->submit(request, Reader::sink(reader));
+    if (!handle) {  // the device was quicker
+      EXPECT_EQ(handle.error().code, ErrorCode::kDeviceLost);
+      continue;
+    }
+    all.push_back({request, reader, std::move(*handle)});
+  }
+  ASSERT_FALSE(all.empty());
+  for (Running& running : all) {
+    ASSERT_TRUE(running.reader->wait());
+    for (int32_t i = 0; i < running.request.n; ++i) {
+      const ReadChoice choice = running.reader->choice(i);
+      EXPECT_EQ(choice.finish, FinishReason::kError);
+      ASSERT_TRUE(choice.error);
+      EXPECT_EQ(choice.error->code, ErrorCode::kDeviceLost) << choice.error->message;
+      EXPECT_EQ(choice.pieces_after_end, 0);
+    }
+  }
+  EXPECT_EQ((*engine)->device().error().code, ErrorCode::kDeviceLost);
+  // Not even when the device seems to be back.
+  attentions_left = 1'000'000;
+  Request late = request_of({1}, 4);
+  late.model = served;
+  const auto refused = (*engine)->submit(late, {});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kDeviceLost);
+  EXPECT_THAT(refused.error().message, HasSubstr("unspecified launch failure"));
+  EXPECT_EQ(blocks_left_in_use(**engine), 0);
+  bool drained = false;
+  for (int i = 0; i < 2000 && !drained; ++i) {
+    drained = (*engine)->drain();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_TRUE(drained);
+}
+
 TEST(Engine, StepsAreRecordedAndPredicted) {
   struct Records final : EngineObserver {
     std::mutex mutex;

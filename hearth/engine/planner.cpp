@@ -79,6 +79,7 @@ void Planner::submit(const std::shared_ptr<Submission>& submission) {
     if (request.grammar) submission->push({.choice = i, .kind = TokenEvent::Kind::kStart});
     // Without tokens to draw, only the prompt's logprobs are wanted, and they come with the first choice.
     if (request.max_tokens == 0 && (i > 0 || sequence.feed_end() == 0)) end(sequence, FinishReason::kLength, {});
+    if (lost_ && !sequence.ended) end(sequence, FinishReason::kError, lost_);  // I5: submitted as it happened
   }
   submission->flush();
 }

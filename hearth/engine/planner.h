@@ -10,6 +10,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -26,6 +27,7 @@ namespace hearth {
 struct SharedStats {
   mutable std::mutex mutex;
   std::vector<ModelStats> models;       // guarded by mutex
+  std::optional<Error> lost;            // guarded by mutex; the device computes nothing any more
   std::atomic<int64_t> waiting = 0;     // choices submitted and not admitted
   std::atomic<int64_t> unfinished = 0;  // choices submitted and not done
 };
@@ -74,6 +76,7 @@ class Planner {
   void collect_row(Step& step, size_t row, std::vector<float>& ttft_s, std::vector<float>& inter_token_s,
                    int64_t& generated);
   void end(Sequence& sequence, FinishReason reason, std::optional<Error> error);
+  void lose_device(const Step& step);
   void sweep(ModelState& model);
   void publish();
 
@@ -84,6 +87,7 @@ class Planner {
   const int64_t max_unread_;
   SharedStats& stats_;
   std::atomic<bool> stopping_ = false;
+  std::optional<Error> lost_;  // of the first step that ended with DeviceLost
 
   std::vector<std::shared_ptr<ModelState>> models_;
   size_t next_model_ = 0;  // whose turn it is

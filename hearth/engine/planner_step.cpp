@@ -294,6 +294,27 @@ void Planner::collect_row(Step& step, size_t row, std::vector<float>& ttft_s, st
   }
 }
 
+// I5. What every model had under way is logged: with what the device said it is all that is known of the cause.
+void Planner::lose_device(const Step& step) {
+  lost_ = step.status.error();
+  {
+    const std::lock_guard lock(stats_.mutex);
+    stats_.lost = lost_;
+  }
+  const StepFeatures& f = step.features;
+  spdlog::critical(
+      "{}: the device is lost in step {}: {} tokens, {} of prompts, of {} sequences with {} context tokens, "
+      "{} rows of logits",
+      step.model->served->name, step_count_, f.tokens, f.prefill_tokens, f.sequences, f.context_tokens, f.logit_rows);
+  for (const auto& model : models_) {
+    spdlog::critical("{}: {} choices, {} of {} KV blocks of {} tokens in use", model->served->name,
+                     model->sequences.size(), model->blocks->total() - model->blocks->available(),
+                     model->blocks->total(), model->block_tokens);
+    for (const auto& sequence : model->sequences)
+      if (!sequence->ended) end(*sequence, FinishReason::kError, lost_);
+  }
+}
+
 void Planner::collect(std::unique_ptr<Step> step) {
   --in_flight_;
   ModelState& model = *step->model;
@@ -302,6 +323,7 @@ void Planner::collect(std::unique_ptr<Step> step) {
   for (Sequence* sequence : step->sequences) --sequence->in_flight;
   if (!step->status) {
     SPDLOG_ERROR("{}: a step failed: {}", model.served->name, step->status.error().message);
+    if (step->status.error().code == ErrorCode::kDeviceLost && !lost_) lose_device(*step);
     // Other choices of the same requests may stand on KV that this step was to write.
     for (const Sequence* failed : step->sequences)
       for (const auto& sequence : model.sequences)

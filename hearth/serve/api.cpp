@@ -121,6 +121,8 @@ HttpReply Api::models(std::string_view name) const {
 
 HttpReply Api::health(Route route) const {
   HttpReply reply;
+  // Lost for good: a supervisor that asks whether the process lives is told that it does not.
+  if (const Status device = parts_.engine.device(); !device) return error_reply(to_api_error(device.error()));
   if (route == Route::kHealthLive || ready()) {
     reply.body = R"({"status":"ok"})";
     return reply;

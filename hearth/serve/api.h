@@ -44,7 +44,7 @@ class Api {
   void cancel_all() { conversations_.cancel_all(); }
   // Requests whose body has come and whose answer is not complete.
   int64_t in_flight() const { return access_.in_flight(); }
-  bool ready() const { return !draining_.load() && parts_.models.ready(); }
+  bool ready() const { return !draining_.load() && parts_.models.ready() && parts_.engine.device(); }
 
  private:
   Async<void> generate(HttpExchange& exchange, bool chat, int key, Access::Ticket& ticket);

@@ -76,6 +76,8 @@ class ServerImpl final : public Server {
 
   bool ready() const override { return api_->ready(); }
 
+  Status device() const override { return engine_->device(); }
+
   bool drain(int64_t timeout_ms) override {
     const int64_t begin_ns = clock_.now_ns();
     const auto left_ms = [&](int64_t limit_ms) { return limit_ms - (clock_.now_ns() - begin_ns) / 1'000'000; };

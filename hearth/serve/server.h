@@ -43,6 +43,8 @@ class Server {
   // is of no use; it stays live and not ready until it is destroyed.
   virtual Status start() = 0;
   virtual bool ready() const = 0;
+  // Engine::device(): on an error the server answers with it and is of no use any more; who runs it drains it and ends.
+  virtual Status device() const = 0;
   // Takes no more requests; waits for those in flight, at most timeout_ms; then cancels them. True where all
   // had finished.
   virtual bool drain(int64_t timeout_ms) = 0;

@@ -507,6 +507,43 @@ TEST_F(ServerTest, LargeAnswersAreAsSmallOnes) {
   }
 }
 
+// A device that is lost: 503 with its code for what runs and what comes, no health, and the owner is told to end.
+TEST(ServerFailures, ALostDeviceIsAnsweredAndReported) {
+  static std::atomic<bool> lost = false;
+  static const OpTable ops = [] {
+    OpTable table = cpu_ops();
+    table.attention = [](const AttentionArgs& args, ExecContext& exec) -> Status {
+      if (lost.load()) return device_lost("cudaStreamSynchronize: unspecified launch failure (cudaErrorLaunchFailure)");
+      return attention_cpu(args, exec);
+    };
+    return table;
+  }();
+  ServeOptions options;
+  options.ops = &ops;
+  const auto server = make_server(std::move(options));
+  const json body = {{"model", "fable"}, {"prompt", "It was"}, {"max_tokens", 4}};
+  EXPECT_EQ(ask(server->port(), "POST", "/v1/completions", body.dump()).status, 200);
+  EXPECT_EQ(ask(server->port(), "GET", "/health").status, 200);
+  EXPECT_TRUE(server->device());
+  lost = true;
+  for (int i = 0; i < 3; ++i) {
+    const Answer answer = ask(server->port(), "POST", "/v1/completions", body.dump());
+    EXPECT_EQ(answer.status, 503) << answer.body;
+    EXPECT_TRUE(answer.headers.contains("retry-after"));
+    const json error = json::parse(answer.body)["error"];
+    EXPECT_EQ(error["code"], "device_lost");
+    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("cudaErrorLaunchFailure"));
+  }
+  for (const char* path : {"/health", "/health/live", "/health/ready", "/ping"}) {
+    const Answer answer = ask(server->port(), "GET", path);
+    EXPECT_EQ(answer.status, 503) << path;
+    EXPECT_EQ(json::parse(answer.body)["error"]["code"], "device_lost");
+  }
+  EXPECT_EQ(server->device().error().code, ErrorCode::kDeviceLost);
+  EXPECT_FALSE(server->ready());
+  EXPECT_TRUE(server->drain(2000));
+}
+
 TEST(ModelRegistry, SaysWhatIsMissing) {
   EXPECT_FALSE(ModelRegistry::check({}));
   EXPECT_FALSE(ModelRegistry::check({{.names = {}, .dir = "d"}}));
