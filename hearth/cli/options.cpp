@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hearth/cli/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -109,12 +110,19 @@ CLI::Option* add_text(CLI::App& app, const char* flag, const char* value_name, c
   return app.add_option(flag, field, help)->type_name(value_name)->take_last();
 }
 
+bool is_choice(std::string_view choice, std::string_view text) {
+  if (!choice.ends_with(":N")) return text == choice;
+  const std::string_view prefix = choice.substr(0, choice.size() - 1);
+  if (!text.starts_with(prefix) || text.size() == prefix.size() || text.size() > prefix.size() + 4) return false;
+  return std::ranges::all_of(text.substr(prefix.size()), [](char c) { return c >= '0' && c <= '9'; });
+}
+
 CLI::Option* add_choice(CLI::App& app, const char* flag, std::span<const char* const> choices, const std::string& help,
                         std::string& field) {
   const std::string list = fmt::format("{}", fmt::join(choices, ", "));
   const auto check = [choices, list](const std::string& text) {
     for (const char* choice : choices)
-      if (text == choice) return std::string();
+      if (is_choice(choice, text)) return std::string();
     return fmt::format("'{}' is unknown; wanted one of {}", text, list);
   };
   return app.add_option(flag, field, fmt::format("{} (one of {}; default: {})", help, list, field))
@@ -132,7 +140,7 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
   static constexpr const char* kDTypes[] = {"auto", "f32", "bf16", "float32", "bfloat16"};
   static constexpr const char* kKvTypes[] = {"auto", "f32",  "bf16",       "float32", "bfloat16",
                                              "fp8",  "int4", "int4-fireq", "int4-saw"};
-  static constexpr const char* kDevices[] = {"cpu", "cuda", "ref"};
+  static constexpr const char* kDevices[] = {"cpu", "cuda", "cuda:N", "ref"};
   static constexpr const char* kLoadFormats[] = {"auto", "dummy"};
   app.add_option("MODEL", settings.model,
                  "A folder in the Hugging Face layout, or org/name (org/name@revision) in the Hugging Face cache.")
@@ -150,8 +158,8 @@ void add_model_options(CLI::App& app, ModelSettings& settings) {
       ->group(kGroup);
   add_choice(
       app, "--device", kDevices,
-      "What computes: cpu; cuda, the first GPU; or ref, the plain loops in double precision that others are tested "
-      "against (slow).",
+      "What computes: cpu; cuda, the first GPU; cuda:N, GPU N, counted from 0; or ref, the plain loops in double "
+      "precision that others are tested against (slow).",
       settings.device)
       ->group(kGroup);
   add_choice(

@@ -45,7 +45,10 @@ CLI::Option* add_setting(CLI::App& app, const Setting<T>& setting, std::optional
 // A text; the last one given counts.
 CLI::Option* add_text(CLI::App& app, const char* flag, const char* value_name, const std::string& help,
                       std::string& field);
-// One of `choices`; others are an error that lists them.
+// Whether `text` is what `choice` stands for: the same, or for "cuda:N" and its like a number of up to four digits
+// in place of N.
+bool is_choice(std::string_view choice, std::string_view text);
+// One of `choices` (is_choice()); others are an error that lists them.
 CLI::Option* add_choice(CLI::App& app, const char* flag, std::span<const char* const> choices, const std::string& help,
                         std::string& field);
 // A text that may be given several times, one each time.

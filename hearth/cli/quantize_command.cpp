@@ -253,10 +253,10 @@ Command add_quantize_command(CLI::App& app, const CommandContext& context) {
       ->required();
   add_format_options(*command, *s);
   add_method_options(*command, *s);
-  static constexpr const char* kDevices[] = {"cpu", "cuda", "ref"};
+  static constexpr const char* kDevices[] = {"cpu", "cuda", "cuda:N", "ref"};
   add_choice(*command, "--device", kDevices,
-             "What the calibration's text goes through the model on: cpu; cuda, the first GPU; or ref, plain loops in "
-             "double precision. Weights are encoded on the CPU.",
+             "What the calibration's text goes through the model on: cpu; cuda, the first GPU; cuda:N, GPU N; or ref, "
+             "plain loops in double precision. Weights are encoded on the CPU.",
              s->device);
   add_setting(*command, kThreads, s->threads);
   add_text(*command, "--results", "FILE", "Appends a line of JSON with time, memory and errors to FILE.", s->results);

@@ -116,9 +116,9 @@ void add_model_rows(Table& t) {
   t.text({.key = "device",
           .kind = kChoice,
           .value_name = "NAME",
-          .choices = {"cpu", "cuda", "ref"},
-          .help = "What computes: cpu; cuda, the first GPU; or ref, the plain loops in double precision that others "
-                  "are tested against."},
+          .choices = {"cpu", "cuda", "cuda:N", "ref"},
+          .help = "What computes: cpu; cuda, the first GPU; cuda:N, GPU N, counted from 0 (one for all models); or "
+                  "ref, the plain loops in double precision that others are tested against."},
          Own<&ServeSettings::device>());
   t.text({.key = "load-format",
           .kind = kChoice,
@@ -488,7 +488,8 @@ Status apply_setting(const ServeSetting& setting, const std::vector<std::string>
     settings.models = std::move(models);
     return {};
   }
-  if (setting.kind == kChoice && std::ranges::find(setting.choices, given.back()) == setting.choices.end())
+  const auto meant = [&](std::string_view choice) { return is_choice(choice, given.back()); };
+  if (setting.kind == kChoice && std::ranges::none_of(setting.choices, meant))
     return invalid_argument("{} is unknown; wanted one of {}", quote_name(given.back()),
                             fmt::join(setting.choices, ", "));
   if (setting.secret) {

@@ -283,6 +283,9 @@ TEST_F(ConfigFile, OptionsOfTheServer) {
     EXPECT_EQ(chosen->load.kv_format, kv_format_from_name(name));
   }
   EXPECT_EQ(options->ops, &ref_ops());
+  EXPECT_EQ(from({"models/fable-13m", "--device", "cuda:1"})->values.device, "cuda:1");
+  for (const char* device : {"cuda:", "cuda:x", "cuda:1x", "cuda:12345", "cuda:-1", "gpu"})
+    EXPECT_FALSE(from({"models/fable-13m", "--device", device})) << device;
   ASSERT_EQ(options->models.size(), 1u);
   EXPECT_THAT(options->models[0].names, ElementsAre("fable-13m"));
   const auto named =

@@ -2,6 +2,7 @@
 #include "hearth/cli/session.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "hearth/base/progress.h"
 #include "hearth/checkpoint/hub.h"
@@ -24,7 +25,7 @@ Result<FoundModel> find_model(std::string_view typed, bool dummy) {
 }
 
 DType activation_of(std::string_view dtype, std::string_view device) {
-  if (dtype == "auto" && device == "cuda") return DType::kBf16;
+  if (dtype == "auto" && device.starts_with("cuda")) return DType::kBf16;
   return dtype == "bf16" || dtype == "bfloat16" ? DType::kBf16 : DType::kF32;
 }
 
@@ -37,8 +38,17 @@ std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype) {
 Result<const OpTable*> ops_of(std::string_view device) {
   if (device == "ref") return &ref_ops();
   if (device == "cpu") return &cpu_ops();
-  if (cuda_ops() == nullptr) return unsupported("--device {}: this build has no CUDA", device);
-  return cuda_ops();
+  const OpTable* const ops = cuda_ops();
+  if (ops == nullptr) return unsupported("--device {}: this build has no CUDA", device);
+  if (device.starts_with("cuda:")) {
+    int number = 0;
+    const std::string_view digits = device.substr(5);
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+    if (parsed.ec != std::errc() || parsed.ptr != digits.data() + digits.size())
+      return invalid_argument("--device {}: wanted cuda:N, N the number of a GPU", device);
+    HEARTH_TRY(ops->choose_device(number).with_context(fmt::format("--device {}", device)));
+  }
+  return ops;
 }
 
 Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& settings, ThreadPool& pool,

@@ -27,7 +27,8 @@ Result<std::shared_ptr<const ServedModel>> open_model(const ModelSettings& setti
 DType activation_of(std::string_view dtype, std::string_view device = "cpu");
 std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype);
 
-// The ops of --device. Unsupported where the build lacks them.
+// The ops of --device, whose GPU is then that of the process. Unsupported where the build lacks them, and what
+// choose_device() says.
 Result<const OpTable*> ops_of(std::string_view device);
 
 // The folder and the name of what the user typed; `dummy`: also a configuration's file (*.json).

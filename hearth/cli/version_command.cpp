@@ -27,17 +27,30 @@ Result<int> run_version(bool json) {
   const int threads = ThreadPool::hardware_threads();
   const std::string device = cpu_device(threads), isa = instruction_set();
   std::vector<std::string_view> backends = {cpu_ops().backend, ref_ops().backend};
+  std::vector<std::string> gpus;
+  std::string no_gpus;
+  if (const OpTable* const cuda = cuda_ops()) {
+    backends.push_back(cuda->backend);
+    if (auto names = cuda->device_names()) {
+      gpus = *std::move(names);
+    } else {
+      no_gpus = names.error().message;
+    }
+  }
   if (json) {
     const nlohmann::json out = {{"version", build.version}, {"commit", build.commit}, {"compiler", build.compiler},
                                 {"build", build.build},     {"backends", backends},   {"device", device},
-                                {"threads", threads},       {"instruction_set", isa}};
+                                {"threads", threads},       {"instruction_set", isa}, {"gpus", gpus}};
     HEARTH_TRY(write_stdout(out.dump() + "\n"));
     return 0;
   }
-  HEARTH_TRY(
-      write_stdout(fmt::format("{}\ncompiler          {}, {}\nbackends          {}\ndevice            {}\n"
-                               "instruction set   {}\n",
-                               version_line(), build.compiler, build.build, fmt::join(backends, ", "), device, isa)));
+  std::string text = fmt::format(
+      "{}\ncompiler          {}, {}\nbackends          {}\ndevice            {}\n"
+      "instruction set   {}\n",
+      version_line(), build.compiler, build.build, fmt::join(backends, ", "), device, isa);
+  for (size_t i = 0; i < gpus.size(); ++i) text += fmt::format("{:<18}{}\n", fmt::format("cuda:{}", i), gpus[i]);
+  if (!no_gpus.empty()) text += fmt::format("cuda              {}\n", no_gpus);
+  HEARTH_TRY(write_stdout(text));
   return 0;
 }
 

@@ -3,7 +3,9 @@
 // loads, and an op that is missing fails the load, never a step.
 #pragma once
 
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "hearth/base/result.h"
 #include "hearth/kernels/attention/attention.h"
@@ -43,6 +45,10 @@ struct OpTable {
   Status (*non_finite)(const NonFiniteArgs&, ExecContext&) = nullptr;
   // Where weights, KV pool and activations lie. `sample` reads logits in host memory, whatever this says.
   const Memory& (*memory)() = host_memory;
+  // Chooses one of several devices for the whole process, before it has done anything else (choose_cuda_device()); and
+  // the names of all, in the order of their numbers. Both null where there is nothing to choose.
+  Status (*choose_device)(int device) = nullptr;
+  Result<std::vector<std::string>> (*device_names)() = nullptr;
   // Gets ready what the ops need beyond memory (a library, a handle); a model's load fails with its error. Optional.
   Status (*prepare)() = nullptr;
 };

@@ -21,6 +21,16 @@ Status prepare() {
   return prepare_cublaslt();
 }
 
+Result<std::vector<std::string>> device_names() {
+  HEARTH_TRY_ASSIGN(const int count, cuda_device_count());
+  std::vector<std::string> names;
+  for (int device = 0; device < count; ++device) {
+    HEARTH_TRY_ASSIGN(CudaDeviceInfo info, cuda_device_info(device));
+    names.push_back(std::move(info.name));
+  }
+  return names;
+}
+
 constexpr OpTable kCudaOps{
     .backend = "cuda",
     .embedding = embedding_sm90,
@@ -44,6 +54,8 @@ constexpr OpTable kCudaOps{
     .second_moments = second_moments_sm90,
     .non_finite = non_finite_sm90,
     .memory = cuda_memory,
+    .choose_device = choose_cuda_device,
+    .device_names = device_names,
     .prepare = prepare,
 };
 

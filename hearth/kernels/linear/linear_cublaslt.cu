@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "hearth/kernels/linear/linear_cuda.h"
+#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/libraries.h"
 
 namespace hearth {
@@ -106,6 +107,7 @@ class CublasLt {
   }
 
   Status run(const CublasLtProduct& p, std::span<std::byte> workspace, void* stream) {
+    HEARTH_TRY(enter_cuda_device());
     const PlanKey key{.m = p.x.rows(),
                       .n = p.weight.rows(),
                       .k = p.x.cols(),
@@ -138,6 +140,7 @@ class CublasLt {
   explicit CublasLt(const Functions& functions) : f_(functions) {}
 
   static Result<std::unique_ptr<CublasLt>> start() {
+    HEARTH_TRY(enter_cuda_device());
     HEARTH_TRY_ASSIGN(const Functions functions, load_functions());
     std::unique_ptr<CublasLt> made(new CublasLt(functions));
     HEARTH_TRY(made->check(functions.create(&made->handle_), "cublasLtCreate"));

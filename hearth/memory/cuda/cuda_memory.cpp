@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "hearth/memory/cuda/cuda_arena.h"
 #include "hearth/memory/cuda/cuda_status.h"
 #include "hearth/memory/cuda/device.h"
 
@@ -24,14 +25,17 @@ class CudaQueue final : public Queue {
   explicit CudaQueue(Stream stream) : stream_(std::move(stream)) {}
   void* stream() const override { return stream_.handle(); }
   Status copy_in(std::byte* to, std::span<const std::byte> from) override {
+    HEARTH_TRY(enter_cuda_device());
     HEARTH_CUDA_TRY(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, handle()));
     return {};
   }
   Status copy_out(std::span<std::byte> to, const std::byte* from) override {
+    HEARTH_TRY(enter_cuda_device());
     HEARTH_CUDA_TRY(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, handle()));
     return {};
   }
   Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) override {
+    HEARTH_TRY(enter_cuda_device());
     HEARTH_CUDA_TRY(cudaMemcpyAsync(to, from, static_cast<size_t>(size_bytes), cudaMemcpyDeviceToDevice, handle()));
     return {};
   }
@@ -50,18 +54,19 @@ class CudaMemory final : public Memory {
  public:
   std::string_view name() const override { return "cuda"; }
   std::string device_name() const override {
-    const auto info = cuda_device_info(0);
+    const auto info = cuda_device_info(cuda_device());
     return info ? info->name : "GPU";
   }
   Result<int64_t> available_bytes() const override {
+    HEARTH_TRY(enter_cuda_device());
     size_t free_bytes = 0, total_bytes = 0;
     HEARTH_CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
     return static_cast<int64_t>(free_bytes);
   }
   bool is_host() const override { return false; }
   Result<Buffer> allocate(int64_t size_bytes) const override {
-    HEARTH_TRY_ASSIGN(DeviceBuffer buffer, DeviceBuffer::allocate(size_bytes));
-    return Buffer(std::move(buffer));
+    HEARTH_TRY_ASSIGN(PageArena::Block block, cuda_arena().allocate(size_bytes));
+    return Buffer(std::move(block));
   }
   Result<Buffer> allocate_staging(int64_t size_bytes) const override {
     HEARTH_TRY_ASSIGN(PinnedBuffer buffer, PinnedBuffer::allocate(size_bytes));

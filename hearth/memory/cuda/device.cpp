@@ -4,8 +4,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "hearth/base/log.h"
 #include "hearth/memory/cuda/cuda_status.h"
@@ -19,6 +21,11 @@ void log_failure(cudaError_t error, const char* what) {
   spdlog::warn("{}: {}", what, cudaGetErrorString(error));
 }
 
+std::mutex choice_mutex;
+std::optional<int> choice;             // by choose_cuda_device()
+std::atomic<int> chosen_device{0};     // the same, or 0
+thread_local int entered_device = -1;  // of this thread
+
 cudaStream_t stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
 cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
 
@@ -26,8 +33,16 @@ cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
 
 Result<int> cuda_device_count() {
   int count = 0;
-  HEARTH_CUDA_TRY(cudaGetDeviceCount(&count));
-  if (count == 0) return unavailable("no CUDA device");
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  const std::string found = error != cudaSuccess
+                                ? fmt::format("{} ({})", cudaGetErrorString(error), cudaGetErrorName(error))
+                                : std::string("the driver shows none");
+  // A missing driver is reported as an old one.
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorStubLibrary)
+    return unavailable("no NVIDIA driver, or one that is older than CUDA {}: {}", CUDART_VERSION / 1000, found);
+  if (error != cudaSuccess || count == 0)
+    return unavailable(
+        "no GPU that this process may use: {}; nvidia-smi lists the machine's, CUDA_VISIBLE_DEVICES hides some", found);
   return count;
 }
 
@@ -44,34 +59,51 @@ Result<CudaDeviceInfo> cuda_device_info(int device) {
 Result<const CudaDeviceInfo*> current_cuda_device() {
   static std::mutex mutex;
   static std::map<int, CudaDeviceInfo> known;
-  int device = 0;
-  HEARTH_CUDA_TRY(cudaGetDevice(&device));
+  HEARTH_TRY(enter_cuda_device());
+  const int device = cuda_device();
   const std::lock_guard lock(mutex);
   if (const auto found = known.find(device); found != known.end()) return &found->second;
   HEARTH_TRY_ASSIGN(CudaDeviceInfo info, cuda_device_info(device));
   return &known.emplace(device, std::move(info)).first->second;
 }
 
+int cuda_device() { return chosen_device.load(std::memory_order_relaxed); }
+
+Status choose_cuda_device(int device) {
+  HEARTH_TRY_ASSIGN(const int count, cuda_device_count());
+  if (device < 0 || device >= count)
+    return invalid_argument("GPU {}: this process sees {}, numbered from 0", device, count);
+  const std::lock_guard lock(choice_mutex);
+  if (choice && *choice != device)
+    return invalid_argument("GPU {} beside GPU {}: all models of a process are on one GPU; start another process",
+                            device, *choice);
+  choice = device;
+  chosen_device.store(device, std::memory_order_relaxed);
+  return {};
+}
+
+Status enter_cuda_device() {
+  const int device = cuda_device();
+  if (entered_device == device) [[likely]]
+    return {};
+  HEARTH_CUDA_TRY(cudaSetDevice(device));
+  const std::lock_guard lock(choice_mutex);
+  if (!choice) choice = device;
+  entered_device = device;
+  return {};
+}
+
 Status check_cuda_device() {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  const std::string found = error != cudaSuccess
-                                ? fmt::format("{} ({})", cudaGetErrorString(error), cudaGetErrorName(error))
-                                : std::string("the driver shows none");
-  // A missing driver is reported as an old one.
-  if (error == cudaErrorInsufficientDriver || error == cudaErrorStubLibrary)
-    return unavailable("no NVIDIA driver, or one that is older than CUDA {}: {}", CUDART_VERSION / 1000, found);
-  if (error != cudaSuccess || count == 0)
-    return unavailable(
-        "no GPU that this process may use: {}; nvidia-smi lists the machine's, CUDA_VISIBLE_DEVICES hides some", found);
-  HEARTH_TRY_ASSIGN(const CudaDeviceInfo info, cuda_device_info(0));
+  HEARTH_TRY(cuda_device_count());
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo info, cuda_device_info(cuda_device()));
   if (info.compute_capability != 90)
-    return unsupported("GPU 0, {}, has compute capability {}.{}; hearth's kernels are for 9.0 (H100, H200)", info.name,
-                       info.compute_capability / 10, info.compute_capability % 10);
+    return unsupported("GPU {}, {}, has compute capability {}.{}; hearth's kernels are for 9.0 (H100, H200)",
+                       cuda_device(), info.name, info.compute_capability / 10, info.compute_capability % 10);
   return {};
 }
 
 Result<Stream> Stream::create() {
+  HEARTH_TRY(enter_cuda_device());
   cudaStream_t stream = nullptr;
   HEARTH_CUDA_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return Stream(stream);
@@ -89,6 +121,7 @@ Status Stream::synchronize() const {
 Result<DeviceBuffer> DeviceBuffer::allocate(int64_t size_bytes) {
   if (size_bytes < 0) return invalid_argument("device buffer of {} bytes, wanted at least 0", size_bytes);
   if (size_bytes == 0) return DeviceBuffer();
+  HEARTH_TRY(enter_cuda_device());
   void* data = nullptr;
   if (const cudaError_t error = cudaMalloc(&data, static_cast<size_t>(size_bytes)); error != cudaSuccess)
     return cuda_error(error, "cudaMalloc").with_context(fmt::format("device buffer of {} bytes", size_bytes));
@@ -117,6 +150,7 @@ Status DeviceBuffer::copy_to_host(std::span<std::byte> to) const {
 Result<PinnedBuffer> PinnedBuffer::allocate(int64_t size_bytes) {
   if (size_bytes < 0) return invalid_argument("pinned buffer of {} bytes, wanted at least 0", size_bytes);
   if (size_bytes == 0) return PinnedBuffer();
+  HEARTH_TRY(enter_cuda_device());
   void* data = nullptr;
   if (const cudaError_t error = cudaMallocHost(&data, static_cast<size_t>(size_bytes)); error != cudaSuccess)
     return cuda_error(error, "cudaMallocHost").with_context(fmt::format("pinned buffer of {} bytes", size_bytes));
@@ -128,6 +162,7 @@ PinnedBuffer::~PinnedBuffer() {
 }
 
 Result<Event> Event::create() {
+  HEARTH_TRY(enter_cuda_device());
   cudaEvent_t event = nullptr;
   HEARTH_CUDA_TRY(cudaEventCreate(&event));
   return Event(event);
@@ -150,6 +185,7 @@ Result<double> Event::us_since(const Event& start) const {
 }
 
 Result<Graph> Graph::capture(const Stream& stream, FunctionRef<Status()> body) {
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaStreamBeginCapture(stream_of(stream.handle()), cudaStreamCaptureModeThreadLocal));
   const Status status = body();
   cudaGraph_t graph = nullptr;
@@ -172,6 +208,7 @@ Graph::~Graph() {
 }
 
 Status Graph::launch(const Stream& stream) const {
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_), stream_of(stream.handle())));
   return {};
 }

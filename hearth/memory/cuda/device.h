@@ -26,9 +26,16 @@ struct CudaDeviceInfo {
   int compute_capability = 0;      // 90 for sm_90
 };
 Result<CudaDeviceInfo> cuda_device_info(int device);
-// That of this thread's current device, asked for once: what grids and splits are planned by.
+// That of cuda_device(), asked for once: what grids and splits are planned by.
 Result<const CudaDeviceInfo*> current_cuda_device();
-// Whether the first GPU can run hearth's kernels, and what is missing where it cannot. Unavailable: a driver or a
+// The GPU of this process: all of its models, memory and streams are on one. 0 unless chosen.
+int cuda_device();
+// Chooses it, before it is used. InvalidArgument: there is no such GPU, or another has been chosen or used before;
+// Unavailable as above.
+Status choose_cuda_device(int device);
+// Makes it this thread's current device; the functions here, launch() and queues do so by themselves.
+Status enter_cuda_device();
+// Whether the chosen GPU can run hearth's kernels, and what is missing where it cannot. Unavailable: a driver or a
 // device; Unsupported: it is of another generation than Hopper.
 Status check_cuda_device();
 

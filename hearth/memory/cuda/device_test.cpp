@@ -23,11 +23,30 @@ TEST(Cuda, AMachineWithoutAGpuSaysSo) {
   const std::string& message = missing.error().message;
   EXPECT_TRUE(message.starts_with("no NVIDIA driver") || message.starts_with("no GPU")) << message;
   EXPECT_EQ(count.error().code, ErrorCode::kUnavailable) << count.error().message;
-  EXPECT_NE(count.error().message.find("cudaGetDeviceCount"), std::string::npos) << count.error().message;
+  EXPECT_EQ(count.error().message, message);
   const auto stream = Stream::create();
   ASSERT_FALSE(stream);
   EXPECT_EQ(stream.error().code, ErrorCode::kUnavailable);
   EXPECT_EQ(DeviceBuffer::allocate(1024).error().code, ErrorCode::kUnavailable);
+}
+
+TEST(Cuda, OneGpuIsChosenForTheProcess) {
+  EXPECT_EQ(cuda_device(), 0);
+  const auto count = cuda_device_count();
+  if (!count) {
+    EXPECT_EQ(choose_cuda_device(0).error().code, ErrorCode::kUnavailable);
+    return;
+  }
+  const Status none = choose_cuda_device(*count);
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(none.error().message, fmt::format("GPU {}: this process sees {}, numbered from 0", *count, *count));
+  EXPECT_FALSE(choose_cuda_device(-1));
+  ASSERT_TRUE(Stream::create());
+  EXPECT_TRUE(choose_cuda_device(0)) << "the same that the stream is on";
+  if (*count > 1) {
+    EXPECT_EQ(choose_cuda_device(1).error().code, ErrorCode::kInvalidArgument);
+  }
 }
 
 TEST(Cuda, ErrorsGetTheirCodes) {

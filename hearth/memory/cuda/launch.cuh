@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "hearth/memory/cuda/cuda_status.h"
+#include "hearth/memory/cuda/device.h"
 
 namespace hearth {
 
@@ -27,6 +28,7 @@ struct Launch {
 
 template <class... Params, class... Args>
 Status launch(const Launch& how, void (*kernel)(Params...), Args&&... args) {
+  HEARTH_TRY(enter_cuda_device());
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (how.pdl) {
