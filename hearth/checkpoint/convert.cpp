@@ -54,7 +54,7 @@ Converter converter_of(DType src, DType dst) {
   }
 }
 
-// A float whose exponent bits are all set is infinite or not a number. Looks at kBlock elements at once and
+// A float whose exponent bits are all set is infinite or not a number, an E4M3 with all bits of its magnitude set. Looks at kBlock elements at once and
 // element by element only in a block that has one.
 template <class Bits>
 std::optional<int64_t> find_full_exponent(std::span<const std::byte> values, Bits exponent) {
@@ -83,6 +83,7 @@ std::optional<int64_t> find_non_finite(DType dtype, std::span<const std::byte> v
     case DType::kF32: return find_full_exponent<uint32_t>(values, 0x7F800000);
     case DType::kF16: return find_full_exponent<uint16_t>(values, 0x7C00);
     case DType::kBf16: return find_full_exponent<uint16_t>(values, 0x7F80);
+    case DType::kE4m3: return find_full_exponent<uint8_t>(values, 0x7F);
     default: return std::nullopt;
   }
 }

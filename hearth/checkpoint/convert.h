@@ -20,7 +20,7 @@ namespace hearth {
 Status convert_floats(DType src_dtype, std::span<const std::byte> src, DType dst_dtype, std::span<std::byte> dst);
 
 // The index of the first element of `values` [n] dtype, dense, of any alignment, that is infinite or not a
-// number. None for a dtype other than f32, f16 and bf16: quantized codes are all numbers.
+// number. None for a dtype other than f32, f16, bf16 and e4m3: other codes are all numbers.
 // REQUIRES: a whole number of elements.
 std::optional<int64_t> find_non_finite(DType dtype, std::span<const std::byte> values);
 

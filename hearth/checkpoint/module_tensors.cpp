@@ -48,9 +48,8 @@ Result<std::vector<float>> ModuleTensors::read_floats(const TensorEntry& entry) 
 
 Result<std::vector<uint8_t>> ModuleTensors::read_e4m3(const TensorEntry& entry) const {
   HEARTH_TRY_ASSIGN(std::vector<uint8_t> codes, read<uint8_t>(entry));
-  const auto bad = std::ranges::find_if(codes, [](uint8_t code) { return (code & 0x7F) == 0x7F; });
-  if (bad != codes.end())
-    return corrupt("tensor {}: element {} is not a number", quote_name(entry.name), bad - codes.begin());
+  if (const auto at = find_non_finite(DType::kE4m3, std::as_bytes(std::span(codes))))
+    return corrupt("tensor {}: element {} is not a number", quote_name(entry.name), *at);
   return codes;
 }
 

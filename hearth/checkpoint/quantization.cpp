@@ -128,12 +128,23 @@ Result<std::optional<WeightFormat>> Quantization::described_format(std::string_v
   return validated(state_->form->described(module, n, k), module, n, k);
 }
 
-Result<QuantizedMatrix> Quantization::read(const Checkpoint& checkpoint, std::string_view module, int64_t n,
-                                           int64_t k) const {
+std::optional<TensorEntry> Quantization::canonical_codes(const Checkpoint& checkpoint, std::string_view module,
+                                                         int64_t n, int64_t k) const {
+  const TensorEntry* const found = state_->form->canonical_codes(checkpoint, module, k);
+  if (found == nullptr) return std::nullopt;
+  TensorEntry codes = *found;
+  if (codes.dtype != DType::kE4m3) codes.dtype = DType::kU8;
+  codes.shape = {n, codes.size_bytes / n};
+  return codes;
+}
+
+Result<QuantizedMatrix> Quantization::read(const Checkpoint& checkpoint, std::string_view module, int64_t n, int64_t k,
+                                           bool with_codes) const {
   HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> found, format(checkpoint, module, n, k));
   HEARTH_CHECK(found.has_value(), "{} is not quantized", module);
-  HEARTH_TRY_ASSIGN(QuantizedMatrix matrix, state_->form->read(checkpoint, module, *found, n, k).with_context(module));
-  if (Status status = matrix.validate(); !status) return corrupt("{}: {}", module, status.error().message);
+  QuantizedMatrix matrix{.format = *found, .n = n, .k = k};
+  HEARTH_TRY(state_->form->read(checkpoint, module, with_codes, matrix).with_context(module));
+  if (Status status = matrix.validate(with_codes); !status) return corrupt("{}: {}", module, status.error().message);
   return matrix;
 }
 

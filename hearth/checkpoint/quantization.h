@@ -41,8 +41,14 @@ class Quantization {
   // The format that the configuration alone tells; where it leaves something to the tensors (the type of the scales, the
   // number of SBVR's lines), what is usual. Whether AWQ and GPTQ quantize lm_head only tensors tell: here it is plain.
   Result<std::optional<WeightFormat>> described_format(std::string_view module, int64_t n, int64_t k) const;
-  // The matrix itself. REQUIRES: format() gave one. Corrupt for a scale that is not finite or a code outside its table.
-  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, int64_t n, int64_t k) const;
+  // The tensor whose bytes are the codes in canonical form already, as [n, bytes of a row] of u8 or e4m3, to be read
+  // straight to where they are wanted; nullopt: they must be made by read(). REQUIRES: format() gave one.
+  std::optional<TensorEntry> canonical_codes(const Checkpoint& checkpoint, std::string_view module, int64_t n,
+                                             int64_t k) const;
+  // The matrix itself. REQUIRES: format() gave one; `with_codes` is true where canonical_codes() has none. Corrupt for a
+  // scale that is not finite or a code outside its table.
+  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, int64_t n, int64_t k,
+                               bool with_codes = true) const;
   // Names of the tensors that read() takes, for who checks that a checkpoint holds nothing else.
   std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const;
 

@@ -60,6 +60,29 @@ TEST_P(QuantizedFixture, HasTheValuesOfItsPackage) {
   EXPECT_EQ(different, 0);
   for (const std::string& name : quantization->tensors(*checkpoint, wanted.module))
     EXPECT_NE(checkpoint->find(name), nullptr) << name;
+
+  // What the configuration alone tells.
+  const auto described = quantization->described_format(wanted.module, n, k);
+  ASSERT_TRUE(described) << described.error().message;
+  ASSERT_TRUE(described->has_value());
+  EXPECT_EQ((*described)->code, (*format)->code);
+  EXPECT_EQ((*described)->group_k, (*format)->group_k);
+  EXPECT_EQ((*described)->has_zero_point, (*format)->has_zero_point);
+  EXPECT_EQ((*described)->act, (*format)->act);
+
+  // Codes that need no conversion are those that read() gives.
+  const auto codes = quantization->canonical_codes(*checkpoint, wanted.module, n, k);
+  if (!codes) return;
+  std::vector<uint8_t> straight(matrix->codes.size());
+  ASSERT_EQ(codes->shape, (Shape{n, matrix->row_bytes()}));
+  ASSERT_TRUE(checkpoint->read_part(*codes, 0, std::as_writable_bytes(std::span(straight))));
+  EXPECT_EQ(straight, matrix->codes);
+  const auto rest = quantization->read(*checkpoint, wanted.module, n, k, false);
+  ASSERT_TRUE(rest) << rest.error().message;
+  EXPECT_TRUE(rest->codes.empty());
+  EXPECT_EQ(rest->scales, matrix->scales);
+  EXPECT_EQ(rest->zeros, matrix->zeros);
+  EXPECT_TRUE(matrix->k_order.empty());
 }
 
 INSTANTIATE_TEST_SUITE_P(

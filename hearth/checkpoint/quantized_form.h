@@ -25,9 +25,15 @@ class QuantizedForm {
   virtual Result<std::optional<WeightFormat>> described(std::string_view module, int64_t n, int64_t k) const = 0;
   virtual Result<std::optional<WeightFormat>> format(const Checkpoint& checkpoint, std::string_view module, int64_t n,
                                                      int64_t k) const = 0;
-  // `format` is what format() gave for the same arguments.
-  virtual Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format,
-                                       int64_t n, int64_t k) const = 0;
+  // Null where the codes must be made from what is stored. REQUIRES: format() gave a format.
+  virtual const TensorEntry* canonical_codes(const Checkpoint& checkpoint, std::string_view module, int64_t k) const {
+    (void)checkpoint, (void)module, (void)k;
+    return nullptr;
+  }
+  // `matrix` has what format() gave for the same arguments, and else nothing yet. `with_codes` is false only where
+  // canonical_codes() has them.
+  virtual Status read(const Checkpoint& checkpoint, std::string_view module, bool with_codes,
+                      QuantizedMatrix& matrix) const = 0;
   virtual std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const = 0;
   virtual std::optional<KvFormatId> kv_format() const { return std::nullopt; }
 };

@@ -44,10 +44,10 @@ class AwqForm final : public QuantizedForm {
     return std::optional(stored_as(scales->dtype));
   }
 
-  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
-                               int64_t k) const override {
+  Status read(const Checkpoint& checkpoint, std::string_view module, bool, QuantizedMatrix& matrix) const override {
     const ModuleTensors tensors(checkpoint, module);
-    QuantizedMatrix matrix{.format = format, .n = n, .k = k};
+    const WeightFormat& format = matrix.format;
+    const int64_t n = matrix.n, k = matrix.k;
     const int64_t words = n / 8, groups = group_ == 0 ? 1 : ceil_div(k, group_);
     HEARTH_TRY_ASSIGN(const std::vector<uint32_t> packed, tensors.read<uint32_t>(*tensors.find("qweight")));
     matrix.codes.resize(static_cast<size_t>(n * matrix.row_bytes()));
@@ -69,7 +69,7 @@ class AwqForm final : public QuantizedForm {
     HEARTH_TRY_ASSIGN(const std::vector<float> scales, tensors.read_floats(*tensors.find("scales")));
     matrix.scales = transposed<float>(scales, groups, n);
     const TensorEntry* const qzeros = tensors.find("qzeros");
-    if (qzeros == nullptr) return matrix;
+    if (qzeros == nullptr) return {};
     HEARTH_TRY_ASSIGN(const std::vector<uint32_t> packed_zeros, tensors.read<uint32_t>(*qzeros));
     std::vector<uint8_t> zeros(static_cast<size_t>(n * groups));
     for (int64_t g = 0; g < groups; ++g) {
@@ -84,7 +84,7 @@ class AwqForm final : public QuantizedForm {
     } else if (std::ranges::any_of(zeros, [](uint8_t zero) { return zero != 8; })) {
       return corrupt("zero_point is false, and {} has a zero point other than 8", quote_name(qzeros->name));
     }
-    return matrix;
+    return {};
   }
 
   std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const override {

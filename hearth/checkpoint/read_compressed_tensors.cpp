@@ -168,10 +168,19 @@ class CompressedTensorsForm final : public QuantizedForm {
     return std::optional(format);
   }
 
-  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
-                               int64_t k) const override {
+  // Rows of whole words hold what rows of whole bytes do.
+  const TensorEntry* canonical_codes(const Checkpoint& checkpoint, std::string_view module, int64_t k) const override {
     const ModuleTensors tensors(checkpoint, module);
-    QuantizedMatrix matrix{.format = format, .n = n, .k = k};
+    const WeightFormat& format = scheme_of(module)->format;
+    if (format.code == WeightCode::kE4m3) return tensors.find("weight");
+    const bool may_be_reordered = tensors.has("weight_g_idx") && format.scale_layout == ScaleLayout::kGroup;
+    return k % 8 != 0 || may_be_reordered ? nullptr : tensors.find("weight_packed");
+  }
+
+  Status read(const Checkpoint& checkpoint, std::string_view module, bool with_codes,
+              QuantizedMatrix& matrix) const override {
+    const ModuleTensors tensors(checkpoint, module);
+    const WeightFormat& format = matrix.format;
     HEARTH_TRY_ASSIGN(matrix.scales, tensors.read_floats(*tensors.find("weight_scale")));
     if (format.act == ActFormat::kE4m3Static) {
       HEARTH_TRY_ASSIGN(const std::vector<float> scale, tensors.read_floats(*tensors.find("input_scale")));
@@ -180,20 +189,22 @@ class CompressedTensorsForm final : public QuantizedForm {
       matrix.act_scale = scale[0];
     }
     if (format.code == WeightCode::kE4m3) {
+      if (!with_codes) return {};
       HEARTH_TRY_ASSIGN(matrix.codes, tensors.read_e4m3(*tensors.find("weight")));
-      return matrix;
+      return {};
     }
-    HEARTH_TRY(read_packed(tensors, matrix));
+    HEARTH_TRY(check_shape(tensors, matrix));
     if (format.has_zero_point) {
-      HEARTH_TRY(read_zeros(tensors, groups_of(format, k), matrix));
+      HEARTH_TRY(read_zeros(tensors, groups_of(format, matrix.k), matrix));
     }
+    if (!with_codes) return {};
+    HEARTH_TRY(read_packed(tensors, matrix));
     const TensorEntry* const g_idx = tensors.find("weight_g_idx");
-    if (g_idx == nullptr || format.scale_layout != ScaleLayout::kGroup) return matrix;
+    if (g_idx == nullptr || format.scale_layout != ScaleLayout::kGroup) return {};
     HEARTH_TRY_ASSIGN(const std::vector<int32_t> groups, tensors.read<int32_t>(*g_idx));
     // The package's mark of a map that was made and never used.
-    if (std::ranges::all_of(groups, [](int32_t group) { return group == -1; })) return matrix;
-    HEARTH_TRY(order_columns(groups, format.group_k, matrix).with_context(quote_name(g_idx->name)));
-    return matrix;
+    if (std::ranges::all_of(groups, [](int32_t group) { return group == -1; })) return {};
+    return order_columns(groups, format.group_k, matrix).with_context(quote_name(g_idx->name));
   }
 
   std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const override {
@@ -235,8 +246,8 @@ class CompressedTensorsForm final : public QuantizedForm {
     return internal_error("a scheme without scales");
   }
 
-  // Rows of whole words to rows of whole bytes; in both the even column has the low nibble.
-  static Status read_packed(const ModuleTensors& tensors, QuantizedMatrix& matrix) {
+  // The module's own word for its shape.
+  static Status check_shape(const ModuleTensors& tensors, const QuantizedMatrix& matrix) {
     const TensorEntry& shape = *tensors.find("weight_shape");
     std::vector<int64_t> dims;
     if (shape.dtype == DType::kI64) {
@@ -247,6 +258,11 @@ class CompressedTensorsForm final : public QuantizedForm {
     }
     if (dims[0] != matrix.n || dims[1] != matrix.k)
       return corrupt("{} is [{}, {}]; wanted [{}, {}]", quote_name(shape.name), dims[0], dims[1], matrix.n, matrix.k);
+    return {};
+  }
+
+  // Rows of whole words to rows of whole bytes; in both the even column has the low nibble.
+  static Status read_packed(const ModuleTensors& tensors, QuantizedMatrix& matrix) {
     HEARTH_TRY_ASSIGN(const std::vector<uint32_t> words, tensors.read<uint32_t>(*tensors.find("weight_packed")));
     const auto bytes = std::as_bytes(std::span(words));
     const auto row_bytes = static_cast<size_t>(matrix.row_bytes()),

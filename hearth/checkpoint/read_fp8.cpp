@@ -62,11 +62,16 @@ class Fp8Form final : public QuantizedForm {
     return std::optional(format);
   }
 
-  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
-                               int64_t k) const override {
+  const TensorEntry* canonical_codes(const Checkpoint& checkpoint, std::string_view module, int64_t) const override {
+    return ModuleTensors(checkpoint, module).find("weight");
+  }
+
+  Status read(const Checkpoint& checkpoint, std::string_view module, bool with_codes,
+              QuantizedMatrix& matrix) const override {
     const ModuleTensors tensors(checkpoint, module);
-    QuantizedMatrix matrix{.format = format, .n = n, .k = k};
-    HEARTH_TRY_ASSIGN(matrix.codes, tensors.read_e4m3(*tensors.find("weight")));
+    if (with_codes) {
+      HEARTH_TRY_ASSIGN(matrix.codes, tensors.read_e4m3(*tensors.find("weight")));
+    }
     HEARTH_TRY_ASSIGN(matrix.scales,
                       tensors.read_floats(*tensors.find(block_n_ > 0 ? "weight_scale_inv" : "weight_scale")));
     if (static_activations_) {
@@ -75,7 +80,7 @@ class Fp8Form final : public QuantizedForm {
         return corrupt("{} is {}; wanted above 0", quote_name(tensors.name("input_scale")), scale[0]);
       matrix.act_scale = scale[0];
     }
-    return matrix;
+    return {};
   }
 
   std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const override {

@@ -73,11 +73,10 @@ class GptqForm final : public QuantizedForm {
     return std::optional(stored_as(settings, scales->dtype));
   }
 
-  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
-                               int64_t k) const override {
+  Status read(const Checkpoint& checkpoint, std::string_view module, bool, QuantizedMatrix& matrix) const override {
     const ModuleTensors tensors(checkpoint, module);
-    QuantizedMatrix matrix{.format = format, .n = n, .k = k};
-    const int64_t group = format.group_k, groups = group == 0 ? 1 : ceil_div(k, group);
+    const int64_t n = matrix.n, k = matrix.k;
+    const int64_t group = matrix.format.group_k, groups = group == 0 ? 1 : ceil_div(k, group);
     {
       // A word's bytes are four bytes of a row in our order.
       HEARTH_TRY_ASSIGN(const std::vector<uint32_t> packed, tensors.read<uint32_t>(*tensors.find("qweight")));
@@ -90,10 +89,9 @@ class GptqForm final : public QuantizedForm {
     matrix.scales = transposed<float>(scales, groups, n);
     HEARTH_TRY(read_zeros(tensors, module, groups, matrix));
     const TensorEntry* const g_idx = tensors.find("g_idx");
-    if (g_idx == nullptr) return matrix;
+    if (g_idx == nullptr) return {};
     HEARTH_TRY_ASSIGN(const std::vector<int32_t> order, tensors.read<int32_t>(*g_idx));
-    HEARTH_TRY(order_columns(order, group == 0 ? k : group, matrix).with_context(quote_name(g_idx->name)));
-    return matrix;
+    return order_columns(order, group == 0 ? k : group, matrix).with_context(quote_name(g_idx->name));
   }
 
   std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const override {

@@ -66,15 +66,21 @@ class HearthForm final : public QuantizedForm {
     return std::optional(format);
   }
 
-  Result<QuantizedMatrix> read(const Checkpoint& checkpoint, std::string_view module, WeightFormat format, int64_t n,
-                               int64_t k) const override {
+  const TensorEntry* canonical_codes(const Checkpoint& checkpoint, std::string_view module, int64_t) const override {
+    const WeightCode code = modules_.find(module)->second.code;
+    if (code == WeightCode::kBitvectors) return nullptr;
+    return ModuleTensors(checkpoint, module).find(code == WeightCode::kE4m3 ? kWeight : kCodes);
+  }
+
+  Status read(const Checkpoint& checkpoint, std::string_view module, bool with_codes,
+              QuantizedMatrix& matrix) const override {
     const ModuleTensors tensors(checkpoint, module);
-    QuantizedMatrix matrix{.format = format, .n = n, .k = k};
+    const WeightFormat& format = matrix.format;
     if (format.code == WeightCode::kBitvectors) {
       HEARTH_TRY(read_bitvectors(tensors, matrix));
-    } else if (format.code == WeightCode::kE4m3) {
+    } else if (format.code == WeightCode::kE4m3 && with_codes) {
       HEARTH_TRY_ASSIGN(matrix.codes, tensors.read_e4m3(*tensors.find(kWeight)));
-    } else {
+    } else if (with_codes) {
       HEARTH_TRY_ASSIGN(matrix.codes, tensors.read<uint8_t>(*tensors.find(kCodes)));
     }
     if (format.scale_layout != ScaleLayout::kNone) {
@@ -82,7 +88,7 @@ class HearthForm final : public QuantizedForm {
     }
     if (format.has_zero_point) {
       HEARTH_TRY_ASSIGN(const std::vector<uint8_t> packed, tensors.read<uint8_t>(*tensors.find(kZero)));
-      matrix.zeros.resize(static_cast<size_t>(format.scale_count(n, k)));
+      matrix.zeros.resize(static_cast<size_t>(format.scale_count(matrix.n, matrix.k)));
       for (size_t i = 0; i < matrix.zeros.size(); ++i) matrix.zeros[i] = nibble_at(packed, static_cast<int64_t>(i));
     }
     if (tensors.has(kOrder)) {
@@ -93,7 +99,7 @@ class HearthForm final : public QuantizedForm {
       if (!(scale[0] > 0)) return corrupt("{} is {}; wanted above 0", quote_name(tensors.name(kInputScale)), scale[0]);
       matrix.act_scale = scale[0];
     }
-    return matrix;
+    return {};
   }
 
   std::vector<std::string> tensors(const Checkpoint& checkpoint, std::string_view module) const override {

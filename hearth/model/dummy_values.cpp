@@ -59,6 +59,33 @@ void dummy_bf16(float unit, int64_t count, uint32_t* words) {
   }
 }
 
+// Each byte of the words to the E4M3 code of one of 256 values spread evenly over (-448, 448): a sign, and (m + 1/2) 3.5
+// of its other seven bits, rounded to three bits of mantissa, ties to even. All are normal, and the largest is 448.
+void dummy_e4m3(int64_t count, uint32_t* words) {
+  const WordTag du;
+  const hn::RebindToSigned<WordTag> di;
+  const hn::RebindToFloat<WordTag> df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(du));
+  const auto seven_bits = hn::Set(du, 0x7F), odd = hn::Set(du, 1), below_half = hn::Set(du, 0x7FFFF);
+  const auto bias = hn::Set(du, (127 - 7) << 3);
+  const auto scale = hn::Set(df, 1.75f);
+  const auto code = [&](auto byte) HWY_ATTR {
+    const auto twice = hn::Or(hn::Add(byte, byte), odd);
+    const auto value = hn::BitCast(du, hn::Mul(hn::ConvertTo(df, hn::BitCast(di, twice)), scale));
+    const auto even = hn::And(hn::ShiftRight<20>(value), odd);
+    return hn::Sub(hn::ShiftRight<20>(hn::Add(hn::Add(value, below_half), even)), bias);
+  };
+  for (int64_t i = 0; i < count; i += lanes) {
+    const auto word = hn::LoadU(du, words + i);
+    auto codes = hn::And(word, hn::Set(du, 0x80808080));
+    codes = hn::Or(codes, code(hn::And(word, seven_bits)));
+    codes = hn::Or(codes, hn::ShiftLeft<8>(code(hn::And(hn::ShiftRight<8>(word), seven_bits))));
+    codes = hn::Or(codes, hn::ShiftLeft<16>(code(hn::And(hn::ShiftRight<16>(word), seven_bits))));
+    codes = hn::Or(codes, hn::ShiftLeft<24>(code(hn::And(hn::ShiftRight<24>(word), seven_bits))));
+    hn::StoreU(codes, du, words + i);
+  }
+}
+
 }  // namespace hearth::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -68,6 +95,7 @@ namespace {
 
 HWY_EXPORT(dummy_words);
 HWY_EXPORT(dummy_bf16);
+HWY_EXPORT(dummy_e4m3);
 
 // FNV-1a.
 uint64_t hash_name(std::string_view name) {
@@ -85,14 +113,6 @@ uint64_t mixed(uint64_t x) {
 
 // Uniform on (-a, a) has a standard deviation of a / sqrt(3).
 const float kWidth = kDummyDeviation * std::sqrt(3.0f);
-
-// A byte to the code of one of 256 values spread evenly over (-448, 448).
-constexpr std::array<uint8_t, 256> kE4m3Codes = [] {
-  std::array<uint8_t, 256> codes{};
-  for (size_t i = 0; i < codes.size(); ++i)
-    codes[i] = e4m3::from_float((static_cast<float>(i) - 127.5f) / 128 * 448).bits;
-  return codes;
-}();
 
 // Words of a block of 2^22: a tensor's block has keys of its own.
 constexpr int kBlockBits = 22;
@@ -121,9 +141,7 @@ void make_words(const DummyStream& stream, int64_t first, int64_t count, uint32_
         std::memcpy(bytes + 2 * i, &value, sizeof(value));
       }
       return;
-    case DummyKind::kE4m3:
-      for (size_t i = 0; i < 4 * size; ++i) bytes[i] = kE4m3Codes[bytes[i]];
-      return;
+    case DummyKind::kE4m3: HWY_DYNAMIC_DISPATCH(dummy_e4m3)(count, words); return;
     case DummyKind::kNibbles:
     case DummyKind::kBytes: {
       const uint32_t code = (1u << stream.bits) - 1;
@@ -162,7 +180,8 @@ double root_mean_square(std::span<const float> values) {
 double code_deviation(const WeightFormat& format) {
   std::vector<float> values;
   if (format.code == WeightCode::kE4m3) {
-    for (const uint8_t code : kE4m3Codes) values.push_back(e4m3{code}.to_float());
+    for (int magnitude = 0; magnitude < 128; ++magnitude)
+      values.push_back(e4m3::from_float((static_cast<float>(magnitude) + 0.5f) * 3.5f).to_float());
   } else {
     for (const float value : code_values(format.code)) {
       values.push_back(format.code == WeightCode::kU4 ? value - 8 : value);

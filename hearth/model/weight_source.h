@@ -61,8 +61,11 @@ class CheckpointSource final : public WeightSource {
     return checkpoint_.read_part(entry, begin, dst);
   }
   Result<std::optional<WeightFormat>> quantized_format(const std::string& module, int64_t n, int64_t k) override;
+  std::optional<TensorEntry> canonical_codes(const std::string& module, int64_t n, int64_t k) const override {
+    return quantization_.canonical_codes(checkpoint_, module, n, k);
+  }
   Result<QuantizedMatrix> read_quantized(const std::string& module, int64_t n, int64_t k) const override {
-    return quantization_.read(checkpoint_, module, n, k);
+    return quantization_.read(checkpoint_, module, n, k, !canonical_codes(module, n, k));
   }
   std::string name() const override { return checkpoint_.dir().string(); }
 

@@ -335,6 +335,47 @@ TEST_F(DummyModels, AreTheSameOnADevice) {
   }
 }
 
+// Dummy weights with one code that is no number.
+class NanSource final : public WeightSource {
+ public:
+  NanSource(const ModelConfig& config, const Quantization& quantization)
+      : plain_(config, DType::kBf16, 1, &quantization) {}
+  const TensorEntry* find(const std::string& name, const Shape& wanted) override { return plain_.find(name, wanted); }
+  Status read_part(const TensorEntry& entry, int64_t begin, std::span<std::byte> dst) const override {
+    HEARTH_TRY(plain_.read_part(entry, begin, dst));
+    const int64_t at = 77 * 128 + 5 - begin;
+    if (entry.name == "model.layers.1.mlp.up_proj" && at >= 0 && at < std::ssize(dst))
+      dst[static_cast<size_t>(at)] = std::byte{0xFF};
+    return {};
+  }
+  Result<std::optional<WeightFormat>> quantized_format(const std::string& module, int64_t n, int64_t k) override {
+    return plain_.quantized_format(module, n, k);
+  }
+  std::optional<TensorEntry> canonical_codes(const std::string& module, int64_t n, int64_t k) const override {
+    return plain_.canonical_codes(module, n, k);
+  }
+  Result<QuantizedMatrix> read_quantized(const std::string& module, int64_t n, int64_t k) const override {
+    return plain_.read_quantized(module, n, k);
+  }
+  std::string name() const override { return "a test"; }
+
+ private:
+  DummySource plain_;
+};
+
+TEST_F(DummyModels, CodesReadStraightToTheirPlaceAreChecked) {
+  const json config_json = config_of(fp8_channel());
+  const auto config = parse_model_config(config_json);
+  const auto quantization = quantization_of(config_json);
+  for (const Memory* memory : {&host_memory(), static_cast<const Memory*>(&testing::fake_device())}) {
+    NanSource source(*config, *quantization);
+    const auto weights = load_weights(source, *config, {.memory = memory, .piece_bytes = 3000}, pool_);
+    ASSERT_FALSE(weights);
+    EXPECT_EQ(weights.error().code, ErrorCode::kCorrupt);
+    EXPECT_NE(weights.error().message.find("up_proj' is nan at [77, 5]"), std::string::npos) << weights.error().message;
+  }
+}
+
 TEST_F(DummyModels, RefuseWhatNoCheckpointCouldBe) {
   const auto eight_bits = quantization_of(config_of({{"quant_method", "gptq"}, {"bits", 8}, {"group_size", 128}}));
   ASSERT_FALSE(eight_bits);

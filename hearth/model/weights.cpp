@@ -181,49 +181,83 @@ class Binder {
     const int64_t bytes = quantized_weight_bytes(*format, n, k, true);
     const int64_t at = take(bytes);
     source_bytes_ += format->stored_bytes(n, k);
-    LinearWeight out;
-    if (sink_) {
-      const std::optional<TensorEntry> codes = source_.canonical_codes(module, n, k);
-      HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, source_.read_quantized(module, n, k));
-      HEARTH_TRY(matrix.validate(!codes).with_context(module));
-      HEARTH_TRY_ASSIGN(out, put_quantized(matrix, at, bytes, codes.has_value()));
-      done_ += format->stored_bytes(n, k);
-      if (codes) {
-        done_ -= codes->size_bytes;
-        HEARTH_TRY(read_part({&*codes, 0, n, 0, codes->shape.back()}, codes->dtype, at));
-      } else if (progress_) {
-        progress_(done_, total_);
-      }
-    } else {
+    const std::optional<TensorEntry> codes = source_.canonical_codes(module, n, k);
+    if (!sink_) {
+      if (!codes) conversions_.push_back({.module = module, .n = n, .k = k, .at = at, .bytes = bytes});
+      LinearWeight out;
       out.format = *format;
       out.n = n;
       out.k = k;
+      return out;
     }
+    if (!codes) return converted_part(module, format->stored_bytes(n, k));
+    HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, source_.read_quantized(module, n, k));
+    HEARTH_TRY(matrix.validate(false).with_context(module));
+    const int64_t codes_bytes = quantized_codes_bytes(matrix.format, n, k), at_parts = at + codes_bytes;
+    HEARTH_TRY_ASSIGN(HostBuffer parts, HostBuffer::allocate(bytes - codes_bytes).with_context("weights"));
+    LinearWeight out = place_quantized_parts(matrix, sink_->address(at), parts.data());
+    HEARTH_TRY(sink_->put(at_parts, parts.bytes()));
+    move_views(out, parts.data(), sink_->address(at_parts));
+    done_ += format->stored_bytes(n, k) - codes->size_bytes;
+    HEARTH_TRY(read_part({&*codes, 0, n, 0, codes->shape.back()}, codes->dtype, at));
     return out;
   }
 
-  // Places what `matrix` holds in the memory [at, at + bytes) of the whole.
-  Result<LinearWeight> put_quantized(const QuantizedMatrix& matrix, int64_t at, int64_t bytes, bool codes_apart) {
-    const int64_t apart = codes_apart ? quantized_codes_bytes(matrix.format, matrix.n, matrix.k) : 0;
-    const auto place = [&](std::byte* codes, std::byte* memory) {
-      return codes_apart ? place_quantized_parts(matrix, codes, memory) : place_quantized(matrix, memory);
-    };
-    if (sink_->in_place()) return place(sink_->address(at), sink_->address(at + apart));
-    HEARTH_TRY_ASSIGN(HostBuffer canonical, HostBuffer::allocate(bytes - apart).with_context("weights"));
-    LinearWeight out = place(nullptr, canonical.data());
-    HEARTH_TRY(sink_->put(at + apart, canonical.bytes()));
-    const auto move = [&](ConstTensorView& view) {
-      if (view) view.data = sink_->address(at + apart) + (static_cast<const std::byte*>(view.data) - canonical.data());
-    };
-    for (ConstTensorView* view : {&out.scales, &out.zeros, &out.lines, &out.line_scales, &out.line_index, &out.k_order,
-                                  &out.act_scale, &out.bias})
-      move(*view);
-    if (codes_apart) {
-      out.codes.data = sink_->address(at);
-    } else {
-      move(out.codes);
+  // A quantized module whose codes must be made: [at, at + bytes) of the whole, and what a thread has made of it.
+  struct Conversion {
+    std::string module;
+    int64_t n = 0, k = 0;
+    int64_t at = 0, bytes = 0;
+    Status status;
+    LinearWeight weight;
+    HostBuffer memory;  // nothing where the sink is in place
+  };
+
+  // The next of conversions_. Each is one thread's work, so that as many are made ahead as there are threads.
+  Result<LinearWeight> converted_part(const std::string& module, int64_t stored_bytes) {
+    if (next_conversion_ == made_conversions_) {
+      const size_t count = std::min(conversions_.size() - next_conversion_, static_cast<size_t>(pool_.size()));
+      pool_.parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          Conversion& next = conversions_[next_conversion_ + static_cast<size_t>(i)];
+          next.status = convert(next);
+        }
+      });
+      made_conversions_ += count;
     }
-    return out;
+    Conversion& made = conversions_[next_conversion_++];
+    HEARTH_CHECK(made.module == module, "{} was planned where {} is read", made.module, module);
+    HEARTH_TRY(std::move(made.status));
+    if (!sink_->in_place()) {
+      HEARTH_TRY(sink_->put(made.at, made.memory.bytes()));
+      move_views(made.weight, made.memory.data(), sink_->address(made.at));
+      made.memory = HostBuffer();
+    }
+    done_ += stored_bytes;
+    if (progress_) progress_(done_, total_);
+    return made.weight;
+  }
+
+  Status convert(Conversion& next) const {
+    HEARTH_TRY_ASSIGN(const QuantizedMatrix matrix, source_.read_quantized(next.module, next.n, next.k));
+    HEARTH_TRY(matrix.validate().with_context(next.module));
+    std::byte* memory = sink_->address(next.at);
+    if (!sink_->in_place()) {
+      HEARTH_TRY_ASSIGN(next.memory, HostBuffer::allocate(next.bytes).with_context("weights"));
+      memory = next.memory.data();
+    }
+    next.weight = place_quantized(matrix, memory);
+    return {};
+  }
+
+  // Views of what was placed at `from` and now lies at `to`. Codes that lie elsewhere stay.
+  static void move_views(LinearWeight& weight, const std::byte* from, const std::byte* to) {
+    const std::byte* const codes = static_cast<const std::byte*>(weight.codes.data);
+    const bool apart = codes != from;
+    for (ConstTensorView* view : {&weight.codes, &weight.scales, &weight.zeros, &weight.lines, &weight.line_scales,
+                                  &weight.line_index, &weight.k_order, &weight.act_scale})
+      if (*view && !(apart && view == &weight.codes))
+        view->data = to + (static_cast<const std::byte*>(view->data) - from);
   }
 
   struct Slice {
@@ -422,11 +456,13 @@ class Binder {
     const std::optional<int64_t> found = find_non_finite(dtype, values);
     if (!found) return {};
     const int64_t width = dtype_bytes(dtype, 1);
-    float value = 0;
-    const Status widened =
-        convert_floats(dtype, values.subspan(static_cast<size_t>(*found * width), static_cast<size_t>(width)),
-                       DType::kF32, std::as_writable_bytes(std::span(&value, 1)));
-    HEARTH_CHECK(widened, "{}", widened.error().message);
+    float value = std::numeric_limits<float>::quiet_NaN();  // what a code of E4M3 can be only
+    if (dtype != DType::kE4m3) {
+      const Status widened =
+          convert_floats(dtype, values.subspan(static_cast<size_t>(*found * width), static_cast<size_t>(width)),
+                         DType::kF32, std::as_writable_bytes(std::span(&value, 1)));
+      HEARTH_CHECK(widened, "{}", widened.error().message);
+    }
     const TensorEntry& entry = *part.entry;
     const int64_t column = part.col_begin + *found % part.cols;
     const int64_t tensor_row = part.row_begin + row + *found / part.cols;
@@ -473,7 +509,9 @@ class Binder {
   int64_t source_bytes_ = 0;    // bytes of the checkpoint wanted
   int64_t done_ = 0, total_ = 0;
   std::optional<bool> same_head_;
-  std::deque<TensorEntry> flattened_;  // entries whose shape is read as one row
+  std::deque<TensorEntry> flattened_;    // entries whose shape is read as one row
+  std::vector<Conversion> conversions_;  // of the first pass, in the order of the second
+  size_t next_conversion_ = 0, made_conversions_ = 0;
 };
 
 }  // namespace

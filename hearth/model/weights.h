@@ -87,7 +87,8 @@ struct WeightsOptions {
 };
 
 // Reads the shard of every weight that the architecture needs, on all threads of the pool. On its way to a device no
-// more than two pieces and one quantized matrix, as stored and as computed with, are in host memory.
+// more than two pieces are in host memory, and one quantized matrix a thread, as stored and as computed with, where a
+// format's codes must be converted.
 // Errors: NotFound for a missing tensor, InvalidArgument for a wrong shape or a shard that does not
 // divide the heads, Unsupported for a dtype, Corrupt for a weight that is infinite or not a number, as stored
 // or as converted, ResourceExhausted for too little memory.
