@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""How far transformers in BF16 is from a model's golden.json, which holds float32's values.
+"""How far transformers in BF16 is from models' golden.json, which holds float32's values.
 
-  bench/peers/golden_bf16_torch.py MODEL_DIR
+  bench/peers/golden_bf16_torch.py MODEL_DIR...
 
-Prints the largest difference of a log probability on stdout, and mean, largest and count on stderr: the measure by
-which scripts/gpu_check.sh judges our BF16. Runs on the GPU where there is one. Needs torch and transformers.
+Prints NAME=LARGEST for each model on one line of stdout, the largest difference of a log probability, and mean, largest
+and count on stderr: the measure by which golden_cuda_test judges our BF16 (HEARTH_BF16_LARGEST). Runs on the GPU where
+there is one. Needs torch and transformers.
 """
 
 import json
@@ -16,8 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 
-def main():
-    folder = Path(sys.argv[1])
+def largest_of(folder):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True).to(device).eval()
     differences = []
@@ -29,9 +29,15 @@ def main():
                 if wanted is not None and i > 0:
                     differences.append(abs(float(logprobs[i - 1, prompt["ids"][i]]) - wanted))
     largest = max(differences)
-    print(f"transformers in BF16 on {device}: log probabilities differ by {sum(differences) / len(differences):.5f} in "
-          f"the mean, {largest:.5f} at most, over {len(differences)}", file=sys.stderr)
-    print(largest)
+    print(f"{folder.name}: transformers in BF16 on {device}: log probabilities differ by "
+          f"{sum(differences) / len(differences):.5f} in the mean, {largest:.5f} at most, over {len(differences)}",
+          file=sys.stderr)
+    return largest
+
+
+def main():
+    folders = [Path(argument) for argument in sys.argv[1:]]
+    print(" ".join(f"{folder.name}={largest_of(folder)}" for folder in folders))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,36 @@ inline double log_softmax(std::span<const float> logits, int32_t id) {
   return static_cast<double>(logits[static_cast<size_t>(id)]) - largest - std::log(sum);
 }
 
+// How far two rows of logits are apart that should say the same.
+struct Agreement {
+  double sum = 0, largest = 0;  // differences of log probabilities
+  int64_t tokens = 0;           // of those whose probability is at least e^-10 in `a`
+  bool same_greedy = false;
+  float margin = 0;  // in `a`, between its largest logit and its next
+};
+
+inline Agreement compare_rows(std::span<const float> a, std::span<const float> b) {
+  const auto log_sum = [](std::span<const float> row, double largest) {
+    double sum = 0;
+    for (const float logit : row) sum += std::exp(static_cast<double>(logit) - largest);
+    return largest + std::log(sum);
+  };
+  Agreement out;
+  const auto best_a = std::ranges::max_element(a), best_b = std::ranges::max_element(b);
+  out.same_greedy = best_a - a.begin() == best_b - b.begin();
+  out.margin = INFINITY;
+  for (auto at = a.begin(); at != a.end(); ++at)
+    if (at != best_a) out.margin = std::min(out.margin, *best_a - *at);
+  const double log_a = log_sum(a, *best_a), log_b = log_sum(b, *best_b);
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double wanted = a[i] - log_a;
+    if (wanted < -10) continue;
+    const double difference = std::abs(b[i] - log_b - wanted);
+    out.sum += difference, out.largest = std::max(out.largest, difference), ++out.tokens;
+  }
+  return out;
+}
+
 // Checks ids, log probabilities, logits and the greedy continuation of every golden prompt.
 inline void expect_golden(Runner& runner, const std::vector<GoldenPrompt>& prompts, double tolerance, size_t chunk) {
   for (size_t p = 0; p < prompts.size(); ++p) {
