@@ -5,7 +5,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "hearth/base/random.h"
 #include "hearth/cli/bench_common.h"
 
 namespace hearth {
@@ -18,14 +17,6 @@ double deviation(const std::vector<double>& values) {
   double sum = 0;
   for (const double value : values) sum += (value - mean) * (value - mean);
   return std::sqrt(sum / (count - 1));
-}
-
-std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t seed) {
-  Random random(seed);
-  std::vector<int32_t> tokens(static_cast<size_t>(count));
-  for (int32_t& token : tokens)
-    token = static_cast<int32_t>(std::min<int64_t>(vocab - 1, static_cast<int64_t>(random.uniform() * vocab)));
-  return tokens;
 }
 
 // Times of one test.

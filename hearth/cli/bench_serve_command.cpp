@@ -397,7 +397,7 @@ void add_report_options(CLI::App& app, BenchSettings& s) {
 }  // namespace
 
 std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& context) {
-  CLI::App* bench = app.add_subcommand("bench", "Measures a model, or a server under load.");
+  CLI::App* bench = app.add_subcommand("bench", "Measures ops, a model, or a server under load.");
   bench->require_subcommand(0, 1)->fallthrough();
   const auto s = std::make_shared<BenchSettings>();
   s->context = context;
@@ -406,7 +406,9 @@ std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& con
   add_target_options(*serve, *s);
   add_load_options(*serve, *s);
   add_report_options(*serve, *s);
-  return {{serve, [s] { return run_bench_serve(*s); }}, add_bench_model_command(*bench, context)};
+  return {{serve, [s] { return run_bench_serve(*s); }},
+          add_bench_model_command(*bench, context),
+          add_bench_ops_command(*bench, context)};
 }
 
 }  // namespace hearth

@@ -2,6 +2,9 @@
 // Host memory behind the interface of memory.h: HostBuffers, and copies that are done when the call returns.
 #include "hearth/memory/memory.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstring>
 
 #include "hearth/memory/host_buffer.h"
@@ -35,6 +38,7 @@ class HostMemory final : public Memory {
   std::string_view name() const override { return "host"; }
   std::string device_name() const override { return {}; }
   Result<int64_t> available_bytes() const override { return available_host_bytes(); }
+  int64_t cache_bytes() const override { return std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE)); }
   bool is_host() const override { return true; }
   Result<Buffer> allocate(int64_t size_bytes) const override {
     HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));
@@ -47,6 +51,18 @@ class HostMemory final : public Memory {
 };
 
 }  // namespace
+
+Result<std::vector<double>> Queue::time_each(int64_t count, const std::function<Status()>& body, const Clock& clock) {
+  HEARTH_TRY(synchronize());
+  std::vector<double> times_us;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin_ns = clock.now_ns();
+    HEARTH_TRY(body());
+    HEARTH_TRY(synchronize());
+    times_us.push_back(static_cast<double>(clock.now_ns() - begin_ns) * 1e-3);
+  }
+  return times_us;
+}
 
 const Memory& host_memory() {
   static const HostMemory memory;

@@ -14,7 +14,9 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "hearth/base/clock.h"
 #include "hearth/base/result.h"
 
 namespace hearth {
@@ -75,6 +77,10 @@ class Queue {
   virtual Status synchronize() = 0;
   // Keeps the work that `body` puts into this queue instead of doing it. Unsupported where the queue cannot.
   virtual Result<std::unique_ptr<Recording>> record(std::function<Status()> body) = 0;
+  // Puts what `body` puts in `count` times, one behind the other, waits for all of it, and returns the microseconds
+  // that each took: by the device's own clock, the host's part left out where it runs ahead of the device. This one, for
+  // queues whose device has no clock, takes them by `clock` and waits for each.
+  virtual Result<std::vector<double>> time_each(int64_t count, const std::function<Status()>& body, const Clock& clock);
 };
 
 class Memory {
@@ -85,6 +91,8 @@ class Memory {
   virtual std::string device_name() const = 0;
   // Bytes that allocate() could still give, all together.
   virtual Result<int64_t> available_bytes() const = 0;
+  // Of the largest cache between this memory and what computes; 0: unknown.
+  virtual int64_t cache_bytes() const { return 0; }
   // Whether the CPU may touch what allocate() returns.
   virtual bool is_host() const = 0;
   // Uninitialised bytes, aligned to 64 at least. ResourceExhausted where they do not fit, Unavailable where the

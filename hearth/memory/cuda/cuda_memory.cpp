@@ -44,6 +44,25 @@ class CudaQueue final : public Queue {
     HEARTH_TRY_ASSIGN(Graph graph, Graph::capture(stream_, body));
     return std::unique_ptr<Recording>(std::make_unique<CudaRecording>(std::move(graph), stream_));
   }
+  Result<std::vector<double>> time_each(int64_t count, const std::function<Status()>& body, const Clock&) override {
+    std::vector<Event> marks;
+    for (int64_t i = 0; i <= count; ++i) {
+      HEARTH_TRY_ASSIGN(Event mark, Event::create());
+      marks.push_back(std::move(mark));
+    }
+    HEARTH_TRY(marks.front().record(stream_));
+    for (size_t i = 1; i < marks.size(); ++i) {
+      HEARTH_TRY(body());
+      HEARTH_TRY(marks[i].record(stream_));
+    }
+    HEARTH_TRY(synchronize());
+    std::vector<double> times_us;
+    for (size_t i = 1; i < marks.size(); ++i) {
+      HEARTH_TRY_ASSIGN(const double us, marks[i].us_since(marks[i - 1]));
+      times_us.push_back(us);
+    }
+    return times_us;
+  }
 
  private:
   cudaStream_t handle() const { return static_cast<cudaStream_t>(stream_.handle()); }
@@ -62,6 +81,10 @@ class CudaMemory final : public Memory {
     size_t free_bytes = 0, total_bytes = 0;
     HEARTH_CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
     return static_cast<int64_t>(free_bytes);
+  }
+  int64_t cache_bytes() const override {
+    const auto info = cuda_device_info(cuda_device());
+    return info ? info->l2_bytes : 0;
   }
   bool is_host() const override { return false; }
   Result<Buffer> allocate(int64_t size_bytes) const override {
