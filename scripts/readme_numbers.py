@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the README's table of numbers from bench/results, the newest line of a key winning.
+"""Draws the README's table of numbers and its picture from bench/results, the newest line of a key winning.
 
-`scripts/readme_numbers.py` rewrites the part of README.md between its two markers; `--check` only
-compares and exits 1 where they differ.
+`scripts/readme_numbers.py` rewrites the part of README.md between its two markers, and docs/numbers.svg
+(readme_picture.py); `--check` only compares and exits 1 where they differ.
 """
 import json
 import pathlib
 import re
 import sys
+
+import readme_picture
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
@@ -22,7 +24,7 @@ def newest():
             key = tuple(line.get(k) for k in ("bench", "model", "config", "layer", "text", "format", "act", "activation",
                                               "device", "M", "rows", "hidden", "residual", "name", "baseline",
                                               "list", "batch", "context", "length", "heads", "kv_heads", "head_dim",
-                                              "layout"))
+                                              "layout", "kv", "path", "depth", "tokens", "graphs"))
             if key not in lines or lines[key]["date"] <= line["date"]:
                 lines[key] = line
     return list(lines.values())
@@ -66,8 +68,15 @@ def table(lines):
         elif line["bench"] == "model.decode" and "ratio_median" in line:
             rows.append((f"{line['config']}, decode at batch 1, {line['format']} weights",
                          f"{line['tokens_per_s']:.1f} tokens/s, {line['ratio_median']:.2f} of reading the weights", where))
+        elif line["bench"] == "op.linear" and line.get("graph") and "H100" in line["device"] \
+                and line["layer"] == "gate_up" and line["config"] == "Llama-3-8B" and line["M"] in (1, 32, 4096):
+            # `hearth bench ops`
+            share = f"{line['tflops']:.0f} TFLOP/s" if line["M"] == 4096 else \
+                f"{100 * line['floor_us'] / line['us']:.0f} % of memory's speed"
+            rows.append((f"linear {line['N']} x {line['K']}, {line['M']} token{'s' if line['M'] > 1 else ''}, "
+                         f"{line['format']} weights", f"{line['us']:.1f} us; {share}", where))
         elif line["bench"] == "op.linear" and line["format"] == "bf16" and line["act"] == "f32" and line["M"] == 512 \
-                and line["config"] == "Llama-3-8B":
+                and line["config"] == "Llama-3-8B" and "onednn-f32" in line.get("peers", {}):
             ratio = line["peers"]["onednn-f32"] / line["us"]
             rows.append((f"linear {line['N']} x {line['K']}, 512 tokens, bf16 weights", f"{ratio:.2f} of oneDNN f32", where))
         elif line["bench"] == "op.rmsnorm" and "H100" in line["device"] and line["act"] == "bf16" and line["residual"] \
@@ -80,15 +89,16 @@ def table(lines):
 
 
 def main():
-    readme = ROOT / "README.md"
+    readme, picture = ROOT / "README.md", ROOT / "docs/numbers.svg"
+    lines = newest()
     text = readme.read_text()
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    drawn = text[:begin] + table(newest()) + text[end:]
-    if "--check" in sys.argv:
-        if drawn != text:
-            sys.exit("readme_numbers: README.md differs from bench/results; run scripts/readme_numbers.py")
-        return
-    readme.write_text(drawn)
+    drawn = {readme: text[:begin] + table(lines) + text[end:], picture: readme_picture.draw(lines)}
+    for file, wanted in drawn.items():
+        if "--check" not in sys.argv:
+            file.write_text(wanted)
+        elif not file.exists() or file.read_text() != wanted:
+            sys.exit(f"readme_numbers: {file.relative_to(ROOT)} differs from bench/results; run scripts/readme_numbers.py")
 
 
 main()
