@@ -408,6 +408,7 @@ std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& con
   add_report_options(*serve, *s);
   return {{serve, [s] { return run_bench_serve(*s); }},
           add_bench_model_command(*bench, context),
+          add_bench_load_command(*bench, context),
           add_bench_ops_command(*bench, context)};
 }
 

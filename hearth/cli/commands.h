@@ -29,6 +29,7 @@ std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& cont
 std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& context);
 // Below `bench`, by add_bench_commands().
 Command add_bench_model_command(CLI::App& bench, const CommandContext& context);
+Command add_bench_load_command(CLI::App& bench, const CommandContext& context);
 Command add_bench_ops_command(CLI::App& bench, const CommandContext& context);
 Command add_inspect_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app, const CommandContext& context);

@@ -55,6 +55,7 @@ class Binder {
     total_ = source_bytes_;
     sink_ = &sink;
     used_ = source_bytes_ = 0;
+    if (progress_) progress_(0, total_);  // so that a rate begins with the first byte
     return bind_all(weights);
   }
 
