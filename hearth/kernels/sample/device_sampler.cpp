@@ -2,6 +2,7 @@
 #include "hearth/kernels/sample/device_sampler.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "hearth/base/check.h"
 
@@ -35,6 +36,11 @@ Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp
   HEARTH_TRY_ASSIGN(out.host_results_, memory.allocate_staging(results).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.results_, memory.allocate(results).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.scratch_, memory.allocate(8 * plan.adjusted_rows * plan.vocab).with_context("sampling"));
+  // Candidates come back whole, also those that no row asked for.
+  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue().with_context("sampling"));
+  std::memset(out.host_results_.data(), 0, static_cast<size_t>(results));
+  HEARTH_TRY(queue->copy_in(out.results_.data(), {out.host_results_.data(), static_cast<size_t>(results)}));
+  HEARTH_TRY(queue->synchronize());
   return out;
 }
 
