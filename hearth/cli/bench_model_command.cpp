@@ -3,6 +3,7 @@
 // thread.
 #include <nlohmann/json.hpp>
 
+#include "hearth/cli/bench_budget.h"
 #include "hearth/cli/bench_common.h"
 #include "hearth/cli/bench_model.h"
 #include "hearth/cli/commands.h"
@@ -28,6 +29,9 @@ constexpr const char* kHelp =
     "batch, one a step, each the most likely one after the step before. Prompts are random. Lists are separated by\n"
     "commas; an empty one leaves its tests out. t/s is the median over the repetitions; the floor is what memory\n"
     "allows if a step read its weights, keys and values and did nothing else (on a GPU by the speed of a copy).\n\n"
+    "--budget takes one step of each test apart: all calls of an op in the step, on its weights and its memory, timed\n"
+    "as one behind the other; then the whole step, and the step as it is called. The parts add up to more than the\n"
+    "step where they overlap, to less where gaps lie between them.\n\n"
     "Examples:\n"
     "  hearth bench model models/fable-13m --n-prompt 512 --batch 1,8\n"
     "  hearth bench model bench/configs/llama-3-8b.json --load-format dummy --device cuda --n-depth 1024\n";
@@ -39,7 +43,7 @@ struct BenchModelSettings {
   int64_t repetitions = 3, step_tokens = 4096;
   CLI::Option *prompts_option = nullptr, *outputs_option = nullptr;
   std::string results, note;
-  bool json = false;
+  bool json = false, budget = false;
 };
 
 struct TestLists {
@@ -149,6 +153,43 @@ std::string table_row(const BenchedModel& m, const ModelBenchTest& test, const M
                      floor > 0 ? fmt::format("{:.1f} %", 100 * result.tokens_per_s / floor) : std::string("-"));
 }
 
+// "a decode step of 8 behind 1024 tokens each"
+std::string step_name(const ModelBenchTest& test) {
+  if (test.decode) return fmt::format("a decode step of {} behind {} tokens each", test.batch, test.depth);
+  return fmt::format("a prompt of {} tokens behind {}", test.tokens, test.depth);
+}
+
+constexpr const char* kBudgetHead =
+    "| part | calls | us | p10 to p90 | of the step | MB | floor us | of floor | TFLOP/s |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|\n";
+
+std::string budget_row(const BudgetRow& row, const Budget& budget, double speed) {
+  const double floor_us = speed > 0 ? row.bytes / speed * 1e6 : 0;
+  return fmt::format("| {} | {} | {:.1f} | {:.1f} to {:.1f} | {:.1f} % | {:.1f} | {} | {} | {} |\n", row.part,
+                     row.calls, row.us, row.us_p10, row.us_p90, 100 * row.us / budget.step_us, row.bytes * 1e-6,
+                     floor_us > 0 ? fmt::format("{:.1f}", floor_us) : std::string("-"),
+                     floor_us > 0 ? fmt::format("{:.1f} %", 100 * floor_us / row.us) : std::string("-"),
+                     row.flops > 0 ? fmt::format("{:.1f}", row.flops / row.us * 1e-6) : std::string("-"));
+}
+
+// `speed`: bytes a second, 0 for unknown.
+std::string budget_table(const BenchedModel& m, const ModelBenchTest& test, const Budget& budget, double speed) {
+  std::string text = fmt::format("\n{}, {}, KV {}: {}{}\n\n{}", m.served->name, stored_format(*m.served->model),
+                                 kv_format_name(m.served->kv_format), step_name(test),
+                                 budget.recorded ? ", as recordings" : "", kBudgetHead);
+  for (const BudgetRow& row : budget.rows) text += budget_row(row, budget, speed);
+  const auto line = [&](std::string_view name, double us) {
+    text += fmt::format("| {} | | {:.1f} | | {:.1f} % | | | | |\n", name, us, 100 * us / budget.step_us);
+  };
+  line("all parts", budget.parts_us);
+  line("the step's ops", budget.step_us);
+  line("gaps less overlap", budget.step_us - budget.parts_us);
+  text += budget_row(budget.sampling, budget, budget.samples_on_device || !budget.recorded ? speed : 0);
+  line("host and copies", budget.rest_us());
+  line("the step as called", budget.called_us);
+  return text;
+}
+
 class BenchModelRun {
  public:
   explicit BenchModelRun(const BenchModelSettings& settings) : s_(settings) {}
@@ -173,6 +214,7 @@ class BenchModelRun {
                            .decode_graphs = !s_.model.enforce_eager};
     HEARTH_TRY_ASSIGN(const double speed, read_speed(bench));
     HEARTH_TRY(report_load(speed));
+    if (s_.budget) return run_budgets(bench, tests, speed);
     if (!s_.json) HEARTH_TRY(write_stdout(kTableHead));
     for (const ModelBenchTest& test : tests) {
       HEARTH_TRY_ASSIGN(const ModelBenchResult result, run_model_bench(bench, test, speed));
@@ -193,6 +235,42 @@ class BenchModelRun {
                                bytes_text(m_.served->model->weights().memory.size_bytes()), m_.served->load_seconds,
                                speed * 1e-9));
     return keep(line);
+  }
+
+  Result<int> run_budgets(const ModelBench& bench, const std::vector<ModelBenchTest>& tests, double speed) {
+    for (const ModelBenchTest& test : tests) {
+      HEARTH_TRY_ASSIGN(const Budget budget, run_budget(bench, test).with_context(step_name(test)));
+      if (!s_.json) HEARTH_TRY(write_stdout(budget_table(m_, test, budget, speed)));
+      HEARTH_TRY(keep(budget_line(test, budget, speed)));
+    }
+    return 0;
+  }
+
+  nlohmann::json budget_line(const ModelBenchTest& test, const Budget& budget, double speed) const {
+    nlohmann::json line = base_line(s_, m_, "model.budget");
+    line["kv"] = std::string(kv_format_name(m_.served->kv_format));
+    line["act"] = m_.act;
+    line["batch"] = test.batch;
+    if (test.decode) {
+      line["context"] = test.depth;
+    } else {
+      line["length"] = test.tokens, line["depth"] = test.depth;
+    }
+    nlohmann::json parts = nlohmann::json::array();
+    const auto add = [&](const BudgetRow& row) {
+      nlohmann::json part = {{"part", row.part},     {"calls", row.calls},   {"us", row.us},
+                             {"us_p10", row.us_p10}, {"us_p90", row.us_p90}, {"bytes", row.bytes}};
+      if (row.flops > 0) part["flops"] = row.flops;
+      if (speed > 0) part["floor_us"] = row.bytes / speed * 1e6;
+      parts.push_back(std::move(part));
+    };
+    for (const BudgetRow& row : budget.rows) add(row);
+    add(budget.sampling);
+    line["parts"] = std::move(parts);
+    line["parts_us"] = budget.parts_us, line["step_us"] = budget.step_us, line["called_us"] = budget.called_us;
+    line["rest_us"] = budget.rest_us();
+    line["graphs"] = budget.recorded, line["samples_on_device"] = budget.samples_on_device;
+    return line;
   }
 
   Status keep(const nlohmann::json& line) const {
@@ -226,6 +304,10 @@ Command add_bench_model_command(CLI::App& bench, const CommandContext& context) 
       ->group(kTests);
   add_setting(*command, kRepetitions, s->repetitions)->group(kTests);
   add_setting(*command, kStepTokens, s->step_tokens)->group(kTests);
+  command
+      ->add_flag("--budget", s->budget,
+                 "Takes a step of each test apart instead of timing the test: where its time goes.")
+      ->group(kTests);
   constexpr const char* kReport = "Report";
   add_text(*command, "--results", "FILE",
            "Appends each number to FILE as a line of JSON with date, commit, device and command.", s->results)

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hearth/checkpoint/json.h"
+#include "hearth/cli/bench_budget.h"
 #include "hearth/cli/session.h"
 
 namespace hearth {
@@ -67,12 +68,12 @@ TEST_F(DummyModel, AConfigurationIsEnough) {
 }
 
 TEST_F(DummyModel, WhatIsWrongIsSaid) {
-  config_["quantization_config"] = {{"quant_method", "awq"}};
+  config_["quantization_config"] = {{"quant_method", "unheard-of"}};
   write(config_);
   const auto quantized = open(dir_);
   ASSERT_FALSE(quantized);
   EXPECT_EQ(quantized.error().code, ErrorCode::kUnsupported);
-  EXPECT_THAT(quantized.error().message, HasSubstr("quantization_config"));
+  EXPECT_THAT(quantized.error().message, HasSubstr("unheard-of"));
   write({{"architectures", {"OtherModel"}}});
   EXPECT_THAT(open(dir_).error().message, HasSubstr("config.json"));
   std::filesystem::remove(dir_ / "config.json");
@@ -112,6 +113,39 @@ TEST_F(DummyModel, SpeedsAreTokensOverTime) {
   // A step reads the weights and 5 contexts of 25 tokens: 2 layers, K and V, 2 heads of 16 in f32.
   const double bytes = static_cast<double>((*served)->model->weights().bytes_per_token()) + 5 * 25 * 2 * 2 * 2 * 16 * 4;
   EXPECT_NEAR(decode->floor_tokens_per_s, 5e9 / bytes, 1);
+}
+
+// By the same clock every round of a part is a millisecond, and so is the step.
+TEST_F(DummyModel, ABudgetIsOfOneStep) {
+  const auto served = open(dir_);
+  ASSERT_TRUE(served) << served.error().message;
+  const CountingClock clock;
+  const ModelBench bench{
+      .model = (*served)->model, .kv_format = (*served)->kv_format, .pool = &pool_, .clock = &clock, .step_tokens = 16};
+  const auto decode = run_budget(bench, {.decode = true, .tokens = 9, .batch = 5, .depth = 20});
+  ASSERT_TRUE(decode) << decode.error().message;
+  ASSERT_EQ(std::ssize(decode->rows), kStepParts);
+  const auto part = [](const Budget& budget, StepPart wanted) { return budget.rows[static_cast<size_t>(wanted)]; };
+  EXPECT_EQ(part(*decode, StepPart::kNorm).calls, 5);
+  EXPECT_EQ(part(*decode, StepPart::kDown).calls, 2);
+  EXPECT_EQ(part(*decode, StepPart::kEmbedding).part, "embedding");
+  EXPECT_NEAR(part(*decode, StepPart::kDown).us, 1000, 0.01);
+  EXPECT_NEAR(decode->parts_us, 1000 * kStepParts, 0.1);
+  EXPECT_NEAR(decode->step_us, 1000, 0.01);
+  EXPECT_NEAR(decode->called_us, 1000, 0.01);
+  EXPECT_NEAR(decode->rest_us(), -1000, 0.01);  // the clock does not know that sampling is a part of it
+  // 5 contexts of 21 tokens in 2 layers, K and V, 2 heads of 16 in f32; queries and results of 64.
+  EXPECT_EQ(part(*decode, StepPart::kAttention).bytes, 5 * 21 * 2 * 2 * 2 * 16 * 4 + 2 * 2 * 5 * 64 * 4);
+  // 2 layers of 64 x 96 in bf16; the input, the output twice.
+  EXPECT_EQ(part(*decode, StepPart::kDown).bytes, 2 * (64 * 96 * 2 + 5 * (96 + 2 * 64) * 4));
+  EXPECT_EQ(part(*decode, StepPart::kDown).flops, 2.0 * 2 * 5 * 64 * 96);
+  EXPECT_EQ(part(*decode, StepPart::kLmHead).bytes, 300 * 64 * 2 + 5 * (64 * 4 + 300 * 4));
+
+  const auto prompt = run_budget(bench, {.tokens = 16});
+  ASSERT_TRUE(prompt) << prompt.error().message;
+  EXPECT_EQ(part(*prompt, StepPart::kGateUp).flops, 2.0 * 2 * 16 * 64 * 2 * 96);
+  EXPECT_EQ(part(*prompt, StepPart::kLmHead).flops, 2.0 * 300 * 64);
+  EXPECT_THAT(run_budget(bench, {.tokens = 17}).error().message, HasSubstr("at most the 16"));
 }
 
 }  // namespace

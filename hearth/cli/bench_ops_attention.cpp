@@ -165,7 +165,7 @@ MaybeCase rope_kv_write_case(const OpRig& rig, const OpSizes& s, KvFormatId kv, 
   one->fields["rows"] = tokens;
   one->fields["sequences"] = call->step->batch.num_sequences();
   one->format = kv_format_name(kv);
-  one->shape = fmt::format("{} tokens of {}, {}/{} heads of {}", tokens, rows ? "as many sequences" : "one sequence",
+  one->shape = fmt::format("{} of {} token{}, {}/{} heads of {}", rows ? tokens : 1, rows ? 1 : tokens, rows ? "" : "s",
                            s.heads, s.kv_heads, s.head_dim);
   // Q is read and written, K and V are read and stored.
   one->bytes = static_cast<double>(set_bytes + dtype_bytes(rig.activation(), tokens * s.heads * s.head_dim) +

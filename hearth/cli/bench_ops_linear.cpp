@@ -136,7 +136,7 @@ MaybeCase LinearBench::make(int64_t tokens) const {
                  {"path", op_->name},
                  {"residual", shape_.adds_residual}};
   one->format = format_name_;
-  one->shape = fmt::format("{} {} x {}, {} tokens", shape_.layer, shape_.n, shape_.k, tokens);
+  one->shape = fmt::format("{} {} x {}, {} token{}", shape_.layer, shape_.n, shape_.k, tokens, tokens > 1 ? "s" : "");
   one->bytes = static_cast<double>(stored + call->x_view.size_bytes() +
                                    call->out_view.size_bytes() * (shape_.adds_residual ? 2 : 1));
   one->flops = 2.0 * static_cast<double>(tokens) * static_cast<double>(shape_.n) * static_cast<double>(shape_.k);

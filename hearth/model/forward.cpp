@@ -2,7 +2,7 @@
 // A step: embedding, every block (block.h), the wanted rows' logits.
 #include <algorithm>
 
-#include "hearth/model/model.h"
+#include "hearth/model/step_work.h"
 
 namespace hearth {
 namespace {
@@ -94,25 +94,12 @@ Status check_batch(const StepBatch& batch, const KvView& kv, const Model& model,
   return {};
 }
 
-// A step's ops, in their order, over memory that the caller keeps. A value: a recording keeps one.
-struct StepWork {
-  const Model* model = nullptr;
-  StepBatch batch;
-  KvView kv;
-  ExecContext exec;
-  BlockBuffers block;
-  void* logits = nullptr;
-
-  Status run(Comm& comm);
-
- private:
-  Status write_logits();
-};
+}  // namespace
 
 Status StepWork::run(Comm& comm) {
   const ModelConfig& c = model->config();
   const ModelWeights& weights = model->weights();
-  const OpTable& ops = model->ops();
+  const OpTable& ops = this->ops();
   const DType act = model->activation();
   const int64_t tokens = batch.num_tokens();
   const TensorView hidden(block.hidden, act, {tokens, c.hidden_size});
@@ -126,7 +113,7 @@ Status StepWork::run(Comm& comm) {
     HEARTH_TRY(forward_block({.config = &c,
                               .ops = &ops,
                               .weights = &weights.layers[static_cast<size_t>(i)],
-                              .linears = &model->layer_ops(i),
+                              .linears = &layer_ops(i),
                               .activation = act,
                               .shard = model->shard(),
                               .layer = i,
@@ -142,7 +129,7 @@ Status StepWork::run(Comm& comm) {
 Status StepWork::write_logits() {
   const ModelConfig& c = model->config();
   const ModelWeights& weights = model->weights();
-  const OpTable& ops = model->ops();
+  const OpTable& ops = this->ops();
   const DType act = model->activation();
   const int64_t rows = static_cast<int64_t>(batch.logit_rows.size());
   const TensorView hidden(block.hidden, act, {batch.num_tokens(), c.hidden_size});
@@ -151,11 +138,9 @@ Status StepWork::write_logits() {
   HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last}, exec));
   const float eps = static_cast<float>(c.rms_norm_eps);
   HEARTH_TRY(ops.rmsnorm({.x = last, .weight = weights.final_norm, .out = last, .eps = eps}, exec));
-  return run_linear(weights.lm_head, model->lm_head_op(), last, {},
-                    TensorView(logits, DType::kF32, {rows, c.vocab_size}), exec);
+  return run_linear(weights.lm_head, lm_head_op(), last, {}, TensorView(logits, DType::kF32, {rows, c.vocab_size}),
+                    exec);
 }
-
-}  // namespace
 
 Result<ForwardBuffers> ForwardBuffers::create(const Model& model, const StepLimits& limits, ThreadPool& pool) {
   const ModelConfig& c = model.config();

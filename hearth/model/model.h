@@ -107,6 +107,7 @@ class ForwardBuffers {
   friend Result<ConstTensorView> forward(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&);
   friend Status forward_and_sample(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&,
                                    std::span<const SampleRow>, std::span<SampleResult>);
+  friend class StepProfiler;
   ForwardBuffers() = default;
   Status plan_copies(const Model& model, ThreadPool& pool);
   // Puts the step into the queue: as it was recorded if it was.

@@ -124,6 +124,13 @@ Status Runner::step_and_sample(std::span<const SlotTokens> feeds, std::span<cons
   return sampled;
 }
 
+Result<StepProfile> Runner::profile(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows, int64_t rounds,
+                                    const Clock& clock) {
+  HEARTH_TRY_ASSIGN(const StepBatch batch, gather(feeds));
+  return profile_step(*model_, comm_, buffers_,
+                      {.batch = &batch, .kv = &kv_, .rows = rows, .rounds = rounds, .clock = &clock});
+}
+
 Result<ConstTensorView> Runner::feed(int64_t slot, std::span<const int32_t> tokens) {
   if (tokens.empty()) return invalid_argument("no tokens to feed");
   const int64_t count = static_cast<int64_t>(tokens.size());

@@ -12,6 +12,7 @@
 
 #include "hearth/base/result.h"
 #include "hearth/model/model.h"
+#include "hearth/model/step_profile.h"
 
 namespace hearth {
 
@@ -61,6 +62,10 @@ class Runner {
   // `feeds`. Where slots have changed and rows failed, the results say which.
   Status step_and_sample(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows,
                          std::span<SampleResult> results);
+
+  // Where the time of that step goes (step_profile.h). No slot changes, but the keys and values behind their contexts.
+  Result<StepProfile> profile(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows, int64_t rounds,
+                              const Clock& clock);
 
   // Feeds all tokens to a slot, in chunks, and returns the logits [1, vocab] of the last one.
   // InvalidArgument for no tokens.

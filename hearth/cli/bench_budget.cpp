@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/cli/bench_budget.h"
+
+#include <algorithm>
+
+#include "hearth/base/random.h"
+#include "hearth/cli/bench_common.h"
+
+namespace hearth {
+namespace {
+
+constexpr int64_t kRounds = 20, kCalledSteps = 20, kWarmSteps = 3;
+
+// What a part's calls read, write and compute in a step of `tokens` tokens of which `rows` get logits.
+class PartWork {
+ public:
+  PartWork(const Model& model, const KvLayout& kv, const ModelBenchTest& test)
+      : c_(model.config()),
+        w_(model.weights()),
+        kv_(kv),
+        test_(test),
+        act_(static_cast<double>(dtype_bytes(model.activation(), 1))),
+        tokens_(static_cast<double>(test.decode ? test.batch : test.tokens)),
+        rows_(static_cast<double>(test.batch)),
+        layers_(static_cast<double>(c_.layers)) {}
+
+  void add_to(StepPart part, BudgetRow& row) const {
+    const auto hidden = static_cast<double>(c_.hidden_size), ffn = static_cast<double>(c_.intermediate_size);
+    const auto q = static_cast<double>(c_.heads * c_.head_dim), kv = static_cast<double>(c_.kv_heads * c_.head_dim);
+    const double kv_bytes = static_cast<double>(kv_.bytes_per_token());  // of all layers
+    switch (part) {
+      case StepPart::kEmbedding:
+        row.bytes = tokens_ * hidden * (act_ + static_cast<double>(dtype_bytes(w_.embedding.dtype, 1))) +
+                    2 * rows_ * hidden * act_;
+        break;
+      case StepPart::kRopeTable: row.bytes = tokens_ * static_cast<double>(c_.head_dim) * 4; break;
+      case StepPart::kNorm: row.bytes = 2 * (2 * layers_ * tokens_ + rows_) * hidden * act_; break;
+      case StepPart::kRopeKvWrite: row.bytes = layers_ * tokens_ * (2 * q + 2 * kv) * act_ + tokens_ * kv_bytes; break;
+      case StepPart::kAttention: {
+        const auto depth = static_cast<double>(test_.depth), n = static_cast<double>(test_.tokens);
+        const double context = depth + (test_.decode ? 1 : n);
+        row.bytes = rows_ * context * kv_bytes + 2 * layers_ * tokens_ * q * act_;
+        // Of a prompt, each token sees those before it.
+        row.flops = 4 * layers_ * q * (test_.decode ? tokens_ * context : n * (depth + n / 2));
+        break;
+      }
+      case StepPart::kSiluMul: row.bytes = 3 * layers_ * tokens_ * ffn * act_; break;
+      case StepPart::kQkv:
+      case StepPart::kO:
+      case StepPart::kGateUp:
+      case StepPart::kDown:
+        for (const LayerWeights& layer : w_.layers) add_linear(linear_of(layer, part), part, row);
+        break;
+      case StepPart::kLmHead: add(w_.lm_head, rows_, 4, false, row); break;
+    }
+  }
+
+ private:
+  static const Linear& linear_of(const LayerWeights& layer, StepPart part) {
+    if (part == StepPart::kQkv) return layer.qkv;
+    if (part == StepPart::kO) return layer.o;
+    const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
+    return part == StepPart::kGateUp ? ffn.gate_up : ffn.down;
+  }
+  void add_linear(const Linear& linear, StepPart part, BudgetRow& row) const {
+    add(linear, tokens_, act_, part == StepPart::kO || part == StepPart::kDown, row);
+  }
+  void add(const Linear& linear, double tokens, double out_bytes, bool residual, BudgetRow& row) const {
+    const auto n = static_cast<double>(linear.n()), k = static_cast<double>(linear.k());
+    row.bytes += static_cast<double>(linear.weight_bytes()) + tokens * (k * act_ + n * out_bytes * (residual ? 2 : 1));
+    row.flops += 2 * tokens * n * k;
+  }
+
+  const ModelConfig& c_;
+  const ModelWeights& w_;
+  const KvLayout& kv_;
+  const ModelBenchTest& test_;
+  const double act_, tokens_, rows_, layers_;
+};
+
+BudgetRow row_of(std::string part, int64_t calls, const std::vector<double>& us) {
+  return {.part = std::move(part),
+          .calls = calls,
+          .us = quantile(us, 0.5),
+          .us_p10 = quantile(us, 0.1),
+          .us_p90 = quantile(us, 0.9)};
+}
+
+}  // namespace
+
+Result<Budget> run_budget(const ModelBench& bench, const ModelBenchTest& test) {
+  if (!test.decode && test.tokens > bench.step_tokens)
+    return invalid_argument("a budget of a prompt of {} tokens; wanted at most the {} of a step", test.tokens,
+                            bench.step_tokens);
+  const ModelConfig& c = bench.model->config();
+  RunnerOptions options{.max_sequences = test.batch,
+                        .max_context = test.depth + test.tokens,
+                        .chunk_tokens = std::max({test.batch, test.decode ? 1 : test.tokens,
+                                                  std::min(bench.step_tokens, std::max<int64_t>(1, test.depth))}),
+                        .max_logit_rows = test.batch,
+                        .kv_format = bench.kv_format,
+                        .decode_batches = {},
+                        .samples = true};
+  if (test.decode && bench.decode_graphs) options.decode_batches = {test.batch};
+  HEARTH_TRY_ASSIGN(Runner runner, Runner::create(bench.model, options, *bench.pool));
+  if (test.depth > 0) HEARTH_TRY(runner.feed(0, random_tokens(test.depth, c.vocab_size, 1)));
+  for (int64_t slot = 1; slot < test.batch; ++slot) HEARTH_TRY(runner.copy_context(0, slot));
+
+  const int64_t each = test.decode ? 1 : test.tokens;
+  const std::vector<int32_t> ids = random_tokens(test.batch * each, c.vocab_size, 2);
+  std::vector<SlotTokens> feeds;
+  for (int64_t slot = 0; slot < test.batch; ++slot)
+    feeds.push_back(
+        {.slot = slot, .tokens = std::span(ids).subspan(static_cast<size_t>(slot * each), static_cast<size_t>(each))});
+  const SampleRow greedy{.params = {.temperature = 0}, .position = test.depth + each, .top_logprobs = kNoLogprobs};
+  const std::vector<SampleRow> rows(feeds.size(), greedy);
+  std::vector<SampleResult> results(feeds.size());
+
+  Budget budget;
+  std::vector<double> called_us;
+  for (int64_t i = -kWarmSteps; i < kCalledSteps; ++i) {
+    const int64_t begin_ns = bench.clock->now_ns();
+    HEARTH_TRY(runner.step_and_sample(feeds, rows, results));
+    if (i >= 0) called_us.push_back(static_cast<double>(bench.clock->now_ns() - begin_ns) * 1e-3);
+    for (const SlotTokens& feed : feeds) runner.cut(feed.slot, test.depth);
+  }
+  budget.called_us = quantile(called_us, 0.5);
+
+  HEARTH_TRY_ASSIGN(const StepProfile profile, runner.profile(feeds, rows, kRounds, *bench.clock));
+  HEARTH_TRY_ASSIGN(const KvLayout kv, KvLayout::make(bench.kv_format, c.layers, c.kv_heads, c.head_dim, 16));
+  const PartWork work(*bench.model, kv, test);
+  budget.recorded = profile.recorded, budget.samples_on_device = profile.samples_on_device;
+  budget.step_us = quantile(profile.step_us, 0.5);
+  for (const StepPartTime& part : profile.parts) {
+    BudgetRow row = row_of(std::string(step_part_name(part.part)), part.calls, part.us);
+    work.add_to(part.part, row);
+    budget.parts_us += row.us;
+    budget.rows.push_back(std::move(row));
+  }
+  budget.sampling = row_of("sampling", 1, profile.sample_us);
+  budget.sampling.bytes = static_cast<double>(test.batch * c.vocab_size * 4);
+  return budget;
+}
+
+}  // namespace hearth
