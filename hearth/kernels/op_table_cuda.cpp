@@ -10,7 +10,7 @@ namespace {
 
 constexpr LinearOp kLinearBf16{"linear_bf16_sm90", linear_cublaslt_workspace_bytes, linear_bf16_sm90};
 constexpr LinearOp kLinearFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90,
-                              linear_fp8_sm90_takes_rounded};
+                              linear_fp8_sm90_takes_rounded, linear_fp8_sm90_parts};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};

@@ -3,6 +3,7 @@
 #include "hearth/model/block.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "hearth/base/check.h"
@@ -44,14 +45,20 @@ Status run_linear(const Linear& linear, const LinearOps& ops, const LinearInput&
   if (linear.parts.size() == 1)
     return ops.front()->run(
         {.x = x.x, .weight = &linear.parts.front(), .residual = residual, .out = out, .x_scale = x.x_scale}, exec);
+  constexpr size_t kMostParts = 4;
+  std::array<LinearArgs, kMostParts> parts;
+  HEARTH_CHECK(ops.size() <= kMostParts, "a linear of {} parts", ops.size());
   int64_t row = 0;
   for (size_t i = 0; i < ops.size(); ++i) {
     const LinearWeight& part = linear.parts[i];
-    LinearArgs args{.x = x.x, .weight = &part, .out = out.slice_cols(row, part.n), .x_scale = x.x_scale};
-    if (residual) args.residual = residual.slice_cols(row, part.n);
-    HEARTH_TRY(ops[i]->run(args, exec));
+    parts[i] = {.x = x.x, .weight = &part, .out = out.slice_cols(row, part.n), .x_scale = x.x_scale};
+    if (residual) parts[i].residual = residual.slice_cols(row, part.n);
     row += part.n;
   }
+  const bool together =
+      std::ranges::all_of(ops, [&](const LinearOp* op) { return op == ops.front() && op->run_parts; });
+  if (together && !ops.empty()) return ops.front()->run_parts(std::span(parts).first(ops.size()), exec);
+  for (size_t i = 0; i < ops.size(); ++i) HEARTH_TRY(ops[i]->run(parts[i], exec));
   return {};
 }
 

@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
   const int kv_head = blockIdx.y / p.group_blocks;
   const int group_begin = static_cast<int>(blockIdx.y) % p.group_blocks * kGroup;
   const int head = kv_head * p.group + group_begin, heads = min(kGroup, p.group - group_begin);
-  pdl_wait();
   pdl_launch_next();
+  pdl_wait();
   const TokenPlace place = find_token(p.step, token);
   const int first = first_key(place.position, p.window);
   int chunk = first / kAttentionChunk, last_chunk = place.position / kAttentionChunk;
@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
 template <class T>
 __global__ void __launch_bounds__(kAttentionThreads) attention_merge_kernel(AttentionParams<T> p) {
   const int token = blockIdx.x, head = blockIdx.y;
-  pdl_wait();
   pdl_launch_next();
+  pdl_wait();
   const TokenPlace place = find_token(p.step, token);
   const int64_t floats = p.partial_floats;
   const float* const from = p.partials + (int64_t{token} * p.heads + head) * p.chunks * floats;

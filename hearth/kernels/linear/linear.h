@@ -3,6 +3,7 @@
 // when it loads (LinearOp), and calls them at every step.
 #pragma once
 
+#include <span>
 #include <string_view>
 
 #include "hearth/base/result.h"
@@ -42,6 +43,9 @@ struct LinearOp {
   Status (*run)(const LinearArgs& args, ExecContext& exec);
   // Whether run() takes rows of x that are rounded already, of any number, for this weight; null: for none.
   bool (*takes_rounded)(const LinearWeight& weight) = nullptr;
+  // Several products with the same x, as fast as one of all their rows where the backend can: run() of each, bit for
+  // bit. Null: there is only run().
+  Status (*run_parts)(std::span<const LinearArgs> parts, ExecContext& exec) = nullptr;
 };
 
 // Whether an op takes an x of e4m3.

@@ -30,6 +30,7 @@ bool supports_linear_fp8_sm90(const WeightFormat& format, DType activation);
 bool linear_fp8_sm90_takes_rounded(const LinearWeight& weight);
 int64_t linear_fp8_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec);
+Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec);
 
 // out = added + x W^T, where x and W are bf16, or E4M3 with f32 scales for the rows of both ([m] and [n], in device
 // memory). `added` may be out, or nothing.

@@ -111,22 +111,27 @@ Result<Rounded> round_rows(const LinearArgs& args, ExecContext& exec) {
 // Weight scales: from one row to the next.
 int scale_step(const LinearWeight& w) { return w.format.scale_layout == ScaleLayout::kRow ? 1 : 0; }
 
+sm90::NarrowPart narrow_part(const LinearArgs& args) {
+  const LinearWeight& w = *args.weight;
+  sm90::NarrowPart part = sm90::narrow_part(args);
+  part.weight_scale = w.scales.data, part.weight_scale_step = scale_step(w);
+  part.weight_scale_dtype = w.format.scale_dtype;
+  return part;
+}
+
 // By the kernel for few rows, in turns.
 Status multiply_narrow(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
-  const LinearWeight& w = *args.weight;
   sm90::NarrowProduct product = sm90::narrow_product(args);
-  product.weight_scale = w.scales.data, product.weight_scale_step = scale_step(w);
-  product.weight_scale_dtype = w.format.scale_dtype;
+  sm90::NarrowPart& part = product.part[0] = narrow_part(args);
   product.x_stride = x.codes.row_stride;
   const int64_t m = args.x.shape[0], out_bytes = dtype_bytes(args.out.dtype, 1);
   for (int64_t begin = 0; begin < m; begin += sm90::kNarrowMostRows) {
     product.m = static_cast<int>(std::min(sm90::kNarrowMostRows, m - begin));
     product.x = static_cast<const uint8_t*>(x.codes.data) + begin * x.codes.row_stride;
     product.x_scale = x.scale + begin;
-    product.out = static_cast<std::byte*>(args.out.data) + begin * args.out.row_stride * out_bytes;
+    part.out = static_cast<std::byte*>(args.out.data) + begin * args.out.row_stride * out_bytes;
     if (args.residual)
-      product.residual =
-          static_cast<const std::byte*>(args.residual.data) + begin * args.residual.row_stride * out_bytes;
+      part.residual = static_cast<const std::byte*>(args.residual.data) + begin * args.residual.row_stride * out_bytes;
     HEARTH_TRY(sm90::start_linear_narrow(product, DType::kE4m3, exec.stream));
   }
   return {};
@@ -200,6 +205,29 @@ Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec) {
   }
   return narrow && (m <= sm90::kNarrowMostRows || !wide) ? multiply_narrow(args, x, exec)
                                                          : multiply_wide(args, x, exec);
+}
+
+Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec) {
+  if (parts.empty()) return {};
+  const LinearArgs& first = parts.front();
+  const int64_t m = first.x.rows();
+  bool together =
+      parts.size() <= sm90::kNarrowMostParts && first.x.dtype == DType::kE4m3 && m >= 1 && m <= sm90::kNarrowMostRows;
+  for (const LinearArgs& args : parts) {
+    HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
+    together = together && args.weight->n > 0 && linear_fp8_sm90_takes_rounded(*args.weight) &&
+               sm90::fits_narrow(args.x, args.weight->codes);
+  }
+  if (!together) {
+    for (const LinearArgs& args : parts) HEARTH_TRY(linear_fp8_sm90(args, exec));
+    return {};
+  }
+  sm90::NarrowProduct product = sm90::narrow_product(first);
+  product.x_stride = first.x.row_stride;
+  product.x_scale = static_cast<const float*>(first.x_scale.data);
+  product.parts = static_cast<int>(parts.size());
+  for (size_t i = 0; i < parts.size(); ++i) product.part[i] = narrow_part(parts[i]);
+  return sm90::start_linear_narrow(product, DType::kE4m3, exec.stream);
 }
 
 }  // namespace hearth

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <list>
 
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/linear/linear_cuda.h"
@@ -185,6 +186,60 @@ TEST(LinearFp8Sm90, TakesRoundedRows) {
           ASSERT_TRUE(status) << status.error().message;
           EXPECT_TRUE(plain.same_bits(rounded));
         }
+}
+
+// Q, K and V in one launch, or one after the other: the same bits.
+TEST(LinearFp8Sm90, SeveralWeightsTogether) {
+  constexpr uint64_t kSeed = 20344;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  constexpr int64_t kCols[] = {100, 48, 17}, kAll = 165, kK = 1088;
+  for (const int64_t m : {1, 5, 12, 32, 40}) {
+    Random random(kSeed);
+    TestTensor x(DType::kBf16, m, kK), residual(DType::kBf16, m, kAll, 3), apart(DType::kBf16, m, kAll, 5),
+        together = apart;
+    x.fill(random), residual.fill(random);
+    RoundedForTest rounded(m, kK);
+    for (int64_t r = 0; r < m; ++r) round_row(rounded.view(), r, [&](int64_t k) { return x.at(r, k); });
+    GpuExec gpu({}, linear_fp8_sm90_workspace_bytes(m, kAll, kK, 1));
+    OnDevice codes(rounded.codes), scales(rounded.scales), device_residual(residual), device_apart(apart),
+        device_together(together);
+    const RoundedRows input = rounded.view(codes.view().data, scales.view().data);
+    std::list<PlacedWeight> placed;
+    std::list<DeviceCopy> memory;
+    std::vector<LinearWeight> weights;
+    for (const int64_t n : kCols) {
+      PlacedWeight& one = placed.emplace_back(testing::random_matrix({.code = WeightCode::kE4m3,
+                                                                      .scale_layout = ScaleLayout::kRow,
+                                                                      .scale_dtype = DType::kF32,
+                                                                      .act = ActFormat::kE4m3PerToken},
+                                                                     n, kK, false, random));
+      const DeviceCopy& copy = memory.emplace_back(one.bytes());
+      LinearWeight weight = one.weight;
+      for (ConstTensorView* view : {&weight.codes, &weight.scales})
+        view->data = copy.data() + (static_cast<const std::byte*>(view->data) - one.bytes().data());
+      weights.push_back(weight);
+    }
+    const auto parts_into = [&](const TensorView& out) {
+      std::vector<LinearArgs> parts;
+      int64_t col = 0;
+      for (const LinearWeight& weight : weights) {
+        parts.push_back({.x = input.codes,
+                         .weight = &weight,
+                         .residual = device_residual.view().slice_cols(col, weight.n),
+                         .out = out.slice_cols(col, weight.n),
+                         .x_scale = input.scales});
+        col += weight.n;
+      }
+      return parts;
+    };
+    for (const LinearArgs& args : parts_into(device_apart.view())) ASSERT_TRUE(linear_fp8_sm90(args, gpu.exec()));
+    const Status status = linear_fp8_sm90_parts(parts_into(device_together.view()), gpu.exec());
+    ASSERT_TRUE(status) << status.error().message;
+    ASSERT_TRUE(gpu.synchronize());
+    device_apart.copy_back(), device_together.copy_back();
+    EXPECT_TRUE(apart.same_bits(together)) << "m " << m;
+    EXPECT_TRUE(std::isfinite(together.at(m - 1, kAll - 1)));
+  }
 }
 
 TEST(LinearFp8Sm90, SaysWhichWeightsTakeRoundedRows) {

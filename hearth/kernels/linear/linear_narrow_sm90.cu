@@ -3,13 +3,16 @@
 // 128 bytes. The order of K within a piece is free as long as both sides have the same one: a lane takes 16
 // neighbouring bytes of a row, which are the registers of two MMAs, for W and for x alike; so nothing goes through
 // shared memory but the warps' sums, which are added in their order. A warp asks for its next piece before it
-// multiplies the one it has, and for the first one before the kernels before this one have ended.
+// multiplies the one it has, and for the first one before the kernels before this one have ended; L2 is asked for more
+// of the block's rows then.
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/sm90/mma.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
+#include "hearth/kernels/sm90/tma.cuh"
+#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth {
@@ -17,9 +20,9 @@ namespace sm90 {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kRows = 16, kTokens = 8;  // of an MMA's output
-constexpr int kChunkBytes = 64;         // of a row that a warp loads at once: 16 for each of four lanes
-constexpr int kChunks = 2;              // of a piece
+constexpr int kRows = kNarrowRows, kTokens = 8;  // of an MMA's output
+constexpr int kChunkBytes = 64;                  // of a row that a warp loads at once: 16 for each of four lanes
+constexpr int kChunks = 2;                       // of a piece
 constexpr int kPieceBytes = kChunks * kChunkBytes;
 
 // d += a b: two registers each of W's rows r and r + 8, two of x.
@@ -46,32 +49,56 @@ struct Piece {
   }
 };
 
-// kResident: blocks that a multiprocessor holds; many hide each other's beginnings and ends.
-template <bool kFp8, int kTiles, int kResident>
-__global__ void __launch_bounds__(kThreads, kResident) linear_narrow_kernel(const __grid_constant__ NarrowProduct p) {
-  __shared__ float sums[kWarps][kTiles * kTokens][kRows + 1];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, part = lane % 4 * 16;
-  const int first_row = static_cast<int>(blockIdx.x) * kRows, pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
-  const uint8_t* const low_row = p.weight + min(first_row + r, p.n - 1) * p.weight_stride + part;
-  const uint8_t* const high_row = p.weight + min(first_row + r + 8, p.n - 1) * p.weight_stride + part;
+struct Place {
+  int part, block;
+};
+__device__ __forceinline__ Place find_part(const NarrowProduct& p) {
+  int part = 0, block = static_cast<int>(blockIdx.x);
+  while (part + 1 < p.parts && block >= (p.part[part].n + kRows - 1) / kRows)
+    block -= (p.part[part++].n + kRows - 1) / kRows;
+  return {part, block};
+}
 
-  Piece next;
-  if (warp < pieces) next.load(low_row, high_row, warp * kPieceBytes, p.row_bytes);
+// kDepth: pieces that a warp has asked for at once. kResident: blocks that a multiprocessor holds; many hide each other's
+// beginnings and ends. Grid: the parts' blocks one after the other. Shared: kWarps * m * (kRows + 1) floats.
+template <bool kFp8, int kTiles, int kDepth, int kResident>
+__global__ void __launch_bounds__(kThreads, kResident)
+    linear_narrow_kernel(const __grid_constant__ NarrowProduct p, NarrowPrefetch prefetch) {
+  extern __shared__ float sums[];  // [kWarps][m][kRows + 1]
+  __shared__ Place shared_place;   // for the end: no registers until then
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, lane_bytes = lane % 4 * 16;
+  constexpr int kStep = kWarps * kPieceBytes;  // from a warp's piece to its next
+  const uint8_t *low_row, *high_row;
+  Piece next[kDepth];
+  {
+    const Place place = find_part(p);
+    if (threadIdx.x == 0) shared_place = place;
+    const NarrowPart& part = p.part[place.part];
+    const int first_row = place.block * kRows, row = min(first_row + r, part.n - 1);
+    low_row = part.weight + row * part.weight_stride + lane_bytes;
+    high_row = part.weight + min(first_row + r + 8, part.n - 1) * part.weight_stride + lane_bytes;
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d)
+      if (const int at = warp * kPieceBytes + d * kStep; at < p.row_bytes)
+        next[d].load(low_row, high_row, at, p.row_bytes);
+    constexpr int kHeld = kDepth * kStep;
+    if (static_cast<int>(blockIdx.x) < prefetch.blocks && prefetch.bytes > kHeld && threadIdx.x < kRows &&
+        first_row + static_cast<int>(threadIdx.x) < part.n)
+      prefetch_bulk(part.weight + (first_row + threadIdx.x) * part.weight_stride + kHeld, prefetch.bytes - kHeld);
+  }
   pdl_launch_next();
   pdl_wait();
   float total[kTiles][4] = {};
-  for (int piece = warp; piece < pieces; piece += kWarps) {
-    const Piece now = next;
-    if (piece + kWarps < pieces) next.load(low_row, high_row, (piece + kWarps) * kPieceBytes, p.row_bytes);
+  const auto multiply_piece = [&](const Piece& now, int begin) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int token = tile * kTokens + r;
-      const uint8_t* const x_row = p.x + token * p.x_stride + part;
+      const uint8_t* const x_row = p.x + token * p.x_stride + lane_bytes;
       // The tensor cores' sums of E4M3 have few bits: they are added up in f32 after each piece.
       float sum[4] = {};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const int at = piece * kPieceBytes + c * kChunkBytes;
+        const int at = begin + c * kChunkBytes;
         uint4 x = make_uint4(0, 0, 0, 0);
         if (token < p.m && at < p.row_bytes) x = *reinterpret_cast<const uint4*>(x_row + at);
         multiply<kFp8>(sum, {now.low[c].x, now.high[c].x, now.low[c].y, now.high[c].y}, x.x, x.y);
@@ -80,39 +107,75 @@ __global__ void __launch_bounds__(kThreads, kResident) linear_narrow_kernel(cons
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[tile][i] += sum[i];
     }
+  };
+  for (int begin = warp * kPieceBytes; begin < p.row_bytes; begin += kDepth * kStep) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      const int at = begin + d * kStep, later = at + kDepth * kStep;
+      if (at >= p.row_bytes) break;
+      if constexpr (kDepth == 1) {
+        const Piece now = next[d];
+        if (later < p.row_bytes) next[d].load(low_row, high_row, later, p.row_bytes);
+        multiply_piece(now, at);
+      } else {
+        multiply_piece(next[d], at);
+        if (later < p.row_bytes) next[d].load(low_row, high_row, later, p.row_bytes);
+      }
+    }
   }
+  const auto sum_at = [&](int of_warp, int token, int row) -> float& {
+    return sums[(of_warp * p.m + token) * (kRows + 1) + row];
+  };
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[warp][tile * kTokens + lane % 4 * 2 + i % 2][r + i / 2 * 8] = total[tile][i];
+    for (int i = 0; i < 4; ++i)
+      if (const int token = tile * kTokens + lane % 4 * 2 + i % 2; token < p.m)
+        sum_at(warp, token, r + i / 2 * 8) = total[tile][i];
   __syncthreads();
 
-  for (int e = threadIdx.x; e < kTiles * kTokens * kRows; e += kThreads) {
+  const NarrowPart& part = p.part[shared_place.part];
+  const int first_row = shared_place.block * kRows;
+  const int pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
+  for (int e = threadIdx.x; e < p.m * kRows; e += kThreads) {
     const int token = e / kRows, row = first_row + e % kRows;
-    if (token >= p.m || row >= p.n) continue;
-    float y = sums[0][token][e % kRows];
-    for (int w = 1; w < min(kWarps, pieces); ++w) y += sums[w][token][e % kRows];
-    if (p.weight_scale != nullptr) y *= number_at(p.weight_scale, p.weight_scale_dtype, row * p.weight_scale_step);
+    if (row >= part.n) continue;
+    float y = sum_at(0, token, e % kRows);
+    for (int w = 1; w < min(kWarps, pieces); ++w) y += sum_at(w, token, e % kRows);
+    if (part.weight_scale != nullptr)
+      y *= number_at(part.weight_scale, part.weight_scale_dtype, row * part.weight_scale_step);
     if (p.x_scale != nullptr) y *= p.x_scale[token];
-    if (p.bias != nullptr) y += number_at(p.bias, p.bias_dtype, row);
-    if (p.residual != nullptr) y += number_at(p.residual, p.out_dtype, token * p.residual_stride + row);
-    if (p.out_dtype == DType::kF32) {
-      static_cast<float*>(p.out)[token * p.out_stride + row] = y;
+    if (part.bias != nullptr) y += number_at(part.bias, part.bias_dtype, row);
+    if (part.residual != nullptr) y += number_at(part.residual, part.out_dtype, token * part.residual_stride + row);
+    if (part.out_dtype == DType::kF32) {
+      static_cast<float*>(part.out)[token * part.out_stride + row] = y;
     } else {
-      static_cast<__nv_bfloat16*>(p.out)[token * p.out_stride + row] = __float2bfloat16_rn(y);
+      static_cast<__nv_bfloat16*>(part.out)[token * part.out_stride + row] = __float2bfloat16_rn(y);
     }
   }
 }
 
+template <bool kFp8, int kTiles, int kDepth, int kResident>
+Status start_config(const NarrowProduct& p, const CudaDeviceInfo& device, bool prefetches, void* stream) {
+  int64_t blocks = 0;
+  for (int i = 0; i < p.parts; ++i) blocks += (p.part[i].n + kRows - 1) / kRows;
+  Launch how(dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream);
+  how.pdl = true;
+  how.shared_bytes = kWarps * p.m * (kRows + 1) * static_cast<int>(sizeof(float));
+  const NarrowPrefetch prefetch =
+      prefetches ? plan_narrow_prefetch(blocks, p.row_bytes, kResident, device.multiprocessors, device.l2_bytes)
+                 : NarrowPrefetch{};
+  return launch(how, linear_narrow_kernel<kFp8, kTiles, kDepth, kResident>, p, prefetch);
+}
+
 template <bool kFp8>
 Status start(const NarrowProduct& p, void* stream) {
-  Launch how(dim3(static_cast<unsigned>((p.n + kRows - 1) / kRows)), dim3(kThreads), stream);
-  how.pdl = true;
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
   // As many as have no registers spilled.
   constexpr int kResidentOfTwo = kFp8 ? 2 : 3;
-  if (p.m <= kTokens) return launch(how, linear_narrow_kernel<kFp8, 1, 4>, p);
-  if (p.m <= 2 * kTokens) return launch(how, linear_narrow_kernel<kFp8, 2, kResidentOfTwo>, p);
-  return launch(how, linear_narrow_kernel<kFp8, 4, 2>, p);
+  if (p.m <= kTokens) return start_config<kFp8, 1, 1, 4>(p, *device, true, stream);
+  if (p.m <= 2 * kTokens) return start_config<kFp8, 2, 1, kResidentOfTwo>(p, *device, true, stream);
+  return start_config < kFp8, 4, kFp8 ? 2 : 1, 2 > (p, *device, true, stream);
 }
 
 bool in_vectors(const ConstTensorView& view) {
@@ -128,18 +191,13 @@ bool fits_narrow(const ConstTensorView& x, const ConstTensorView& weight) {
          weight.rows() < (int64_t{1} << 30) && in_vectors(x) && in_vectors(weight);
 }
 
-NarrowProduct narrow_product(const LinearArgs& args) {
+NarrowPart narrow_part(const LinearArgs& args) {
   const LinearWeight& w = *args.weight;
   return {.weight = static_cast<const uint8_t*>(w.codes.data),
-          .x = static_cast<const uint8_t*>(args.x.data),
           .weight_stride = dtype_bytes(w.codes.dtype, w.codes.row_stride),
-          .x_stride = dtype_bytes(args.x.dtype, args.x.row_stride),
-          .m = static_cast<int>(args.x.shape[0]),
           .n = static_cast<int>(w.n),
-          .row_bytes = static_cast<int>(dtype_bytes(w.codes.dtype, w.k)),
-          .weight_scale = nullptr,
-          .x_scale = nullptr,
           .weight_scale_step = 0,
+          .weight_scale = nullptr,
           .bias = w.bias.data,
           .residual = args.residual.data,
           .out = args.out.data,
@@ -148,6 +206,17 @@ NarrowProduct narrow_product(const LinearArgs& args) {
           .weight_scale_dtype = DType::kF32,
           .bias_dtype = w.bias.dtype,
           .out_dtype = args.out.dtype};
+}
+
+NarrowProduct narrow_product(const LinearArgs& args) {
+  const LinearWeight& w = *args.weight;
+  return {.x = static_cast<const uint8_t*>(args.x.data),
+          .x_stride = dtype_bytes(args.x.dtype, args.x.row_stride),
+          .m = static_cast<int>(args.x.shape[0]),
+          .row_bytes = static_cast<int>(dtype_bytes(w.codes.dtype, w.k)),
+          .x_scale = nullptr,
+          .parts = 1,
+          .part = {narrow_part(args)}};
 }
 
 Status start_linear_narrow(const NarrowProduct& product, DType type, void* stream) {

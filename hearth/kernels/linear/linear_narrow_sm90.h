@@ -4,6 +4,7 @@
 //   I1. A row of out depends on its row of x alone, bit for bit: sums have one order, whatever m is.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "hearth/base/result.h"
@@ -12,31 +13,61 @@
 
 namespace hearth::sm90 {
 
+// Rows of W that a block takes.
+inline constexpr int kNarrowRows = 16;
+// Most rows of x.
 inline constexpr int64_t kNarrowMostRows = 32;
+// Products with the same x that one launch takes: Q, K and V.
+inline constexpr int kNarrowMostParts = 3;
 // Above this cuBLASLt is faster in bf16: 97 us at 32 rows of Llama-3-8B's gate and up on an H100, this kernel 124 to
 // 130.
 inline constexpr int64_t kNarrowMostBf16Rows = 16;
 
-struct NarrowProduct {
+struct NarrowPart {
   const uint8_t* weight;  // [n, row_bytes], rows weight_stride bytes apart
-  const uint8_t* x;       // [m, row_bytes] of the same type, rows x_stride bytes apart
-  int64_t weight_stride, x_stride;
-  int m, n;
-  int row_bytes;             // k elements
-  const void* weight_scale;  // of row r at r * weight_scale_step, or null
-  const float* x_scale;      // of row r at r, or null
+  int64_t weight_stride;
+  int n;
   int weight_scale_step;
+  const void* weight_scale;     // of row r at r * weight_scale_step, or null
   const void *bias, *residual;  // or null; the residual of out's type
   void* out;
   int64_t residual_stride, out_stride;  // elements
   DType weight_scale_dtype, bias_dtype, out_dtype;
 };
 
+struct NarrowProduct {
+  const uint8_t* x;  // [m, row_bytes] of the weights' type, rows x_stride bytes apart
+  int64_t x_stride;
+  int m;
+  int row_bytes;         // k elements
+  const float* x_scale;  // of row r at r, or null
+  int parts;
+  NarrowPart part[kNarrowMostParts];
+};
+
+// What a block asks L2 for before the kernels in front have ended, beside what its warps hold: the first
+// `bytes` of its rows, in blocks [0, blocks).
+struct NarrowPrefetch {
+  int blocks, bytes;
+};
+// As many bytes as all blocks together may bring without driving each other out: two fifths of L2, of the blocks that
+// run at once.
+constexpr NarrowPrefetch plan_narrow_prefetch(int64_t blocks, int64_t row_bytes, int resident, int multiprocessors,
+                                              int64_t l2_bytes) {
+  constexpr int64_t kUnitBytes = 128;
+  const int64_t at_once = std::min(blocks, int64_t{resident} * multiprocessors);
+  const int64_t share = l2_bytes * 2 / 5 / std::max<int64_t>(1, at_once * kNarrowRows);
+  // A row's last bytes may be less than a unit.
+  const int64_t bytes = share >= row_bytes ? row_bytes : share / kUnitBytes * kUnitBytes;
+  return {static_cast<int>(at_once), static_cast<int>(bytes)};
+}
+
 // Whether the kernel takes weights and activations that lie so: 16-byte vectors, 64 bytes of a row at once.
 bool fits_narrow(const ConstTensorView& x, const ConstTensorView& weight);
-// The parts of `args` that do not depend on the type of x; x as it lies.
+// What of `args` does not depend on the type of x; x as it lies. One part.
 NarrowProduct narrow_product(const LinearArgs& args);
-// REQUIRES: fits_narrow, 1 <= m <= kNarrowMostRows, n >= 1.
+NarrowPart narrow_part(const LinearArgs& args);
+// REQUIRES: fits_narrow, 1 <= m <= kNarrowMostRows, n >= 1 of every part.
 Status start_linear_narrow(const NarrowProduct& product, DType type, void* stream);
 
 }  // namespace hearth::sm90

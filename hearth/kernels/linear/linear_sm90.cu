@@ -39,8 +39,8 @@ struct FillParams {
 };
 
 __global__ void __launch_bounds__(256) linear_fill_kernel(FillParams p) {
-  sm90::pdl_wait();
   sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t e = int64_t{blockIdx.x} * 256 + threadIdx.x;
   if (e >= p.count) return;
   const int64_t row = e / p.n, col = e % p.n;

@@ -82,6 +82,7 @@ __device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, in
     for (int v = 0; v < kVectors; ++v)
       if (const int i = thread + v * kThreads; i < vectors) weight[v] = weight_row[i];
   }
+  pdl_launch_next();
   pdl_wait();
 
   Pack<T, kCount> sum[kVectors], residual[kVectors];
@@ -103,7 +104,6 @@ __device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, in
       }
       if (p.residual != nullptr) residual_row[i] = sum[v];
     }
-  pdl_launch_next();
   const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, shared.partial) / static_cast<float>(p.hidden) + p.eps);
   unsigned largest = 0;
 #pragma unroll
@@ -129,6 +129,7 @@ template <RmsNormConfig kConfig, bool kRounds, class T, class W>
 __device__ __forceinline__ void rmsnorm_elements(const RmsNormParams<T, W>& p, int64_t row, int thread,
                                                  RmsNormShared& shared) {
   constexpr int kThreads = kConfig.row_threads;
+  pdl_launch_next();
   pdl_wait();
   const T* x = p.x + row * p.x_stride;
   T* const residual = p.residual == nullptr ? nullptr : p.residual + row * p.residual_stride;
@@ -138,7 +139,6 @@ __device__ __forceinline__ void rmsnorm_elements(const RmsNormParams<T, W>& p, i
     if (residual != nullptr) residual[i] = sum = narrow<T>(widen(sum) + widen(residual[i]));
     squares = fmaf(widen(sum), widen(sum), squares);
   }
-  pdl_launch_next();
   const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, shared.partial) / static_cast<float>(p.hidden) + p.eps);
   // Every thread reads back what it wrote itself.
   const T* from = residual == nullptr ? x : residual;

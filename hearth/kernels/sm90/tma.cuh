@@ -24,6 +24,13 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes,
                : "memory");
 }
 
+// Asks L2 for `bytes` contiguous bytes; addresses and size are multiples of 16 (PTX ISA 9.0, section
+// "cp.async.bulk.prefetch").
+__device__ __forceinline__ void prefetch_bulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)), "r"(bytes)
+               : "memory");
+}
+
 // The map's box at coordinate (x, y), x innermost. What lies outside of the tensor arrives as zeros and counts.
 // `to` is a multiple of 128 bytes, of 1024 where the map swizzles 128 bytes.
 __device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, int x, int y, MBarrier& barrier) {
@@ -38,6 +45,17 @@ __device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, in
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
       "[%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+// The same for what is read once: it leaves L2 before all else.
+__device__ __forceinline__ void copy_tensor_once(void* to, const CUtensorMap& map, int x, int y, MBarrier& barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "l"(policy)
       : "memory");
 }
 
