@@ -18,6 +18,13 @@
 
 namespace hearth {
 
+// Of the device that the tests run on.
+inline int multiprocessors() {
+  const auto device = current_cuda_device();
+  EXPECT_TRUE(device) << device.error().message;
+  return device ? (*device)->multiprocessors : 1;
+}
+
 // A copy of host bytes in device memory.
 class DeviceCopy {
  public:

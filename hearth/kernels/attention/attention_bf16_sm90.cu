@@ -7,6 +7,7 @@
 #include "hearth/kernels/attention/attention_bf16_decode_sm90.cuh"
 #include "hearth/kernels/attention/attention_bf16_prefill_sm90.cuh"
 #include "hearth/kernels/sm90/tensor_map.cuh"
+#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth {
@@ -15,10 +16,8 @@ namespace {
 using namespace sm90;
 
 Result<int> multiprocessors() {
-  int device = 0, count = 0;
-  HEARTH_CUDA_TRY(cudaGetDevice(&device));
-  HEARTH_CUDA_TRY(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
+  return device->multiprocessors;
 }
 
 // All blocks of the pool: channels, tokens of a block, and an address in units of 64 bytes. A copy brings 64 channels

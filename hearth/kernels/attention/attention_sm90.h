@@ -47,11 +47,16 @@ inline constexpr int64_t attention_tile_tokens(int64_t queries_per_kv_head) { re
 inline constexpr int64_t attention_tiles(int64_t tile_tokens, int64_t tokens, int64_t sequences) {
   return tokens / tile_tokens + sequences;
 }
-// Whether tiles hold two tokens and more on average and fill a GPU of 132 multiprocessors.
-inline constexpr bool use_attention_tiles(int64_t tile_tokens, int64_t tokens, int64_t sequences, int64_t kv_heads) {
+// Whether tiles hold two tokens and more on average and give each multiprocessor two.
+inline constexpr bool use_attention_tiles(int64_t tile_tokens, int64_t tokens, int64_t sequences, int64_t kv_heads,
+                                          int64_t multiprocessors) {
   if (tile_tokens < 2) return false;
   const int64_t tiles = attention_tiles(tile_tokens, tokens, sequences);
-  return 2 * tiles <= tokens && tiles * kv_heads >= 256;
+  return 2 * tiles <= tokens && tiles * kv_heads >= 2 * multiprocessors;
+}
+// Whether so many blocks, one for each row, leave multiprocessors idle, so that the chunks of a row are shared out.
+inline constexpr bool split_attention_chunks(int64_t blocks, int64_t multiprocessors) {
+  return blocks < 8 * multiprocessors;
 }
 
 // Floats that one chunk of one query head leaves for the merge: its sum of V, its largest score, its sum.

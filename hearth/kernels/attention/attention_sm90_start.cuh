@@ -7,17 +7,16 @@
 #include <utility>
 
 #include "hearth/kernels/attention/attention_tile_sm90.cuh"
+#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth::sm90 {
-
-// A GPU of 132 multiprocessors has enough to do with this many blocks.
-inline constexpr int64_t kEnoughBlocks = 1024;
 
 template <int kIndex, class T, class Format>
 Status start_attention(const AttentionArgs& args, const KvScales& scales, ExecContext& exec) {
   constexpr AttentionConfig kConfig = kAttentionConfigs[kIndex];
   HEARTH_TRY_ASSIGN(const DeviceStep step, device_step("attention", *args.batch, exec));
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
   const KvLayout& layout = args.kv.layout;
   const int64_t tokens = args.q.rows(), group = args.heads / layout.kv_heads;
   const int64_t group_blocks = (group + kConfig.group - 1) / kConfig.group;
@@ -41,7 +40,7 @@ Status start_attention(const AttentionArgs& args, const KvScales& scales, ExecCo
                             .scale = args.scale};
   // All ways give the same bits (attention_sm90.h, I1).
   const int64_t tile_tokens = attention_tile_tokens(group), sequences = args.batch->num_sequences();
-  if (use_attention_tiles(tile_tokens, tokens, sequences, layout.kv_heads)) {
+  if (use_attention_tiles(tile_tokens, tokens, sequences, layout.kv_heads, device->multiprocessors)) {
     Launch how(dim3(static_cast<unsigned>(attention_tiles(tile_tokens, tokens, sequences)),
                     static_cast<unsigned>(layout.kv_heads)),
                dim3(kAttentionThreads), exec.stream);
@@ -50,7 +49,7 @@ Status start_attention(const AttentionArgs& args, const KvScales& scales, ExecCo
   }
   const int64_t rows = layout.kv_heads * group_blocks;
   const int64_t partial_bytes = tokens * args.heads * params.chunks * attention_partial_floats(layout.head_dim) * 4;
-  const bool split = params.chunks > 1 && tokens * rows < kEnoughBlocks &&
+  const bool split = params.chunks > 1 && split_attention_chunks(tokens * rows, device->multiprocessors) &&
                      partial_bytes <= static_cast<int64_t>(exec.workspace.size());
   if (split) params.partials = reinterpret_cast<float*>(exec.workspace.data());
   Launch how(dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(rows),

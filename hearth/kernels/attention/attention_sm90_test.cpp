@@ -91,8 +91,8 @@ TEST(AttentionSm90, AsExactAsANaiveLoop) {
 TEST(AttentionSm90, ARowIsItsOwn) {
   constexpr uint64_t kSeed = 20306;
   constexpr int64_t kPart = 7;
-  ASSERT_TRUE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), 724, 4, 2));
-  ASSERT_FALSE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), kPart, 1, 2));
+  ASSERT_TRUE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), 724, 4, 2, multiprocessors()));
+  ASSERT_FALSE(sm90::use_attention_tiles(sm90::attention_tile_tokens(3), kPart, 1, 2, multiprocessors()));
   for (int64_t window : {0, 100})
     for (DType dtype : {DType::kF32, DType::kBf16})
       for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,

@@ -132,9 +132,9 @@ TEST(LinearQuantizedSm90, MatchesTheReferenceWithBiasResidualAndBf16) {
 // Invariant I1 of linear_tile_sm90.cuh, over all three tiles: the large one wants 200 blocks.
 TEST(LinearQuantizedSm90, ARowIsItsOwn) {
   constexpr int64_t kRows = 1300, kCols = 2310;
-  ASSERT_EQ(choose_tile(kRows, kCols), TileSize::kLarge);
-  ASSERT_EQ(choose_tile(67, kCols), TileSize::kMedium);
-  ASSERT_EQ(choose_tile(1, kCols), TileSize::kDecode);
+  ASSERT_EQ(choose_tile(kRows, kCols, multiprocessors()), TileSize::kLarge);
+  ASSERT_EQ(choose_tile(67, kCols, multiprocessors()), TileSize::kMedium);
+  ASSERT_EQ(choose_tile(1, kCols, multiprocessors()), TileSize::kDecode);
   uint64_t seed = 3000;
   std::vector<WeightFormat> formats = main_formats();
   formats.push_back(int4_format(WeightCode::kU4, 24, true));
@@ -165,7 +165,7 @@ TEST(LinearQuantizedSm90, ARowIsItsOwn) {
 TEST(LinearQuantizedSm90, LargeTilesMatchTheReference) {
   uint64_t seed = 3500;
   for (const WeightFormat& format : main_formats()) {
-    ASSERT_EQ(choose_tile(1700, 1900), TileSize::kLarge);
+    ASSERT_EQ(choose_tile(1700, 1900, multiprocessors()), TileSize::kLarge);
     check({format, 1700, 1900, 24}, ++seed);
   }
 }

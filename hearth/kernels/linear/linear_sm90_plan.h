@@ -28,12 +28,13 @@ constexpr TileShape tile_shape(TileSize size) {
   }
 }
 
-// Large tiles have the best ratio of sums to loads, where they fill the two places of most of the 132 multiprocessors.
-constexpr TileSize choose_tile(int64_t m, int64_t n) {
+// Large tiles have the best ratio of sums to loads, where they fill the two places of most multiprocessors: three
+// quarters of them.
+constexpr TileSize choose_tile(int64_t m, int64_t n, int64_t multiprocessors) {
   if (m <= 16) return TileSize::kDecode;
   constexpr TileShape kLarge = tile_shape(TileSize::kLarge);
   const int64_t large = (m + kLarge.rows - 1) / kLarge.rows * ((n + kLarge.cols - 1) / kLarge.cols);
-  return large < 200 ? TileSize::kMedium : TileSize::kLarge;
+  return 2 * large < 3 * multiprocessors ? TileSize::kMedium : TileSize::kLarge;
 }
 
 }  // namespace hearth

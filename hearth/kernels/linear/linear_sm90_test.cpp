@@ -131,7 +131,7 @@ TEST(LinearSm90, MatchesTheReferenceAtEdges) {
 
 // The tile that wants 200 blocks of 128 x 128 (linear_sm90_plan.h), with edges.
 TEST(LinearSm90, LargeTilesMatchTheReference) {
-  ASSERT_EQ(choose_tile(1700, 1900), TileSize::kLarge);
+  ASSERT_EQ(choose_tile(1700, 1900, multiprocessors()), TileSize::kLarge);
   for (DType x : {DType::kF32, DType::kBf16}) expect_matches_reference({x, DType::kBf16, x, 1700, 1900, 24}, kSm90);
 }
 

@@ -13,6 +13,7 @@
 #include "hearth/kernels/linear/linear_sm90_plan.h"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/kernels/sm90/values.cuh"
+#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth::sm90 {
@@ -259,7 +260,8 @@ Status start_tiles(const TileParams<X>& params, const typename Decoder::Params& 
 // The product, in tiles that suit its size.
 template <class X, class Decoder, bool kGroups>
 Status start_linear(const TileParams<X>& params, const typename Decoder::Params& weight, void* stream) {
-  switch (choose_tile(params.m, params.n)) {
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
+  switch (choose_tile(params.m, params.n, device->multiprocessors)) {
     case TileSize::kDecode: return start_tiles<TileSize::kDecode, X, Decoder, kGroups>(params, weight, stream);
     case TileSize::kMedium: return start_tiles<TileSize::kMedium, X, Decoder, kGroups>(params, weight, stream);
     default: return start_tiles<TileSize::kLarge, X, Decoder, kGroups>(params, weight, stream);
