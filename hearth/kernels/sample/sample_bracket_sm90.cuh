@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where top-k and top-p cut a row, in two passes: a histogram of 8,192 digits, linear in the exponent of a mass, with
+// one atomic a token; and an exact pass that lists the tokens of the few digits in which the cuts must be and sums the
+// others. A digit's entry holds how many tokens it has and the sum of their places within it, 64 to a digit: counts are
+// exact, and masses are known to 2^-14, as a mass falls by the factor exp(-2^-14) from place to place. So the digit of
+// the k-th token is known, and of top-p's cut a bracket of digits, by bounds; every number that decides is exact.
+#pragma once
+
+#include "hearth/kernels/sample/sample_row_sm90.cuh"
+
+namespace hearth::sampling_sm90 {
+
+constexpr int kPlaceBits = 6;
+constexpr float kDigitsPerUnit = 256, kPlacesPerUnit = kDigitsPerUnit * (1 << kPlaceBits);  // units of the exponent
+static_assert(-sampling::kExpLow * kDigitsPerUnit < kFineDigits);
+// An entry: the count above the sum of places. More tokens overflow it, and show in the sum of all counts: a carry out
+// of the lower part adds at most 15 of them over all digits, a lost one takes 8,192.
+constexpr int kCountShift = 19;
+constexpr uint32_t kOne = 1u << kCountShift;
+static_assert(((uint64_t{1} << (32 - kCountShift)) - 1) * ((1 << kPlaceBits) - 1) < kOne);
+
+// Estimates are 64-bit numbers with 26 bits behind the point, 1 being the mass of the most likely token. Their relative
+// error is below 2^-14: half a place and the rounding of its argument, 0.53 * 2^-14 together, the curvature within a
+// digit, 2^-17, their own rounding, 2^-17. 2^-12 leaves a factor of 4. Masses are rounded to 2^-40 each, half a unit
+// for 2^18 tokens.
+constexpr int kEstimateBits = 26, kErrorBits = 12;
+constexpr uint64_t kRounding = uint64_t{1} << 18;
+__device__ __forceinline__ uint64_t most_mass(uint64_t estimate) {
+  const uint64_t mass = estimate << (sampling::kMassBits - kEstimateBits);
+  return mass + (mass >> kErrorBits) + kRounding;
+}
+__device__ __forceinline__ uint64_t least_mass(uint64_t estimate) {
+  const uint64_t mass = estimate << (sampling::kMassBits - kEstimateBits);
+  const uint64_t error = (mass >> kErrorBits) + kRounding;
+  return mass > error ? mass - error : 0;
+}
+// The mass with which a digit begins, times `factor`.
+__device__ __forceinline__ uint64_t digit_mass(int digit, float factor) {
+  return __float2ull_rn(expf(static_cast<float>(-digit) / kDigitsPerUnit) * factor * 0x1p40f);
+}
+
+enum class BracketOutcome { kFound, kAllKept, kDeclined };
+
+// Every member function is called by all threads of the cluster, if it does not say otherwise.
+template <int kCtas>
+class BracketCut {
+ public:
+  __device__ BracketCut(RowWork<kCtas>& work, const PackedSampleRow& row, const Kept& kept)
+      : work(work), s(work.s), row(row), kept(kept), scale(row.inverse_temperature * kPlacesPerUnit) {}
+
+  // kFound: the digits of the cuts stand in RowStorage, for draw(). kAllKept: there is no cut. kDeclined: too many tokens
+  // share a digit.
+  __device__ BracketOutcome find() {
+    fill();
+    if (!locate()) {
+      work.cluster.sync();  // the histogram may still be read
+      return BracketOutcome::kDeclined;
+    }
+    if (row.top_p >= sampling::kMassOne && s.kth_digit < 0) return BracketOutcome::kAllKept;
+    return BracketOutcome::kFound;
+  }
+
+  // After find(): a token of what top-k and top-p keep to the verdict, rank 0's last work. False where the bracket holds
+  // too many tokens.
+  __device__ bool draw(SampleVerdict* verdict) {
+    const int count = list_bracket();
+    if (count > kListKeys) return false;
+    if (work.rank == 0) draw_kept(count, verdict);
+    return true;
+  }
+
+ private:
+  RowWork<kCtas>& work;
+  RowStorage& s;
+  const PackedSampleRow& row;
+  const Kept kept;
+  const float scale;
+
+  // In 1/64 of a digit, from the largest logit down; never falls with a falling logit. For tokens with a mass.
+  __device__ __forceinline__ int place_of(float z) const {
+    const float rounded = __fmaf_rn(__fsub_rn(kept.max, z), scale, 0x1p23f);
+    return static_cast<int>(__float_as_uint(rounded) - __float_as_uint(0x1p23f));
+  }
+
+  // The smallest logit whose mass counts. One warp.
+  __device__ float least_logit() const {
+    const uint64_t wanted = max(kept.mass_least, uint64_t{1});
+    uint64_t low = ordered_bits(-INFINITY), high = ordered_bits(kept.max);  // has none, has one
+    while (high - low > 1) {
+      const uint64_t step = (high - low + 31) / 32;
+      const uint64_t probe = min(low + step * (work.lane + 1), high);
+      const bool weighs = mass_of(key_logit(probe << 32), kept.max, kept.inverse_temperature) >= wanted;
+      const int first = __ffs(static_cast<int>(__ballot_sync(~0u, weighs))) - 1;  // the last lane's does
+      high = min(low + step * (first + 1), high);
+      low += step * first;
+    }
+    return key_logit(high << 32);
+  }
+
+  __device__ void fill() {
+    uint4* const digits = reinterpret_cast<uint4*>(s.fine);
+    for (int i = work.tid; i < kFineDigits / 4; i += kThreads) digits[i] = make_uint4(0, 0, 0, 0);
+    if (work.warp == 0) {
+      const float least = least_logit();
+      if (work.lane == 0) {
+        s.least = least;
+        s.counted = 0;
+      }
+    }
+    __syncthreads();
+    const float least = s.least;
+    uint32_t counted = 0;
+    work.for_each([&](float v, int) {
+      if (v < least) return;
+      const int place = place_of(v);
+      atomicAdd(&s.fine[place >> kPlaceBits], kOne + (place & ((1 << kPlaceBits) - 1)));
+      ++counted;
+    });
+    counted = __reduce_add_sync(~0u, counted);
+    if (work.lane == 0) atomicAdd(&s.counted, counted);
+    work.cluster.sync();
+  }
+
+  __device__ uint32_t count_of(int digit) const {
+    uint32_t count = 0;
+#pragma unroll 1
+    for (int r = 0; r < kCtas; ++r) count += work.cluster.map_shared_rank(s.fine, r)[digit] >> kCountShift;
+    return count;
+  }
+
+  // Writes kth_digit (-1: top-k cuts nothing), how many of its tokens there are and are kept, first_digit and
+  // last_digit; all CTAs find the same. False: a digit overflowed.
+  __device__ bool locate() {
+    const int tid = work.tid;
+    // A count less its places, in places: 16,384 a token.
+    uint32_t weight[kFineEach] = {}, members = 0, counted = 0;
+#pragma unroll 1
+    for (int r = 0; r < kCtas; ++r) {
+      counted += *work.cluster.map_shared_rank(&s.counted, r);
+      const uint4* const from = reinterpret_cast<const uint4*>(work.cluster.map_shared_rank(s.fine, r)) + 2 * tid;
+      const uint4 a = from[0], b = from[1];
+      const uint32_t words[kFineEach] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int j = 0; j < kFineEach; ++j) {
+        weight[j] += static_cast<uint32_t>(kPlacesPerUnit) * (words[j] >> kCountShift) - (words[j] & (kOne - 1));
+        members += words[j] >> kCountShift;
+      }
+    }
+    // Estimates up to each digit of this thread.
+    float upto[kFineEach], sum = 0;
+#pragma unroll
+    for (int j = 0; j < kFineEach; ++j) {
+      const float begin = expf(static_cast<float>(-(kFineEach * tid + j)) / kDigitsPerUnit);
+      upto[j] = sum += begin * static_cast<float>(weight[j]) * ((1 << kEstimateBits) / kPlacesPerUnit);
+    }
+    if (tid == 0) {
+      s.kth_digit = -1;
+      s.first_digit = 0;
+      s.last_digit = kFineDigits - 1;
+      s.list_count = 0;
+    }
+    // One scan for both: 19 bits of counts below the estimates.
+    const Sums sums = work.scan(__float2ull_rn(sum) << kCountShift | members);
+    const uint64_t before = sums.before >> kCountShift;
+    const uint32_t members_before = static_cast<uint32_t>(sums.before) & (kOne - 1);
+    if ((static_cast<uint32_t>(sums.all) & (kOne - 1)) != counted) return false;
+
+    const auto k = static_cast<uint32_t>(row.top_k);
+    if (members_before < k && k <= members_before + members) {
+      uint32_t above = members_before;
+      uint64_t mass_above = before;
+#pragma unroll
+      for (int j = 0; j < kFineEach; ++j) {
+        const uint32_t count = count_of(kFineEach * tid + j);
+        if (above < k && k <= above + count) {
+          s.kth_digit = kFineEach * tid + j;
+          s.kth_members = static_cast<int>(count);
+          s.kth_rest = static_cast<int>(k - above);
+          s.kept_mass = mass_above;
+        }
+        above += count;
+        mass_above = before + __float2ull_rn(upto[j]);
+      }
+    }
+    __syncthreads();
+    const int kth = s.kth_digit;
+    if (row.top_p >= sampling::kMassOne) {
+      __syncthreads();  // kth_digit is read by all
+      if (tid == 0) s.first_digit = s.last_digit = kth;
+      __syncthreads();
+      return true;
+    }
+    uint64_t total_least = least_mass(sums.all >> kCountShift), total_most = most_mass(sums.all >> kCountShift);
+    if (kth >= 0) {
+      const float rest = static_cast<float>(s.kth_rest);
+      total_least = least_mass(s.kept_mass) + digit_mass(kth + 1, rest * (1 - 0x1p-12f));
+      total_most = most_mass(s.kept_mass) + digit_mass(kth, rest * (1 + 0x1p-12f));
+    }
+    const uint64_t goal_least = goal_of(row.top_p, total_least), goal_most = goal_of(row.top_p, total_most);
+    uint64_t above = before;
+#pragma unroll
+    for (int j = 0; j < kFineEach; ++j) {
+      const uint64_t upto_here = before + __float2ull_rn(upto[j]);
+      if (most_mass(above) < goal_least && goal_least <= most_mass(upto_here)) s.first_digit = kFineEach * tid + j;
+      if (least_mass(above) < goal_most && goal_most <= least_mass(upto_here)) s.last_digit = kFineEach * tid + j;
+      above = upto_here;
+    }
+    __syncthreads();
+    return true;
+  }
+
+  // Lists the tokens of the bracket and of the k-th's digit; sums what is above it by segments, and what is below and
+  // yet kept by top-k.
+  __device__ int list_bracket() {
+    const int kth = s.kth_digit, last = kth >= 0 ? min(s.last_digit, kth) : s.last_digit;
+    const int first = min(s.first_digit, last);
+    // In places: listed are [from, to) and [again, end).
+    const int from = first << kPlaceBits, to = (last + 1) << kPlaceBits;
+    const int end = kth >= 0 ? (kth + 1) << kPlaceBits : kFineDigits << kPlaceBits;
+    const int again = kth >= 0 ? kth << kPlaceBits : end;
+    const float least = s.least;
+    uint64_t above = 0, below = 0;
+    work.for_each([&](float v, int id) {
+      const int place = place_of(v);
+      if (v < least || place >= end) return;
+      if (place >= from && (place < to || place >= again)) {
+        work.append(order_key(v, id));
+        return;
+      }
+      const uint64_t mass = mass_of(v, kept.max, kept.inverse_temperature);
+      if (place < from)
+        above += mass;
+      else
+        below += mass;
+    });
+    above = work.sum_warp(above);
+    below = work.sum_warp(below);
+    if (work.lane == 0) {
+      work.cluster.map_shared_rank(s.segments[1], 0)[work.segment()] = above;
+      work.cluster.map_shared_rank(s.below, 0)[work.segment()] = below;
+    }
+    work.cluster.sync();
+    return work.listed();
+  }
+
+  // By rank 0 alone.
+  __device__ void draw_kept(int count, SampleVerdict* verdict) {
+    const int tid = work.tid;
+    const bool has_segment = tid < RowWork<kCtas>::kSegments;
+    const uint64_t of_segment = has_segment ? s.segments[1][tid] : 0;
+    if (has_segment) s.more_low[tid] = s.more_high[tid] = 0;
+    if (tid == 0) s.cut = ~uint64_t{0};
+    uint64_t key[kListEach], mass[kListEach], mine = 0;
+    work.load_sorted_pairs(count, key);
+    // Of the k-th's digit, which is the last in the list, top-k keeps a part.
+    const int limit = s.kth_digit >= 0 ? count - s.kth_members + s.kth_rest : count;
+#pragma unroll
+    for (int u = 0; u < kListEach; ++u) {
+      mass[u] = kListEach * tid + u < limit ? mass_of(key_logit(key[u]), kept.max, kept.inverse_temperature) : 0;
+      mine += mass[u];
+    }
+    const uint64_t above = work.scan(of_segment).all;
+    const uint64_t below = work.scan(has_segment ? s.below[tid] : 0).all;
+    const Sums listed = work.scan(mine);
+    const uint64_t goal =
+        row.top_p < sampling::kMassOne ? goal_of(row.top_p, above + below + listed.all) : ~uint64_t{0};
+    uint64_t before = above + listed.before;
+#pragma unroll
+    for (int u = 0; u < kListEach; ++u) {
+      const int at = kListEach * tid + u;
+      if (at < limit && before < goal) {
+        const int segment = key_token(key[u]) / work.each;
+        const auto low = static_cast<uint32_t>(mass[u]);
+        const uint32_t old = atomicAdd(&s.more_low[segment], low);
+        atomicAdd(&s.more_high[segment], static_cast<uint32_t>(mass[u] >> 32) + (old + low < old ? 1 : 0));
+        if (at + 1 == limit || before + mass[u] >= goal) s.cut = key[u];
+      }
+      before += mass[u];
+    }
+    __syncthreads();
+    Kept rest = kept;
+    rest.cut = s.cut;
+    const uint64_t more = has_segment ? static_cast<uint64_t>(s.more_high[tid]) << 32 | s.more_low[tid] : 0;
+    work.draw(rest, of_segment + more, row.random, verdict);
+  }
+};
+
+}  // namespace hearth::sampling_sm90
