@@ -50,6 +50,9 @@ Result<OpRig> OpRig::create(const OpTable& ops, ThreadPool& pool, const Clock& c
   if (ops.prepare) HEARTH_TRY(ops.prepare());
   rig.cache_bytes_ = cache_bytes > 0 ? cache_bytes : ops.memory().cache_bytes();
   if (rig.cache_bytes_ <= 0) rig.cache_bytes_ = kUnknownCacheBytes;
+  Random random(7);
+  rig.normals_.resize(static_cast<size_t>(kPieceBytes / 4));
+  for (float& value : rig.normals_) value = random.normal();
   HEARTH_TRY_ASSIGN(rig.queue_, ops.memory().create_queue());
   HEARTH_TRY_ASSIGN(rig.host_queue_, host_memory().create_queue());
   return rig;
@@ -69,8 +72,8 @@ ExecContext OpRig::exec(const Buffer& workspace) const {
 Result<Buffer> OpRig::numbers(DType dtype, int64_t count, float width) const {
   const int64_t total = dtype_bytes(dtype, count), piece = std::min(total, kPieceBytes);
   std::vector<std::byte> host(static_cast<size_t>(piece));
-  Random random(7);
-  for (int64_t i = 0; i < piece * 8 / dtype_bits(dtype); ++i) put(host, dtype, i, random.normal() * width);
+  for (int64_t i = 0; i < piece * 8 / dtype_bits(dtype); ++i)
+    put(host, dtype, i, normals_[static_cast<size_t>(i) % normals_.size()] * width);
   HEARTH_TRY_ASSIGN(Buffer buffer, memory().allocate(total));
   HEARTH_TRY(queue_->copy_in(buffer.data(), host));
   HEARTH_TRY(queue_->synchronize());  // for `host`

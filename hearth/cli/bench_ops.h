@@ -67,7 +67,8 @@ class OpRig {
   // The context of an op with scratch at `workspace`.
   ExecContext exec(const Buffer& workspace) const;
 
-  // Where the ops want it: `count` values, normally distributed, of f32, f16, bf16 or e4m3; 1 MiB of them repeats.
+  // Where the ops want it: `count` values, normally distributed, of f32, f16, bf16 or e4m3; at most 1 MiB of them
+  // differ.
   Result<Buffer> numbers(DType dtype, int64_t count, float width) const;
   // Copies the first `piece_bytes` over the rest, all of it `total_bytes`.
   Status repeat(std::byte* at, int64_t piece_bytes, int64_t total_bytes) const;
@@ -83,6 +84,7 @@ class OpRig {
   const Clock* clock_ = nullptr;
   DType activation_ = DType::kF32;
   int64_t cache_bytes_ = 0;
+  std::vector<float> normals_;  // what numbers() are made of: drawing them anew would take most of a run
   std::unique_ptr<Queue> queue_, host_queue_;
 };
 

@@ -266,7 +266,7 @@ class BenchOpsRun {
 }  // namespace
 
 Command add_bench_ops_command(CLI::App& bench, const CommandContext& context) {
-  static constexpr const char* kDevices[] = {"cpu", "cuda", "ref"};
+  static constexpr const char* kDevices[] = {"cpu", "cuda", "cuda:N", "ref"};
   static constexpr const char* kDTypes[] = {"auto", "f32", "bf16"};
   const auto s = std::make_shared<BenchOpsSettings>();
   s->context = context;
@@ -278,7 +278,8 @@ Command add_bench_ops_command(CLI::App& bench, const CommandContext& context) {
                    "Llama-2-7B).")
       ->type_name("");
   constexpr const char* kCases = "Cases";
-  add_choice(*command, "--device", kDevices, "What computes.", s->device)->group(kCases);
+  add_choice(*command, "--device", kDevices, "What computes; cuda:N is GPU N, counted from 0.", s->device)
+      ->group(kCases);
   add_choice(*command, "--dtype", kDTypes, "Type of the values between ops; auto is f32, on a GPU bf16.", s->dtype)
       ->group(kCases);
   add_text(*command, "--ops", "LIST", fmt::format("Some of {} (default: all).", fmt::join(kOps, ", ")), s->ops)
@@ -295,10 +296,13 @@ Command add_bench_ops_command(CLI::App& bench, const CommandContext& context) {
       add_text(*command, "--kv-formats", "LIST", "Formats of keys and values (default: f32, on a GPU bf16).", s->kv)
           ->group(kCases);
   s->decode_option =
-      add_text(*command, "--decode", "LIST", "BATCHxCONTEXT of attention with one new token a sequence.", s->decode)
+      add_text(*command, "--decode", "LIST",
+               "BATCHxCONTEXT of attention with one new token a sequence (default: up to 128x1024 on a GPU).",
+               s->decode)
           ->group(kCases);
   s->prefill_option =
-      add_text(*command, "--prefill", "LIST", "BATCHxLENGTH of attention over whole prompts.", s->prefill)
+      add_text(*command, "--prefill", "LIST",
+               "BATCHxLENGTH of attention over whole prompts (default: up to 1x16384 on a GPU).", s->prefill)
           ->group(kCases);
   command->add_flag("--quick", s->quick, "Fewer shapes, of the first configuration alone.")->group(kCases);
   add_setting(*command, kRounds, s->rounds)->group(kCases);

@@ -110,7 +110,7 @@ MaybeCase LinearBench::make(int64_t tokens) const {
   const Linear alone{.parts = {weight}};
   const bool rounded = shape_.behind_rounding && rounded_input(rig_.ops(), alone, {op_}) == ActFormat::kE4m3PerToken;
   const DType x_type = rounded ? DType::kE4m3 : act;
-  HEARTH_TRY_ASSIGN(call->x, rig_.numbers(x_type, tokens * shape_.k, rounded ? 100.0f : 1.0f));
+  HEARTH_TRY_ASSIGN(call->x, rig_.numbers(x_type, tokens * shape_.k, rounded ? 80.0f : 1.0f));
   if (rounded) {
     HEARTH_TRY_ASSIGN(call->x_scales, rig_.numbers(DType::kF32, tokens, 0.01f));
     call->x_scale = ConstTensorView(call->x_scales.data(), DType::kF32, Shape{tokens});

@@ -328,6 +328,8 @@ TEST(Help, EveryCommandHasOne) {
                                                   {"chat"},
                                                   {"serve"},
                                                   {"bench"},
+                                                  {"bench", "model"},
+                                                  {"bench", "ops"},
                                                   {"bench", "serve"},
                                                   {"eval"},
                                                   {"eval", "ppl"},

@@ -226,6 +226,36 @@ TEST(Clients, ABenchmarkCountsWhatTheServerDid) {
   fs::remove(file);
 }
 
+// Requests leave when the trace says, with its lengths; the second trace has lengths alone, and Poisson's times.
+TEST(Clients, ABenchmarkReplaysATrace) {
+  RunningServer server("trace");
+  const fs::path dir = fs::path(testing::TempDir()) / "hearth_e2e_trace";
+  fs::create_directories(dir);
+  std::ofstream(dir / "azure.csv") << "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.0000000,20,5\n"
+                                      "2023-11-16 18:15:48.0000000,30,7\n2023-11-16 18:15:50.0000000,10,9\n";
+  std::ofstream(dir / "lengths.csv") << "num_prefill_tokens,num_decode_tokens\n12,3\n14,4\n";
+  const auto replay = [&](const char* trace, std::vector<std::string> more) {
+    std::vector<std::string> load = {"bench", "serve",          "--base-url",           server.url(), "--dataset",
+                                     "trace", "--dataset-path", (dir / trace).string(), "--json",     "-q"};
+    load.insert(load.end(), more.begin(), more.end());
+    const ProcessResult result = run_hearth(load, {.timeout_s = 60});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return nlohmann::json::parse(result.out, nullptr, false);
+  };
+  const nlohmann::json azure = replay("azure.csv", {"--trace-scale", "0.25"});
+  EXPECT_EQ(azure.value("completed", 0), 3) << azure.dump(1);
+  EXPECT_EQ(azure.value("total_input_tokens", 0), 60);
+  EXPECT_EQ(azure.value("total_output_tokens", 0), 21);
+  EXPECT_EQ(azure.value("request_rate", ""), "trace");
+  // A quarter of the four seconds to the last request.
+  EXPECT_GE(azure.value("duration_s", 0.0), 1.0);
+  for (const char* metric : {"p99_ttft_ms", "p50_tpot_ms", "p90_itl_ms"}) EXPECT_TRUE(azure.contains(metric)) << metric;
+  const nlohmann::json lengths = replay("lengths.csv", {"--request-rate", "20"});
+  EXPECT_EQ(lengths.value("completed", 0), 2) << lengths.dump(1);
+  EXPECT_EQ(lengths.value("total_output_tokens", 0), 7);
+  fs::remove_all(dir);
+}
+
 TEST(Serve, RefusesWhatCannotBe) {
   const auto expect_error = [](const ProcessResult& result, int exit_code, std::initializer_list<std::string> parts) {
     EXPECT_EQ(result.exit_code, exit_code) << result.err;
