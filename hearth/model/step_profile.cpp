@@ -50,6 +50,10 @@ Status gated_linear(const LinearArgs& args, ExecContext& exec) {
   const auto& [part, op] = active_gate->linear(args.weight);
   return active_gate->passes(part) ? op->run(args, exec) : Status();
 }
+Status gated_parts(std::span<const LinearArgs> parts, ExecContext& exec) {
+  const auto& [part, op] = active_gate->linear(parts.front().weight);
+  return active_gate->passes(part) ? op->run_parts(parts, exec) : Status();
+}
 
 }  // namespace
 
@@ -115,6 +119,7 @@ class StepProfiler {
         // One for each op: parts of the same op may run together.
         const auto [gated_op, is_new] = gated_linears_.try_emplace(ops[i], *ops[i]);
         if (is_new) gated_op->second.run = gated_linear;
+        if (is_new && gated_op->second.run_parts) gated_op->second.run_parts = gated_parts;
         ops[i] = &gated_op->second;
       }
     };

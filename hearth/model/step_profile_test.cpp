@@ -68,7 +68,7 @@ class Profiles : public ::testing::TestWithParam<const OpTable* (*)()> {
   }
 
   ThreadPool pool_{2};
-  const SteadyClock clock_;
+  const SteadyClock clock_{};
 };
 
 TEST_P(Profiles, PartsAreTheStepsCalls) {
