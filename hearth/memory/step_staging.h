@@ -18,7 +18,7 @@ namespace hearth {
 
 // `size_bytes` at `host` that are at `device` too, and counters with which the blocks of a kernel share out work.
 struct StagedMemory {
-  static constexpr int64_t kCounters = 16;
+  static constexpr int64_t kCounters = 512;
 
   const std::byte* host = nullptr;
   const std::byte* device = nullptr;

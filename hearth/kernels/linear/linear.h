@@ -43,8 +43,8 @@ struct LinearOp {
   Status (*run)(const LinearArgs& args, ExecContext& exec);
   // Whether run() takes rows of x that are rounded already, of any number, for this weight; null: for none.
   bool (*takes_rounded)(const LinearWeight& weight) = nullptr;
-  // Several products with the same x, as fast as one of all their rows where the backend can: run() of each, bit for
-  // bit. Null: there is only run().
+  // Several products with the same x, as fast as one of all their rows where the backend can. The sums are those of
+  // run() of each, but their order may be another. Null: there is only run().
   Status (*run_parts)(std::span<const LinearArgs> parts, ExecContext& exec) = nullptr;
 };
 

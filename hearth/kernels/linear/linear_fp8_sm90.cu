@@ -8,6 +8,7 @@
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
+#include "hearth/kernels/linear/linear_stream_sm90.h"
 #include "hearth/kernels/sm90/e4m3.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/memory/cuda/launch.cuh"
@@ -41,8 +42,7 @@ struct QuantizeParams {
 __global__ void __launch_bounds__(kThreads) quantize_e4m3_kernel(const __grid_constant__ QuantizeParams p) {
   __shared__ unsigned warp_largest[kThreads / 32];
   using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
-  sm90::pdl_launch_next();
-  sm90::pdl_wait();
+  sm90::pdl_wait_and_launch_next(gridDim.x);
   const __nv_bfloat16* const x = p.x + blockIdx.x * p.x_stride;
   float scale = 0;
   if (p.static_scale != nullptr) {
@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kThreads) quantize_e4m3_kernel(const __grid_co
 // The weight's scales as cuBLASLt wants them: one f32 for each row.
 __global__ void __launch_bounds__(kThreads)
     widen_scales_kernel(const void* from, DType dtype, int step, int64_t n, float* to) {
-  sm90::pdl_launch_next();
-  sm90::pdl_wait();
+  sm90::pdl_wait_and_launch_next(1);
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row < n) to[row] = sm90::number_at(from, dtype, row * step);
 }
@@ -119,20 +118,31 @@ sm90::NarrowPart narrow_part(const LinearArgs& args) {
   return part;
 }
 
-// By the kernel for few rows, in turns.
-Status multiply_narrow(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
+// By the kernels for few rows.
+Status start_few(const sm90::NarrowProduct& product, bool stream, std::span<std::byte> workspace, ExecContext& exec) {
+  return stream && product.m > sm90::kNarrowMostE4m3Rows
+             ? sm90::start_linear_stream(product, workspace, exec.staged.counters, exec.stream)
+             : sm90::start_linear_narrow(product, DType::kE4m3, exec.stream);
+}
+
+// The same, in turns.
+Status multiply_few(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
+  const LinearWeight& w = *args.weight;
   sm90::NarrowProduct product = sm90::narrow_product(args);
   sm90::NarrowPart& part = product.part[0] = narrow_part(args);
   product.x_stride = x.codes.row_stride;
   const int64_t m = args.x.shape[0], out_bytes = dtype_bytes(args.out.dtype, 1);
-  for (int64_t begin = 0; begin < m; begin += sm90::kNarrowMostRows) {
-    product.m = static_cast<int>(std::min(sm90::kNarrowMostRows, m - begin));
+  const bool stream = sm90::fits_stream(x.codes, w.codes);
+  const int64_t most = stream ? sm90::kStreamMostTokens : sm90::kNarrowMostRows;
+  const auto workspace = exec.workspace.subspan(static_cast<size_t>(Scratch(m, w.n, w.k).workspace));
+  for (int64_t begin = 0; begin < m; begin += most) {
+    product.m = static_cast<int>(std::min(most, m - begin));
     product.x = static_cast<const uint8_t*>(x.codes.data) + begin * x.codes.row_stride;
     product.x_scale = x.scale + begin;
     part.out = static_cast<std::byte*>(args.out.data) + begin * args.out.row_stride * out_bytes;
     if (args.residual)
       part.residual = static_cast<const std::byte*>(args.residual.data) + begin * args.residual.row_stride * out_bytes;
-    HEARTH_TRY(sm90::start_linear_narrow(product, DType::kE4m3, exec.stream));
+    HEARTH_TRY(start_few(product, stream, workspace, exec));
   }
   return {};
 }
@@ -203,22 +213,23 @@ Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec) {
   if (!is_rounded) {
     HEARTH_TRY_ASSIGN(x, round_rows(args, exec));
   }
-  return narrow && (m <= sm90::kNarrowMostRows || !wide) ? multiply_narrow(args, x, exec)
-                                                         : multiply_wide(args, x, exec);
+  return narrow && (m <= sm90::kStreamMostTokens || !wide) ? multiply_few(args, x, exec) : multiply_wide(args, x, exec);
 }
 
 Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec) {
   if (parts.empty()) return {};
   const LinearArgs& first = parts.front();
   const int64_t m = first.x.rows();
-  bool together =
-      parts.size() <= sm90::kNarrowMostParts && first.x.dtype == DType::kE4m3 && m >= 1 && m <= sm90::kNarrowMostRows;
+  bool together = parts.size() <= sm90::kNarrowMostParts && first.x.dtype == DType::kE4m3 && m >= 1 &&
+                  m <= sm90::kStreamMostTokens,
+       stream = true;
   for (const LinearArgs& args : parts) {
     HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
     together = together && args.weight->n > 0 && linear_fp8_sm90_takes_rounded(*args.weight) &&
                sm90::fits_narrow(args.x, args.weight->codes);
+    stream = stream && sm90::fits_stream(args.x, args.weight->codes);
   }
-  if (!together) {
+  if (!together || (!stream && m > sm90::kNarrowMostRows)) {
     for (const LinearArgs& args : parts) HEARTH_TRY(linear_fp8_sm90(args, exec));
     return {};
   }
@@ -227,7 +238,7 @@ Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exe
   product.x_scale = static_cast<const float*>(first.x_scale.data);
   product.parts = static_cast<int>(parts.size());
   for (size_t i = 0; i < parts.size(); ++i) product.part[i] = narrow_part(parts[i]);
-  return sm90::start_linear_narrow(product, DType::kE4m3, exec.stream);
+  return start_few(product, stream, exec.workspace, exec);
 }
 
 }  // namespace hearth

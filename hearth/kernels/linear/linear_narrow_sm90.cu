@@ -3,16 +3,13 @@
 // 128 bytes. The order of K within a piece is free as long as both sides have the same one: a lane takes 16
 // neighbouring bytes of a row, which are the registers of two MMAs, for W and for x alike; so nothing goes through
 // shared memory but the warps' sums, which are added in their order. A warp asks for its next piece before it
-// multiplies the one it has, and for the first one before the kernels before this one have ended; L2 is asked for more
-// of the block's rows then.
+// multiplies the one it has, and for the first one before the kernels before this one have ended.
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/sm90/mma.cuh"
 #include "hearth/kernels/sm90/pdl.cuh"
-#include "hearth/kernels/sm90/tma.cuh"
-#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth {
@@ -59,37 +56,31 @@ __device__ __forceinline__ Place find_part(const NarrowProduct& p) {
   return {part, block};
 }
 
-// kDepth: pieces that a warp has asked for at once. kResident: blocks that a multiprocessor holds; many hide each other's
-// beginnings and ends. Grid: the parts' blocks one after the other. Shared: kWarps * m * (kRows + 1) floats.
-template <bool kFp8, int kTiles, int kDepth, int kResident>
-__global__ void __launch_bounds__(kThreads, kResident)
-    linear_narrow_kernel(const __grid_constant__ NarrowProduct p, NarrowPrefetch prefetch) {
+// kResident: blocks that a multiprocessor holds; many hide each other's beginnings and ends. Grid: the parts' blocks one
+// after the other. Shared: kWarps * m * (kRows + 1) floats.
+template <bool kFp8, int kTiles, int kResident>
+__global__ void __launch_bounds__(kThreads, kResident) linear_narrow_kernel(const __grid_constant__ NarrowProduct p) {
   extern __shared__ float sums[];  // [kWarps][m][kRows + 1]
   __shared__ Place shared_place;   // for the end: no registers until then
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, lane_bytes = lane % 4 * 16;
-  constexpr int kStep = kWarps * kPieceBytes;  // from a warp's piece to its next
+  const int pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
   const uint8_t *low_row, *high_row;
-  Piece next[kDepth];
   {
     const Place place = find_part(p);
     if (threadIdx.x == 0) shared_place = place;
     const NarrowPart& part = p.part[place.part];
-    const int first_row = place.block * kRows, row = min(first_row + r, part.n - 1);
-    low_row = part.weight + row * part.weight_stride + lane_bytes;
+    const int first_row = place.block * kRows;
+    low_row = part.weight + min(first_row + r, part.n - 1) * part.weight_stride + lane_bytes;
     high_row = part.weight + min(first_row + r + 8, part.n - 1) * part.weight_stride + lane_bytes;
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d)
-      if (const int at = warp * kPieceBytes + d * kStep; at < p.row_bytes)
-        next[d].load(low_row, high_row, at, p.row_bytes);
-    constexpr int kHeld = kDepth * kStep;
-    if (static_cast<int>(blockIdx.x) < prefetch.blocks && prefetch.bytes > kHeld && threadIdx.x < kRows &&
-        first_row + static_cast<int>(threadIdx.x) < part.n)
-      prefetch_bulk(part.weight + (first_row + threadIdx.x) * part.weight_stride + kHeld, prefetch.bytes - kHeld);
   }
+  Piece next;
+  if (warp < pieces) next.load(low_row, high_row, warp * kPieceBytes, p.row_bytes);
   pdl_launch_next();
   pdl_wait();
   float total[kTiles][4] = {};
-  const auto multiply_piece = [&](const Piece& now, int begin) {
+  for (int piece = warp; piece < pieces; piece += kWarps) {
+    const Piece now = next;
+    if (piece + kWarps < pieces) next.load(low_row, high_row, (piece + kWarps) * kPieceBytes, p.row_bytes);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int token = tile * kTokens + r;
@@ -98,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
       float sum[4] = {};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const int at = begin + c * kChunkBytes;
+        const int at = piece * kPieceBytes + c * kChunkBytes;
         uint4 x = make_uint4(0, 0, 0, 0);
         if (token < p.m && at < p.row_bytes) x = *reinterpret_cast<const uint4*>(x_row + at);
         multiply<kFp8>(sum, {now.low[c].x, now.high[c].x, now.low[c].y, now.high[c].y}, x.x, x.y);
@@ -106,21 +97,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[tile][i] += sum[i];
-    }
-  };
-  for (int begin = warp * kPieceBytes; begin < p.row_bytes; begin += kDepth * kStep) {
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
-      const int at = begin + d * kStep, later = at + kDepth * kStep;
-      if (at >= p.row_bytes) break;
-      if constexpr (kDepth == 1) {
-        const Piece now = next[d];
-        if (later < p.row_bytes) next[d].load(low_row, high_row, later, p.row_bytes);
-        multiply_piece(now, at);
-      } else {
-        multiply_piece(next[d], at);
-        if (later < p.row_bytes) next[d].load(low_row, high_row, later, p.row_bytes);
-      }
     }
   }
   const auto sum_at = [&](int of_warp, int token, int row) -> float& {
@@ -136,7 +112,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
   const NarrowPart& part = p.part[shared_place.part];
   const int first_row = shared_place.block * kRows;
-  const int pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
   for (int e = threadIdx.x; e < p.m * kRows; e += kThreads) {
     const int token = e / kRows, row = first_row + e % kRows;
     if (row >= part.n) continue;
@@ -155,27 +130,21 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
-template <bool kFp8, int kTiles, int kDepth, int kResident>
-Status start_config(const NarrowProduct& p, const CudaDeviceInfo& device, bool prefetches, void* stream) {
+template <bool kFp8, int kTiles, int kResident>
+Status start_config(const NarrowProduct& p, void* stream) {
   int64_t blocks = 0;
   for (int i = 0; i < p.parts; ++i) blocks += (p.part[i].n + kRows - 1) / kRows;
   Launch how(dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream);
   how.pdl = true;
   how.shared_bytes = kWarps * p.m * (kRows + 1) * static_cast<int>(sizeof(float));
-  const NarrowPrefetch prefetch =
-      prefetches ? plan_narrow_prefetch(blocks, p.row_bytes, kResident, device.multiprocessors, device.l2_bytes)
-                 : NarrowPrefetch{};
-  return launch(how, linear_narrow_kernel<kFp8, kTiles, kDepth, kResident>, p, prefetch);
+  return launch(how, linear_narrow_kernel<kFp8, kTiles, kResident>, p);
 }
 
 template <bool kFp8>
 Status start(const NarrowProduct& p, void* stream) {
-  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
   // As many as have no registers spilled.
-  constexpr int kResidentOfTwo = kFp8 ? 2 : 3;
-  if (p.m <= kTokens) return start_config<kFp8, 1, 1, 4>(p, *device, true, stream);
-  if (p.m <= 2 * kTokens) return start_config<kFp8, 2, 1, kResidentOfTwo>(p, *device, true, stream);
-  return start_config < kFp8, 4, kFp8 ? 2 : 1, 2 > (p, *device, true, stream);
+  if (p.m <= kTokens) return start_config<kFp8, 1, 4>(p, stream);
+  return start_config < kFp8, 2, kFp8 ? 2 : 3 > (p, stream);
 }
 
 bool in_vectors(const ConstTensorView& view) {
@@ -229,7 +198,7 @@ Status linear_bf16_sm90(const LinearArgs& args, ExecContext& exec) {
   HEARTH_TRY(validate_on_device(args));
   const int64_t m = args.x.shape[0];
   if (args.x.dtype != DType::kBf16 || args.weight->codes.dtype != DType::kBf16 || m == 0 || args.weight->n == 0 ||
-      m > sm90::kNarrowMostBf16Rows || !sm90::fits_narrow(args.x, args.weight->codes))
+      m > sm90::kNarrowMostRows || !sm90::fits_narrow(args.x, args.weight->codes))
     return linear_cublaslt(args, exec);
   return sm90::start_linear_narrow(sm90::narrow_product(args), DType::kBf16, exec.stream);
 }

@@ -16,12 +16,11 @@ namespace hearth::sm90 {
 // Rows of W that a block takes.
 inline constexpr int kNarrowRows = 16;
 // Most rows of x.
-inline constexpr int64_t kNarrowMostRows = 32;
+inline constexpr int64_t kNarrowMostRows = 16;
 // Products with the same x that one launch takes: Q, K and V.
 inline constexpr int kNarrowMostParts = 3;
-// Above this cuBLASLt is faster in bf16: 97 us at 32 rows of Llama-3-8B's gate and up on an H100, this kernel 124 to
-// 130.
-inline constexpr int64_t kNarrowMostBf16Rows = 16;
+// Above this linear_stream_sm90.h is faster with E4M3: 64 and 57 us at 16 rows of Llama-3-8B's gate and up on an H100.
+inline constexpr int64_t kNarrowMostE4m3Rows = 8;
 
 struct NarrowPart {
   const uint8_t* weight;  // [n, row_bytes], rows weight_stride bytes apart
@@ -44,23 +43,6 @@ struct NarrowProduct {
   int parts;
   NarrowPart part[kNarrowMostParts];
 };
-
-// What a block asks L2 for before the kernels in front have ended, beside what its warps hold: the first
-// `bytes` of its rows, in blocks [0, blocks).
-struct NarrowPrefetch {
-  int blocks, bytes;
-};
-// As many bytes as all blocks together may bring without driving each other out: two fifths of L2, of the blocks that
-// run at once.
-constexpr NarrowPrefetch plan_narrow_prefetch(int64_t blocks, int64_t row_bytes, int resident, int multiprocessors,
-                                              int64_t l2_bytes) {
-  constexpr int64_t kUnitBytes = 128;
-  const int64_t at_once = std::min(blocks, int64_t{resident} * multiprocessors);
-  const int64_t share = l2_bytes * 2 / 5 / std::max<int64_t>(1, at_once * kNarrowRows);
-  // A row's last bytes may be less than a unit.
-  const int64_t bytes = share >= row_bytes ? row_bytes : share / kUnitBytes * kUnitBytes;
-  return {static_cast<int>(at_once), static_cast<int>(bytes)};
-}
 
 // Whether the kernel takes weights and activations that lie so: 16-byte vectors, 64 bytes of a row at once.
 bool fits_narrow(const ConstTensorView& x, const ConstTensorView& weight);

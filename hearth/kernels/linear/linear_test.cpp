@@ -16,7 +16,6 @@
 #include "hearth/base/random.h"
 #include "hearth/kernels/cpu/test_targets.h"
 #include "hearth/kernels/linear/linear_cpu_plan.h"
-#include "hearth/kernels/linear/linear_narrow_sm90.h"
 
 namespace hearth {
 namespace {
@@ -449,26 +448,6 @@ TEST(LinearPlan, SplitCoversAllTilesAndIsEven) {
   EXPECT_EQ(linear_plan::split(384, 4096, 4).rows, 4);
   // Too few rows: tokens are cut.
   EXPECT_EQ(linear_plan::split(384, 4, 4).tokens, 4);
-}
-
-// Blocks that run at once ask for two fifths of L2 together, and for no more than their rows.
-TEST(LinearNarrowPlan, PrefetchesAShareOfL2) {
-  constexpr int64_t kL2 = int64_t{50} << 20;
-  for (const int64_t blocks : {1, 100, 256, 528, 1792, 8016})
-    for (const int64_t row_bytes : {64, 4096, 8192, 14336})
-      for (const int resident : {2, 4})
-        for (const int multiprocessors : {78, 132}) {
-          const sm90::NarrowPrefetch plan =
-              sm90::plan_narrow_prefetch(blocks, row_bytes, resident, multiprocessors, kL2);
-          EXPECT_EQ(plan.blocks, std::min<int64_t>(blocks, resident * multiprocessors));
-          EXPECT_LE(plan.bytes, row_bytes);
-          EXPECT_LE(int64_t{plan.blocks} * sm90::kNarrowRows * plan.bytes, kL2 * 2 / 5);
-          EXPECT_TRUE(plan.bytes == row_bytes || plan.bytes % 128 == 0) << plan.bytes;
-        }
-  EXPECT_EQ(sm90::plan_narrow_prefetch(256, 4096, 4, 132, kL2).bytes, 4096) << "Llama-3-8B's o, whole";
-  EXPECT_EQ(sm90::plan_narrow_prefetch(1792, 4096, 4, 132, kL2).bytes, 2432) << "its gate and up: 528 blocks";
-  EXPECT_EQ(sm90::plan_narrow_prefetch(256, 14336, 4, 132, kL2).bytes, 5120) << "its down";
-  EXPECT_EQ(sm90::plan_narrow_prefetch(256, 4096, 4, 132, 0).bytes, 0);
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// silu_mul on Hopper, in f32: a thread per element, rows of any alignment; or, with rounding to E4M3, rows whose values
+// silu_mul on Hopper, in f32: 8 channels a thread, or one where rows do not lie in whole vectors; or, with rounding to E4M3, rows whose values
 // stay in registers between their largest magnitude and the rounding (silu_mul_sm90.h), so that they are read once.
 #include "hearth/kernels/silu_mul/silu_mul_sm90.h"
 
+#include <type_traits>
 #include <utility>
 
 #include "hearth/kernels/sm90/cluster.cuh"
@@ -32,12 +33,26 @@ __device__ __forceinline__ float silu_mul(float gate, float up) {
 // Grid (pieces of a row, rows).
 template <class T>
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulParams<T> p) {
-  sm90::pdl_launch_next();
-  sm90::pdl_wait();
+  sm90::pdl_wait_and_launch_next(gridDim.y);
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.ffn) return;
   const T* const gate = p.gate_up + blockIdx.y * p.gate_up_stride;
   p.out[blockIdx.y * p.out_stride + i] = sm90::narrow<T>(silu_mul(sm90::widen(gate[i]), sm90::widen(gate[p.ffn + i])));
+}
+
+// kVector neighbouring channels a thread, for rows that lie in whole vectors; grid as above.
+__global__ void __launch_bounds__(kThreads) silu_mul_vectors_kernel(SiluMulParams<__nv_bfloat16> p) {
+  using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
+  sm90::pdl_wait_and_launch_next(gridDim.y);
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, all = p.ffn / kVector;
+  if (i >= all) return;
+  const auto* const gate = reinterpret_cast<const Numbers*>(p.gate_up + blockIdx.y * p.gate_up_stride);
+  const Numbers of_gate = gate[i], of_up = gate[all + i];
+  Numbers out;
+#pragma unroll
+  for (int c = 0; c < kVector; ++c)
+    out.at[c] = sm90::narrow<__nv_bfloat16>(silu_mul(sm90::widen(of_gate.at[c]), sm90::widen(of_up.at[c])));
+  reinterpret_cast<Numbers*>(p.out + blockIdx.y * p.out_stride)[i] = out;
 }
 
 struct SiluRoundParams {
@@ -61,13 +76,12 @@ __global__ void __launch_bounds__(sm90::kSiluRoundConfigs[kIndex].threads,
   using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
   using Codes = sm90::Pack<uint8_t, kVector>;
   __shared__ unsigned of_warp[kConfig.threads / 32], of_block[kBlocks];
-  sm90::pdl_launch_next();
   if constexpr (kBlocks > 1) sm90::cluster_arrive();  // this block has started
   const int64_t row = blockIdx.x / kBlocks;
   const int rank = blockIdx.x % kBlocks;
   const int all = p.ffn / kVector, share = (all + kBlocks - 1) / kBlocks;
   const int first = rank * share + threadIdx.x, end = min(all, rank * share + share);
-  sm90::pdl_wait();
+  sm90::pdl_wait_and_launch_next(gridDim.x / kBlocks);
 
   const auto* const gate = reinterpret_cast<const Numbers*>(p.gate_up + row * p.gate_up_stride);
   Numbers value[kVectors];
@@ -101,8 +115,7 @@ __global__ void __launch_bounds__(sm90::kSiluRoundConfigs[kIndex].threads,
 // A block a row, channel by channel.
 __global__ void __launch_bounds__(kThreads) silu_mul_round_elements_kernel(const __grid_constant__ SiluRoundParams p) {
   __shared__ unsigned of_warp[kThreads / 32];
-  sm90::pdl_launch_next();
-  sm90::pdl_wait();
+  sm90::pdl_wait_and_launch_next(gridDim.x);
   const int64_t row = blockIdx.x;
   const __nv_bfloat16* const gate = p.gate_up + row * p.gate_up_stride;
   const auto value = [&](int i) {
@@ -120,18 +133,33 @@ __global__ void __launch_bounds__(kThreads) silu_mul_round_elements_kernel(const
   }
 }
 
+bool in_vectors(const SiluMulArgs& args) {
+  const auto fits = [](const ConstTensorView& view) {
+    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && (view.rows() == 1 || view.row_stride % kVector == 0);
+  };
+  return args.out.cols() % kVector == 0 && fits(args.gate_up) && fits(args.out);
+}
+
 template <class T>
 Status start(const SiluMulArgs& args, ExecContext& exec) {
   constexpr int64_t kMostRows = 65535;  // of a grid's second dimension
+  const bool vectors = args.out.dtype == DType::kBf16 && in_vectors(args);
   const int64_t rows = args.out.rows(), ffn = args.out.cols();
   for (int64_t row = 0; row < rows; row += kMostRows) {
     const SiluMulParams<T> params{static_cast<const T*>(args.gate_up.data) + row * args.gate_up.row_stride,
                                   static_cast<T*>(args.out.data) + row * args.out.row_stride, args.gate_up.row_stride,
                                   args.out.row_stride, ffn};
-    const dim3 grid(static_cast<unsigned>((ffn + kThreads - 1) / kThreads),
+    const int64_t units = vectors ? ffn / kVector : ffn;
+    const dim3 grid(static_cast<unsigned>((units + kThreads - 1) / kThreads),
                     static_cast<unsigned>(rows - row < kMostRows ? rows - row : kMostRows));
     Launch how(grid, dim3(kThreads), exec.stream);
     how.pdl = true;
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (vectors) {
+        HEARTH_TRY(launch(how, silu_mul_vectors_kernel, params));
+        continue;
+      }
+    }
     HEARTH_TRY(launch(how, silu_mul_kernel<T>, params));
   }
   return {};

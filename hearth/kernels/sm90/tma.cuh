@@ -24,13 +24,6 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes,
                : "memory");
 }
 
-// Asks L2 for `bytes` contiguous bytes; addresses and size are multiples of 16 (PTX ISA 9.0, section
-// "cp.async.bulk.prefetch").
-__device__ __forceinline__ void prefetch_bulk(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)), "r"(bytes)
-               : "memory");
-}
-
 // The map's box at coordinate (x, y), x innermost. What lies outside of the tensor arrives as zeros and counts.
 // `to` is a multiple of 128 bytes, of 1024 where the map swizzles 128 bytes.
 __device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, int x, int y, MBarrier& barrier) {
