@@ -16,7 +16,7 @@ op_tests="sm90_vocabulary_test embedding_sm90_test rmsnorm_sm90_test rope_sm90_t
     attention_bf16_sm90_test linear_sm90_test linear_fp8_sm90_test linear_quantized_sm90_test silu_mul_sm90_test
     sample_sm90_test second_moments_sm90_test non_finite_sm90_test"
 tests="$op_tests cuda_memory_test model_cuda_test golden_cuda_test decode_step_cuda_test quantized_model_cuda_test
-    server_cuda_test quantize_pipeline_cuda_test"
+    rounding_cuda_test server_cuda_test quantize_pipeline_cuda_test"
 programs="$tests rmsnorm_bench linear_sm90_bench attention_sm90_bench"
 # What takes long under a sanitizer, or calls CUDA wrongly on purpose.
 left_out="*ErrorsAreValues:*100000Cases:*Costs:*LongPrompt:*LongContexts:*MoreTilesThanBlocks:*OnModelShapes"
