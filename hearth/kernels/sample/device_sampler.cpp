@@ -35,7 +35,7 @@ Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp
   HEARTH_TRY_ASSIGN(out.block_, memory.allocate(block_bytes(plan)).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.host_results_, memory.allocate_staging(results).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.results_, memory.allocate(results).with_context("sampling"));
-  HEARTH_TRY_ASSIGN(out.scratch_, memory.allocate(8 * plan.adjusted_rows * plan.vocab).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.scratch_, memory.allocate(4 * plan.adjusted_rows * plan.vocab).with_context("sampling"));
   // Candidates come back whole, also those that no row asked for.
   HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue().with_context("sampling"));
   std::memset(out.host_results_.data(), 0, static_cast<size_t>(results));
@@ -54,8 +54,7 @@ SamplePackedArgs DeviceSampler::packed(ConstTensorView logits) const {
           .block = block_.data(),
           .verdicts = at<SampleVerdict>(results_),
           .candidates = at<SampleCandidate>(results_, align64(plan_.rows * kVerdictBytes)),
-          .adjusted = at<float>(scratch_),
-          .counts = at<uint32_t>(scratch_, 4 * plan_.adjusted_rows * plan_.vocab)};
+          .adjusted = at<float>(scratch_)};
 }
 
 Status DeviceSampler::sample(const SampleArgs& args, Queue& queue, ExecContext exec) {

@@ -36,7 +36,7 @@ class DeviceSampler {
   SamplePackedOp op_ = nullptr;
   Buffer host_block_, block_;      // the packed rows
   Buffer host_results_, results_;  // verdicts, then candidates
-  Buffer scratch_;                 // adjusted logits, then counts
+  Buffer scratch_;                 // adjusted logits
 };
 
 }  // namespace hearth

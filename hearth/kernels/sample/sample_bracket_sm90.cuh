@@ -21,9 +21,9 @@ static_assert(((uint64_t{1} << (32 - kCountShift)) - 1) * ((1 << kPlaceBits) - 1
 
 // Estimates are 64-bit numbers with 26 bits behind the point, 1 being the mass of the most likely token. Their relative
 // error is below 2^-14: half a place and the rounding of its argument, 0.53 * 2^-14 together, the curvature within a
-// digit, 2^-17, their own rounding, 2^-17. 2^-12 leaves a factor of 4. Masses are rounded to 2^-40 each, half a unit
+// digit, 2^-17, their own rounding, 2^-17. 2^-13 leaves a factor of 2. Masses are rounded to 2^-40 each, half a unit
 // for 2^18 tokens.
-constexpr int kEstimateBits = 26, kErrorBits = 12;
+constexpr int kEstimateBits = 26, kErrorBits = 13;
 constexpr uint64_t kRounding = uint64_t{1} << 18;
 __device__ __forceinline__ uint64_t most_mass(uint64_t estimate) {
   const uint64_t mass = estimate << (sampling::kMassBits - kEstimateBits);
@@ -53,7 +53,7 @@ class BracketCut {
   __device__ BracketOutcome find() {
     fill();
     if (!locate()) {
-      work.cluster.sync();  // the histogram may still be read
+      work.cluster.sync();  // `part` may still be read
       return BracketOutcome::kDeclined;
     }
     if (row.top_p >= sampling::kMassOne && s.kth_digit < 0) return BracketOutcome::kAllKept;
@@ -121,76 +121,79 @@ class BracketCut {
     work.cluster.sync();
   }
 
-  __device__ uint32_t count_of(int digit) const {
-    uint32_t count = 0;
-#pragma unroll 1
-    for (int r = 0; r < kCtas; ++r) count += work.cluster.map_shared_rank(s.fine, r)[digit] >> kCountShift;
-    return count;
-  }
-
   // Writes kth_digit (-1: top-k cuts nothing), how many of its tokens there are and are kept, first_digit and
-  // last_digit; all CTAs find the same. False: a digit overflowed.
+  // last_digit, for all CTAs. False: a digit overflowed. Every CTA adds up a part of the digits: a whole histogram
+  // from each other CTA would take 5 us a CTA.
   __device__ bool locate() {
-    const int tid = work.tid;
+    constexpr int kMine = kFineEach / kCtas;  // digits of a thread, from `mine` on
+    struct alignas(4 * kMine) Words {
+      uint32_t of[kMine];
+    };
+    const int tid = work.tid, mine = kMine * (work.rank * kThreads + tid);
     // A count less its places, in places: 16,384 a token.
-    uint32_t weight[kFineEach] = {}, members = 0, counted = 0;
+    uint32_t weight[kMine] = {}, count[kMine] = {}, members = 0;
 #pragma unroll 1
-    for (int r = 0; r < kCtas; ++r) {
-      counted += *work.cluster.map_shared_rank(&s.counted, r);
-      const uint4* const from = reinterpret_cast<const uint4*>(work.cluster.map_shared_rank(s.fine, r)) + 2 * tid;
-      const uint4 a = from[0], b = from[1];
-      const uint32_t words[kFineEach] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    for (int i = 0; i < kCtas; ++i) {
+      const uint32_t* const fine = work.cluster.map_shared_rank(s.fine, (work.rank + i) % kCtas);
+      const Words words = *reinterpret_cast<const Words*>(fine + mine);
 #pragma unroll
-      for (int j = 0; j < kFineEach; ++j) {
-        weight[j] += static_cast<uint32_t>(kPlacesPerUnit) * (words[j] >> kCountShift) - (words[j] & (kOne - 1));
-        members += words[j] >> kCountShift;
+      for (int j = 0; j < kMine; ++j) {
+        weight[j] += static_cast<uint32_t>(kPlacesPerUnit) * (words.of[j] >> kCountShift) - (words.of[j] & (kOne - 1));
+        count[j] += words.of[j] >> kCountShift;
+        members += words.of[j] >> kCountShift;
       }
     }
     // Estimates up to each digit of this thread.
-    float upto[kFineEach], sum = 0;
+    float upto[kMine], sum = 0;
 #pragma unroll
-    for (int j = 0; j < kFineEach; ++j) {
-      const float begin = expf(static_cast<float>(-(kFineEach * tid + j)) / kDigitsPerUnit);
+    for (int j = 0; j < kMine; ++j) {
+      const float begin = expf(static_cast<float>(-(mine + j)) / kDigitsPerUnit);
       upto[j] = sum += begin * static_cast<float>(weight[j]) * ((1 << kEstimateBits) / kPlacesPerUnit);
     }
+    // One scan for both: 19 bits of counts below the estimates.
+    const Sums sums = work.scan(__float2ull_rn(sum) << kCountShift | members);
     if (tid == 0) {
+      s.part = sums.all;
       s.kth_digit = -1;
       s.first_digit = 0;
       s.last_digit = kFineDigits - 1;
       s.list_count = 0;
     }
-    // One scan for both: 19 bits of counts below the estimates.
-    const Sums sums = work.scan(__float2ull_rn(sum) << kCountShift | members);
-    const uint64_t before = sums.before >> kCountShift;
-    const uint32_t members_before = static_cast<uint32_t>(sums.before) & (kOne - 1);
-    if ((static_cast<uint32_t>(sums.all) & (kOne - 1)) != counted) return false;
+    work.cluster.sync();
+    const uint64_t part = *work.cluster.map_shared_rank(&s.part, work.lane % kCtas);
+    const uint32_t counted_there = *work.cluster.map_shared_rank(&s.counted, work.lane % kCtas);
+    uint64_t all = 0, packed_before = sums.before;
+    uint32_t counted = 0;
+#pragma unroll
+    for (int r = 0; r < kCtas; ++r) {
+      const uint64_t of_cta = __shfl_sync(~0u, part, r);
+      all += of_cta;
+      if (r < work.rank) packed_before += of_cta;
+      counted += __shfl_sync(~0u, counted_there, r);
+    }
+    if ((static_cast<uint32_t>(all) & (kOne - 1)) != counted) return false;
+    const uint64_t before = packed_before >> kCountShift;
 
-    const auto k = static_cast<uint32_t>(row.top_k);
-    if (members_before < k && k <= members_before + members) {
-      uint32_t above = members_before;
+    if (row.top_k > 0) {
+      const auto k = static_cast<uint32_t>(row.top_k);
+      uint32_t above = static_cast<uint32_t>(packed_before) & (kOne - 1);
       uint64_t mass_above = before;
 #pragma unroll
-      for (int j = 0; j < kFineEach; ++j) {
-        const uint32_t count = count_of(kFineEach * tid + j);
-        if (above < k && k <= above + count) {
-          s.kth_digit = kFineEach * tid + j;
-          s.kth_members = static_cast<int>(count);
-          s.kth_rest = static_cast<int>(k - above);
-          s.kept_mass = mass_above;
-        }
-        above += count;
+      for (int j = 0; j < kMine; ++j) {
+        if (above < k && k <= above + count[j]) tell_kth(mine + j, count[j], k - above, mass_above);
+        above += count[j];
         mass_above = before + __float2ull_rn(upto[j]);
       }
+      work.cluster.sync();
     }
-    __syncthreads();
     const int kth = s.kth_digit;
     if (row.top_p >= sampling::kMassOne) {
-      __syncthreads();  // kth_digit is read by all
+      __syncthreads();
       if (tid == 0) s.first_digit = s.last_digit = kth;
       __syncthreads();
       return true;
     }
-    uint64_t total_least = least_mass(sums.all >> kCountShift), total_most = most_mass(sums.all >> kCountShift);
+    uint64_t total_least = least_mass(all >> kCountShift), total_most = most_mass(all >> kCountShift);
     if (kth >= 0) {
       const float rest = static_cast<float>(s.kth_rest);
       total_least = least_mass(s.kept_mass) + digit_mass(kth + 1, rest * (1 - 0x1p-12f));
@@ -199,14 +202,31 @@ class BracketCut {
     const uint64_t goal_least = goal_of(row.top_p, total_least), goal_most = goal_of(row.top_p, total_most);
     uint64_t above = before;
 #pragma unroll
-    for (int j = 0; j < kFineEach; ++j) {
+    for (int j = 0; j < kMine; ++j) {
       const uint64_t upto_here = before + __float2ull_rn(upto[j]);
-      if (most_mass(above) < goal_least && goal_least <= most_mass(upto_here)) s.first_digit = kFineEach * tid + j;
-      if (least_mass(above) < goal_most && goal_most <= least_mass(upto_here)) s.last_digit = kFineEach * tid + j;
+      const bool is_first = most_mass(above) < goal_least && goal_least <= most_mass(upto_here);
+      const bool is_last = least_mass(above) < goal_most && goal_most <= least_mass(upto_here);
+      if (is_first) tell([&](RowStorage& to) { to.first_digit = mine + j; });
+      if (is_last) tell([&](RowStorage& to) { to.last_digit = mine + j; });
       above = upto_here;
     }
-    __syncthreads();
+    work.cluster.sync();
     return true;
+  }
+
+  // f(RowStorage&) of every CTA, by one thread; to be read after a cluster barrier.
+  template <class F>
+  __device__ __forceinline__ void tell(const F& f) const {
+#pragma unroll 1
+    for (int r = 0; r < kCtas; ++r) f(*work.cluster.map_shared_rank(&s, r));
+  }
+  __device__ __forceinline__ void tell_kth(int digit, uint32_t members, uint32_t rest, uint64_t mass_above) const {
+    tell([&](RowStorage& to) {
+      to.kth_digit = digit;
+      to.kth_members = static_cast<int>(members);
+      to.kth_rest = static_cast<int>(rest);
+      to.kept_mass = mass_above;
+    });
   }
 
   // Lists the tokens of the bracket and of the k-th's digit; sums what is above it by segments, and what is below and

@@ -59,14 +59,13 @@ inline constexpr int64_t kMaxPackedVocab = int64_t{1} << 18;
 
 // logits [rows, vocab] f32, vocab at most kMaxPackedVocab; rows: `block` as pack_samples() filled it;
 // verdicts [rows]; candidates [rows, kMaxTopLogprobs], most likely first, top_logprobs of each row written;
-// all on the device. adjusted [most, vocab] f32 and counts [most, vocab] u32: scratch of the rows that change logits.
+// all on the device. adjusted [most, vocab] f32: scratch of the rows that change logits.
 struct SamplePackedArgs {
   ConstTensorView logits;
   const std::byte* block = nullptr;
   SampleVerdict* verdicts = nullptr;
   SampleCandidate* candidates = nullptr;
   float* adjusted = nullptr;
-  uint32_t* counts = nullptr;
 };
 
 struct PackedLimits {

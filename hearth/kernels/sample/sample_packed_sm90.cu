@@ -14,61 +14,152 @@ namespace {
 namespace cg = cooperative_groups;
 using namespace sampling_sm90;
 
-constexpr uint32_t kSeen = 0x80000000u;
 constexpr int kSharedBytes = sizeof(RowStorage);
-static_assert(kSharedBytes <= 100 * 1024);
+static_assert(kSharedBytes <= 227 * 1024);
 
 // The sparse changes: adjusted logits of the tokens that have one, and a bit for each of them. Every CTA takes the
-// tokens of its own ids from all lists, so that barriers of the CTA are enough.
+// tokens of its own ids from all lists, so that barriers of the CTA are enough. A token's counter is found by its place
+// among the bits; histories of more different tokens than there are counters are read again.
+template <int kCtas>
+class Adjustment {
+ public:
+  __device__ explicit Adjustment(const KernelParams& p)
+      : work(p, true),
+        s(work.s),
+        row(this_row(p)),
+        z(p.adjusted + scratch_of(p, row)),
+        ids(kWarps * work.each),
+        first_id(work.rank * ids),
+        prompt{list_at(p, row.prompt), row.prompt.count},
+        output{list_at(p, row.output), row.output.count},
+        banned{list_at(p, row.banned), row.banned.count},
+        bias(list_at(p, row.bias)) {}
+
+  // By all threads.
+  __device__ void apply() {
+    const int total = mark_all();
+    each_bias([&](int token, float by) { store(token, biased(work.allowed_at(token), by)); });
+    if (row.flags & PackedSampleRow::kPenalises)
+      for (int begin = 0; begin < total; begin += kCounters) penalise(begin);
+    __syncthreads();
+    each_of(banned, [&](int token, float) { store(token, -INFINITY); });
+    __syncthreads();
+  }
+
+ private:
+  static constexpr uint32_t kSeen = 0x80000000u, kBiased = 0x40000000u;
+  static constexpr int kTokensAtOnce = 4;
+  struct List {
+    const int* tokens;
+    int count;
+  };
+
+  RowWork<kCtas> work;
+  RowStorage& s;
+  const PackedSampleRow& row;
+  float* const z;
+  const int ids, first_id;
+  const List prompt, output, banned;
+  const int* const bias;
+
+  __device__ uint32_t place(int token) const { return static_cast<uint32_t>(token - first_id); }
+  __device__ bool is_mine(int token) const { return place(token) < static_cast<uint32_t>(ids); }
+
+  // f(token, its logit without changes) for those of this CTA; kLogits false: without the logit.
+  template <bool kLogits = false, class F>
+  __device__ __forceinline__ void each_of(const List& list, const F& f) const {
+    for (int i = work.tid; i < list.count; i += kTokensAtOnce * kThreads) {
+      int token[kTokensAtOnce];
+      float logit[kTokensAtOnce] = {};
+#pragma unroll
+      for (int u = 0; u < kTokensAtOnce; ++u)
+        token[u] = i + u * kThreads < list.count ? __ldg(list.tokens + i + u * kThreads) : -1;
+#pragma unroll
+      for (int u = 0; u < kTokensAtOnce; ++u)
+        if (kLogits && is_mine(token[u])) logit[u] = work.allowed_at(token[u]);
+#pragma unroll
+      for (int u = 0; u < kTokensAtOnce; ++u)
+        if (is_mine(token[u])) f(token[u], logit[u]);
+    }
+  }
+  // f(token, bias).
+  template <class F>
+  __device__ __forceinline__ void each_bias(const F& f) const {
+    for (int i = work.tid; i < row.bias.count; i += kThreads)
+      if (is_mine(bias[2 * i])) f(bias[2 * i], __int_as_float(bias[2 * i + 1]));
+  }
+
+  // The bits, and how many stand in the words before each word. Returns how many there are.
+  __device__ int mark_all() {
+    const int words = ids / 32;
+    for (int i = work.tid; i < words; i += kThreads) s.changed[i] = 0;
+    if (work.tid == 0) s.stale = 0;
+    __syncthreads();
+    const auto mark = [&](int token, float) { atomicOr(&s.changed[place(token) / 32], 1u << (place(token) % 32)); };
+    each_bias(mark);
+    each_of(prompt, mark);
+    each_of(output, mark);
+    each_of(banned, mark);
+    __syncthreads();
+    const int of_thread = (words + kThreads - 1) / kThreads;
+    const int from = min(words, work.tid * of_thread), to = min(words, from + of_thread);
+    int mine = 0;
+    for (int i = from; i < to; ++i) mine += __popc(s.changed[i]);
+    const Sums sums = work.scan(static_cast<uint64_t>(mine));
+    auto before = static_cast<uint32_t>(sums.before);
+    for (int i = from; i < to; ++i) {
+      s.bits_before[i] = before;
+      before += __popc(s.changed[i]);
+    }
+    __syncthreads();
+    return static_cast<int>(sums.all);
+  }
+  // Null: not one of the kCounters from `begin` on.
+  __device__ __forceinline__ uint32_t* counter(int token, int begin) const {
+    const uint32_t word = place(token) / 32, below = (1u << (place(token) % 32)) - 1;
+    const uint32_t at = s.bits_before[word] + __popc(s.changed[word] & below) - static_cast<uint32_t>(begin);
+    return at < kCounters ? &s.counters[at] : nullptr;
+  }
+
+  __device__ void penalise(int begin) {
+    __syncthreads();  // counters of before, biased logits
+    for (int i = work.tid; i < kCounters; i += kThreads) s.counters[i] = 0;
+    __syncthreads();
+    each_bias([&](int token, float) {
+      if (uint32_t* const at = counter(token, begin)) atomicOr(at, kBiased);
+    });
+    each_of(prompt, [&](int token, float) {
+      if (uint32_t* const at = counter(token, begin)) atomicOr(at, kSeen);
+    });
+    each_of(output, [&](int token, float) {
+      if (uint32_t* const at = counter(token, begin)) atomicAdd(at, 1);
+    });
+    __syncthreads();
+    const Penalties penalties{row.repetition_penalty, row.presence_penalty, row.frequency_penalty};
+    // Whoever takes a token's count applies it.
+    const auto take = [&](int token, float logit) {
+      uint32_t* const at = counter(token, begin);
+      if (at == nullptr) return;
+      const uint32_t count = atomicExch(at, 0);
+      if ((count & ~kBiased) == 0) return;
+      store(token, penalised(count & kBiased ? __ldcg(z + token) : logit, penalties, count & ~(kSeen | kBiased)));
+    };
+    each_of<true>(prompt, take);
+    each_of<true>(output, take);
+  }
+
+  __device__ __forceinline__ void store(int token, float value) {
+    z[token] = value;
+    const auto at = static_cast<int>(place(token));
+    if (float* const near = work.near_of(at)) *near = value;
+    const int of_warp = at / work.each;
+    const uint64_t largest = s.maxima[of_warp];
+    if (token == key_token(largest) || order_key(value, token) > largest) atomicOr(&s.stale, 1u << of_warp);
+  }
+};
 template <int kCtas>
 __device__ __noinline__ void adjust(const KernelParams& p) {
-  const RowWork<kCtas> work(p, true);
-  const PackedSampleRow& row = this_row(p);
-  float* const z = p.adjusted + scratch_of(p, row);
-  uint32_t* const counts = p.counts + scratch_of(p, row);
-  uint32_t* const changed = work.s.changed;
-  const int ids = kWarps * work.each, first_id = work.rank * ids;
-  const auto place = [&](int token) { return static_cast<uint32_t>(token - first_id); };  // >= ids: another CTA's
-  const auto mark = [&](uint32_t at) { atomicOr(&changed[at / 32], 1u << (at % 32)); };
-  const auto each_of = [&](const PackedList& list, const auto& f) {
-    const int* const tokens = list_at(p, list);
-    for (int i = work.tid; i < list.count; i += kThreads)
-      if (place(tokens[i]) < static_cast<uint32_t>(ids)) f(tokens[i]);
-  };
-  for (int i = work.tid; i < ids / 32; i += kThreads) changed[i] = 0;
-  __syncthreads();
-  const int* const bias = list_at(p, row.bias);
-  for (int i = work.tid; i < row.bias.count; i += kThreads) {
-    const int token = bias[2 * i];
-    if (place(token) >= static_cast<uint32_t>(ids)) continue;
-    z[token] = biased(work.allowed_at(token), __int_as_float(bias[2 * i + 1]));
-    mark(place(token));
-  }
-  const auto clear = [&](int token) { counts[token] = 0; };
-  each_of(row.prompt, clear);
-  each_of(row.output, clear);
-  __syncthreads();
-  each_of(row.prompt, [&](int token) { atomicOr(counts + token, kSeen); });
-  each_of(row.output, [&](int token) { atomicAdd(counts + token, 1); });
-  __syncthreads();
-  const Penalties penalties{row.repetition_penalty, row.presence_penalty, row.frequency_penalty};
-  // Whoever takes a token's count applies it.
-  const auto apply = [&](int token) {
-    const uint32_t count = atomicExch(counts + token, 0);
-    if (count == 0) return;
-    const uint32_t at = place(token);
-    const bool has_bias = changed[at / 32] >> (at % 32) & 1;
-    z[token] = penalised(has_bias ? __ldcg(z + token) : work.allowed_at(token), penalties, count & ~kSeen);
-    mark(at);
-  };
-  each_of(row.prompt, apply);
-  each_of(row.output, apply);
-  __syncthreads();
-  each_of(row.banned, [&](int token) {
-    z[token] = -INFINITY;
-    mark(place(token));
-  });
-  __syncthreads();
+  Adjustment<kCtas>(p).apply();
 }
 
 // The most likely tokens of the raw logits.
@@ -219,13 +310,13 @@ __device__ void choose(const KernelParams& p, const PackedSampleRow& row, uint64
 
 template <int kCtas>
 __device__ __noinline__ uint64_t find_raw(const KernelParams& p) {
-  return RowWork<kCtas>(p).find_largest(kSlotLargest);
+  return RowWork<kCtas>(p).find_largest();
 }
 template <int kCtas>
 __device__ __noinline__ uint64_t find_changed(const KernelParams& p) {
   RowWork<kCtas> work(p, true);
   work.use_adjusted(p);
-  return work.find_largest(kSlotChanged);
+  return work.find_changed();
 }
 
 // Grid kCtas x rows, a cluster a row.
@@ -290,7 +381,6 @@ Status sample_packed_sm90(const SamplePackedArgs& args, ExecContext& exec) {
                             args.verdicts,
                             args.candidates,
                             args.adjusted,
-                            args.counts,
                             static_cast<int>(vocab)};
   // One CTA to a multiprocessor, at least two to a row: an H100 has 132, in groups of 16 and 18.
   if (rows <= 12) return start<8>(params, rows, exec);

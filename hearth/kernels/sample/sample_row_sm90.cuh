@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The threads of a cluster at one row of logits, and what they share: passes over the row, reductions, lists of keys,
-// the sort of a short list, the draw. Every warp owns a contiguous segment of ids and reads it from L2 in each pass.
-// Sums are of integers, so that no order of summation shows. What all threads must call together says so; the functions
+// the sort of a short list, the draw. Every warp owns a contiguous segment of ids, every other block of which stays in
+// shared memory after the first pass; the rest comes from L2 in each. Sums are of integers, so that no order of summation shows. What all threads must call together says so; the functions
 // of rank 0 run while the other CTAs are at the row's last barrier.
 #pragma once
 
@@ -17,6 +17,8 @@ namespace cg = cooperative_groups;
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kAtOnce = 8;  // loads of a thread under way
+constexpr int kBlockIds = 32 * kAtOnce;
+constexpr int kNearBlocks = 4;  // of a warp's ids, in shared memory: every other one
 constexpr int kMostCtas = 8, kLeastCtas = 2;
 constexpr int kMostSegments = kMostCtas * kWarps;
 // Of reductions: a cluster barrier lies between two that share one.
@@ -39,17 +41,26 @@ struct ExactHistogram {
 };
 // Histogram that brackets (sample_bracket_sm90.cuh): eight digits a thread.
 constexpr int kFineEach = 8, kFineDigits = kFineEach * kThreads;
+// Counters of the tokens that change, by turns.
+constexpr int kCounters = 8192;
+// Words of a bit for each id of a CTA.
+constexpr int kMostWords = kMaxPackedVocab / kLeastCtas / 32 + kWarps;
 
 struct RowStorage {
   union {  // one after the other, cluster barriers between
     ExactHistogram exact;
     alignas(16) uint32_t fine[kFineDigits];
     uint64_t sorting[2][kListKeys];  // rank 0's, by turns
+    uint32_t counters[kCounters];    // of the ids in `changed`, in their order
   };
-  uint64_t list[kListKeys];                                      // this CTA's keys
-  uint32_t changed[kMaxPackedVocab / kLeastCtas / 32 + kWarps];  // bits of this CTA's ids that have an adjusted logit
-  uint64_t segments[2][kMostSegments];  // rank 0's: masses of the segments, of raw logits and of what is kept
-  uint64_t below[kMostSegments];        // rank 0's: masses that count for top-p alone
+  union {
+    uint64_t list[kListKeys];          // this CTA's keys
+    uint32_t bits_before[kMostWords];  // in the words of `changed` before
+  };
+  float near[kWarps][kNearBlocks * kBlockIds];  // logits of the warps' blocks, adjusted ones where there are
+  uint32_t changed[kMostWords];                 // bits of this CTA's ids that have an adjusted logit
+  uint64_t segments[2][kMostSegments];          // rank 0's: masses of the segments, of raw logits and of what is kept
+  uint64_t below[kMostSegments];                // rank 0's: masses that count for top-p alone
   uint32_t more_low[kMostSegments], more_high[kMostSegments];  // rank 0's: added to the segments, 64 bits in two halves
   uint64_t maxima[kWarps];                                     // largest keys of the segments
   uint64_t guesses[kMostSegments];                             // those of all CTAs
@@ -59,8 +70,10 @@ struct RowStorage {
   uint64_t crossing_above;  // exact histogram: what stands above the crossing digit
   uint64_t place_before;    // of the draw: masses before the segment
   uint64_t kept_mass;       // bracket: estimate of what stands above the digit of the k-th
+  uint64_t part;            // bracket: estimate and count of this CTA's part of the digits
   uint64_t cut;
   uint32_t counted;  // tokens in the fine histogram
+  uint32_t stale;    // a bit for each warp whose largest key an adjusted logit changed
   float least;       // the smallest logit with a mass
   int list_count, crossing_digit, crossing_members, place;
   int first_digit, last_digit, kth_digit, kth_rest, kth_members;
@@ -73,7 +86,6 @@ struct KernelParams {
   SampleVerdict* verdicts;
   SampleCandidate* candidates;
   float* adjusted;
-  uint32_t* counts;
   int vocab;
 };
 
@@ -148,24 +160,43 @@ class RowWork {
 
   __device__ int segment() const { return rank * kWarps + warp; }
 
-  // f(logit, id) for every id of this warp, and -inf for a few from `end` on; past the first-level cache, as other CTAs may
-  // have written adjusted logits.
-  template <class F>
+  // f(logit, id) for every id of this warp, and -inf for a few from `end` on. Reads past the first-level cache, as other
+  // CTAs may have written adjusted logits. kFill: the first pass, which fills s.near; each lane reads what it wrote
+  // itself or, after a barrier, adjust() did.
+  template <bool kFill = false, class F>
   __device__ __forceinline__ void for_each(const F& f) const {
-    for (int first = begin; first < end; first += 32 * kAtOnce) {
-      const float* const from = logits + first + lane;
+    int block = 0;
+    for (int first = begin; first < end; first += kBlockIds, ++block) {
       float v[kAtOnce];
-      if (first + 32 * kAtOnce <= end) {
+      float* const near = near_block(warp, block);
+      if (!kFill && near != nullptr) {
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) v[u] = __ldcg(from + 32 * u);
+        for (int u = 0; u < kAtOnce; ++u) v[u] = near[32 * u + lane];
       } else {
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) v[u] = first + lane + 32 * u < end ? __ldcg(from + 32 * u) : -INFINITY;
+        load(first, v);
       }
-      if (allowed != nullptr || adjusted != nullptr) edit(first, v);
+      if (kFill && near != nullptr) {
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) near[32 * u + lane] = v[u];
+      }
+      if (allowed != nullptr) mask(first, v);
+      if (adjusted != nullptr && near == nullptr) take_adjusted(first, v);
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) f(v[u], first + lane + 32 * u);
     }
+  }
+
+  // Where a block of a warp stands in shared memory; null: nowhere. Neighbouring warps keep different ones, so that some
+  // compute while others wait for L2.
+  __device__ __forceinline__ float* near_block(int of_warp, int block) const {
+    const bool kept_near = (block + of_warp) % 2 == 0 && block < 2 * kNearBlocks;
+    return kept_near ? &s.near[of_warp][block / 2 * kBlockIds] : nullptr;
+  }
+  // Where s.near has an id of this CTA, `place` ids behind its first; null: nowhere.
+  __device__ __forceinline__ float* near_of(int place) const {
+    const int of_warp = place / each, at = place - of_warp * each;
+    float* const block = near_block(of_warp, at / kBlockIds);
+    return block == nullptr ? nullptr : block + at % kBlockIds;
   }
 
   // The logit of any id; another CTA's list of changes is read where it lies.
@@ -231,12 +262,27 @@ class RowWork {
   }
 
   // The largest key of the row, 0 where nothing is finite, ~0 where a NaN or +inf is in it. Leaves those of the
-  // segments in s.maxima. A cluster barrier.
-  __device__ uint64_t find_largest(Slot slot) {
+  // segments in s.maxima. A cluster barrier. The first pass over the row.
+  __device__ uint64_t find_largest() {
+    const uint64_t of_warp = largest_of_warp<true>();
+    if (lane == 0) s.maxima[warp] = of_warp;
+    return largest(of_warp, kSlotLargest);
+  }
+  // The same after adjust(), where s.stale says what to look at again, or with a mask. REQUIRES: a barrier since then.
+  __device__ uint64_t find_changed() {
+    uint64_t of_warp = s.maxima[warp];
+    if (allowed != nullptr || s.stale >> warp & 1) {
+      of_warp = largest_of_warp<false>();
+      if (lane == 0) s.maxima[warp] = of_warp;
+    }
+    return largest(of_warp, kSlotChanged);
+  }
+  template <bool kFill>
+  __device__ __forceinline__ uint64_t largest_of_warp() const {
     float best = -INFINITY;
     int best_id = 0;
     bool bad = false;
-    for_each([&](float v, int id) {
+    for_each<kFill>([&](float v, int id) {
       bad |= !(v < INFINITY);
       if (v > best) {
         best = v;
@@ -244,9 +290,7 @@ class RowWork {
       }
     });
     const uint64_t key = bad ? ~uint64_t{0} : best == -INFINITY ? 0 : order_key(best, best_id);
-    const uint64_t of_warp = reduce_warp(key, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
-    if (lane == 0) s.maxima[warp] = of_warp;
-    return largest(of_warp, slot);
+    return reduce_warp(key, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
   }
 
   // A key that at least `count` tokens reach, from the largest ones of the segments; 0 where too few segments have one.
@@ -396,15 +440,28 @@ class RowWork {
   }
 
  private:
-  __device__ __forceinline__ void edit(int first, float (&v)[kAtOnce]) const {
+  __device__ __forceinline__ void load(int first, float (&v)[kAtOnce]) const {
+    const float* const from = logits + first + lane;
+    if (first + kBlockIds <= end) {
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) v[u] = __ldcg(from + 32 * u);
+    } else {
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) v[u] = first + lane + 32 * u < end ? __ldcg(from + 32 * u) : -INFINITY;
+    }
+  }
+  __device__ __forceinline__ void mask(int first, float (&v)[kAtOnce]) const {
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int word = first / 32 + u;
-      if (word * 32 >= end) continue;
-      if (allowed != nullptr && !(allowed[word] >> lane & 1)) v[u] = -INFINITY;
-      if (adjusted != nullptr && (s.changed[word - rank * kWarps * each / 32] >> lane & 1))
-        v[u] = __ldcg(adjusted + word * 32 + lane);
+      if (word * 32 < end && !(allowed[word] >> lane & 1)) v[u] = -INFINITY;
     }
+  }
+  __device__ __forceinline__ void take_adjusted(int first, float (&v)[kAtOnce]) const {
+    const uint32_t* const words = s.changed + (first / 32 - rank * kWarps * each / 32);
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      if (first + 32 * u < end && (words[u] >> lane & 1)) v[u] = __ldcg(adjusted + first + 32 * u + lane);
   }
 };
 
