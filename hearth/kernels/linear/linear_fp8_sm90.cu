@@ -188,7 +188,8 @@ bool linear_fp8_sm90_takes_rounded(const LinearWeight& weight) {
 
 int64_t linear_fp8_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads) {
   return std::max(linear_quantized_sm90_workspace_bytes(m, n, k, threads),
-                  Scratch(m, n, k).workspace + linear_cublaslt_workspace_bytes(m, n, k, threads));
+                  Scratch(m, n, k).workspace + std::max(linear_cublaslt_workspace_bytes(m, n, k, threads),
+                                                        sm90::linear_stream_workspace_bytes()));
 }
 
 Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec) {

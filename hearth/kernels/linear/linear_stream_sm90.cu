@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "hearth/base/check.h"
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/sm90/flags.cuh"
 #include "hearth/kernels/sm90/mbarrier.cuh"
@@ -313,6 +314,7 @@ Instance instance_of(int tokens) {
   return {64, start<64>};
 }
 
+static_assert(StagedMemory::kCounters >= kStreamMostBlocks, "a step's counters are the blocks' flags");
 constexpr int64_t kReadyBytes = kStreamMostBlocks * int64_t{sizeof(uint32_t)};
 
 }  // namespace
@@ -331,6 +333,7 @@ int64_t linear_stream_workspace_bytes() {
 
 Status start_linear_stream(const NarrowProduct& product, std::span<std::byte> workspace, uint32_t* counters,
                            void* stream) {
+  HEARTH_CHECK(product.m >= 1 && product.m <= kStreamMostTokens, "linear: {} tokens", product.m);
   HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
   if (static_cast<int64_t>(workspace.size()) < linear_stream_workspace_bytes())
     return resource_exhausted("linear: a workspace of {} bytes, wanted {}", workspace.size(),

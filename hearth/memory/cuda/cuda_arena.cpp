@@ -113,7 +113,9 @@ class CudaPages final : public PageSource {
   }
   void unmap(std::byte* at, int64_t size_bytes) override {
     // As cudaFree does: nothing that is still under way may use the range.
-    if (enter_cuda_device()) static_cast<void>(cudaDeviceSynchronize());
+    if (enter_cuda_device())
+      if (const cudaError_t error = cudaDeviceSynchronize(); error != cudaSuccess && error != cudaErrorCudartUnloading)
+        spdlog::warn("cudaDeviceSynchronize before memory goes: {}", cudaGetErrorString(error));
     log_failure(driver_.unmap(address(at), static_cast<size_t>(size_bytes)), "cuMemUnmap");
   }
 
