@@ -54,8 +54,8 @@ Converter converter_of(DType src, DType dst) {
   }
 }
 
-// A float whose exponent bits are all set is infinite or not a number, an E4M3 with all bits of its magnitude set. Looks at kBlock elements at once and
-// element by element only in a block that has one.
+// A float whose exponent bits are all set is infinite or not a number, an E4M3 with all bits of its magnitude set.
+// Looks at kBlock elements at once and element by element only in a block that has one.
 template <class Bits>
 std::optional<int64_t> find_full_exponent(std::span<const std::byte> values, Bits exponent) {
   constexpr int64_t kBlock = 1024;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `hearth bench ops` measures: one op of a backend's table on one shape, called as models call it, each call behind
-// the one before. Inputs lie in several sets that take turns and together exceed the cache (at most kMostSets of them:
-// what the smallest ops read may stay in it, as it does in a model), and where the memory's queue records, the calls
-// are one recording. One thread, which owns everything here.
+// What `hearth bench ops` measures: one op of a backend's table on one shape, called as models call it, each call
+// behind the one before. Inputs lie in several sets that take turns and together exceed the cache (at most kMostSets of
+// them: what the smallest ops read may stay in it, as it does in a model), and where the memory's queue records, the
+// calls are one recording. One thread, which owns everything here.
 #pragma once
 
 #include <cstdint>

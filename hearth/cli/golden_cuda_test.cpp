@@ -48,14 +48,7 @@ double bf16_largest(const Case& c) {
   return std::strtod(all.data() + at + key.size() + 1, nullptr);
 }
 
-struct Differences {
-  double sum = 0, largest = 0;
-  int64_t count = 0;
-  void add(double difference) {
-    sum += std::abs(difference), largest = std::max(largest, std::abs(difference)), ++count;
-  }
-  double mean() const { return sum / static_cast<double>(count); }
-};
+using testing::Differences;
 
 Differences differences_of(std::span<const double> a, std::span<const double> b) {
   EXPECT_EQ(a.size(), b.size());
@@ -150,9 +143,9 @@ class GoldenCuda : public ::testing::TestWithParam<Case> {
   fs::path dir_;
 };
 
-// Log probabilities 0.015 off in the mean, and at most twice as far as another implementation's in BF16. The same ids, but
-// for near ties: where a token is less than 0.1 before the next, rounding to BF16 decides (one of fable-13m's 288 falls
-// the other way on a CPU, 0.035 before).
+// Log probabilities 0.015 off in the mean, and at most twice as far as another implementation's in BF16. The same ids,
+// but for near ties: where a token is less than 0.1 before the next, rounding to BF16 decides (one of fable-13m's 288
+// falls the other way on a CPU, 0.035 before).
 TEST_P(GoldenCuda, Bf16AgreesWithTransformers) {
   const GoldenRun run = run_golden(dir_, dir_, {});
   const Differences off = differences_of(run.logprobs, run.golden);
@@ -243,13 +236,13 @@ void quantize_to_fp8(const fs::path& source, const fs::path& out) {
 
 // FP8 rounds activations to E4M3: a last bit in another order of sums moves some number over the middle between two
 // codes, what follows moves others, and after a few layers two correct runs are as far apart as independent roundings.
-// fable-13m's log probabilities, FP8 made by the default options, 116 tokens, mean and largest difference: reference and
-// CPU, both in float32 and equal but for the order of sums, 0.035 and 0.30; CPU in BF16 and in float32 0.089 and 0.34;
-// CPU and float32 weights 0.074 and 0.31. A bound of 0.015 would refuse the CPU itself. So the measure is what the CPU's
-// own arithmetic leaves open, taken here from the same checkpoint: the GPU is no farther from the CPU than the CPU in
-// BF16 is from the CPU in float32, by a quarter at most; no farther from transformers than they are; and without a bias,
-// which is what a wrong scale would show: over windows of text its mean log-likelihood is the CPU's within 0.03 % and
-// three standard errors.
+// fable-13m's log probabilities, FP8 made by the default options, 116 tokens, mean and largest difference: reference
+// and CPU, both in float32 and equal but for the order of sums, 0.035 and 0.30; CPU in BF16 and in float32 0.089 and
+// 0.34; CPU and float32 weights 0.074 and 0.31. A bound of 0.015 would refuse the CPU itself. So the measure is what
+// the CPU's own arithmetic leaves open, taken here from the same checkpoint: the GPU is no farther from the CPU than
+// the CPU in BF16 is from the CPU in float32, by a quarter at most; no farther from transformers than they are; and
+// without a bias, which is what a wrong scale would show: over windows of text its mean log-likelihood is the CPU's
+// within 0.03 % and three standard errors.
 TEST_P(GoldenCuda, Fp8IsTheCpusFp8) {
   const testing_util::TempFolder folder;
   const fs::path fp8 = folder.path() / "fp8";

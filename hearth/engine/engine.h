@@ -98,8 +98,8 @@ class Engine {
   // From now on submit() refuses. Returns whether nothing runs any more.
   bool drain();
 
-  // DeviceLost, with what the device said first, once a step has ended so. For good: nothing in this process can use the
-  // device any more, and who runs the engine ends the process.
+  // DeviceLost, with what the device said first, once a step has ended so. For good: nothing in this process can use
+  // the device any more, and who runs the engine ends the process.
   Status device() const;
 
   std::vector<ModelStats> stats() const;

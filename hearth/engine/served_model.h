@@ -47,7 +47,8 @@ struct ServedModel {
 struct LoadOptions {
   DType activation = DType::kF32;
   // Seeded random weights for the configuration, quantized as its quantization_config says and else in bf16, whatever
-  // the folder holds beside it; `dir` may be the configuration's file itself. Without tokenizer.json tokens are bytes (Tokenizer::bytes()).
+  // the folder holds beside it; `dir` may be the configuration's file itself. Without tokenizer.json tokens are bytes
+  // (Tokenizer::bytes()).
   bool dummy_weights = false;
   std::optional<KvFormatId> kv_format;  // unset: the checkpoint's, else that of the activations
   std::optional<int64_t> max_context;   // unset: the model's max_positions

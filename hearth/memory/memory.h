@@ -78,8 +78,8 @@ class Queue {
   // Keeps the work that `body` puts into this queue instead of doing it. Unsupported where the queue cannot.
   virtual Result<std::unique_ptr<Recording>> record(std::function<Status()> body) = 0;
   // Puts what `body` puts in `count` times, one behind the other, waits for all of it, and returns the microseconds
-  // that each took: by the device's own clock, the host's part left out where it runs ahead of the device. This one, for
-  // queues whose device has no clock, takes them by `clock` and waits for each.
+  // that each took: by the device's own clock, the host's part left out where it runs ahead of the device. This one,
+  // for queues whose device has no clock, takes them by `clock` and waits for each.
   virtual Result<std::vector<double>> time_each(int64_t count, const std::function<Status()>& body, const Clock& clock);
 };
 

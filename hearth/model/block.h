@@ -22,8 +22,8 @@ using LinearOps = std::vector<const LinearOp*>;
 // The ops of a block's linears, looked up once.
 struct BlockOps {
   LinearOps qkv, o, gate_up, down;
-  // How the op in front of the linear (a norm, silu_mul) rounds its output for it (rounded_rows.h); kNative: not at all,
-  // the linear rounds what it reads.
+  // How the op in front of the linear (a norm, silu_mul) rounds its output for it (rounded_rows.h); kNative: not at
+  // all, the linear rounds what it reads.
   ActFormat qkv_input = ActFormat::kNative, gate_up_input = ActFormat::kNative, down_input = ActFormat::kNative;
 
   // Unsupported names the linear ("layer 3 qkv_proj") and the format without an op.

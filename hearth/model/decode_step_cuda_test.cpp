@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA graphs of decode steps against the same steps started op by op, on a GPU: the same bits at the same number of
-// sequences; padded, the rows that count; the same bits in every run, and at other numbers of sequences the same tokens.
-// Label gpu: without a device every test here fails.
+// sequences; padded, the rows that count; the same bits in every run, and at other numbers of sequences the same
+// tokens. Label gpu: without a device every test here fails.
 #include <gtest/gtest.h>
 
 #include "hearth/base/clock.h"
@@ -116,9 +116,9 @@ TEST_P(CudaDecode, TheSameRunTwiceHasTheSameBits) {
 }
 
 // Each slot's step alone, and the same step among 2 to 64: log probabilities of all tokens that are worth a look. Other
-// numbers of rows take other kernels, with sums in another order. With activations rounded to E4M3 that moves codes, and
-// two orders are as far apart as two of the CPU's in cli/golden_cuda_test.cpp, 0.089 in the mean; greedy tokens then
-// agree where the margin is over twice the largest that was seen there, 0.53.
+// numbers of rows take other kernels, with sums in another order. With activations rounded to E4M3 that moves codes,
+// and two orders are as far apart as two of the CPU's in cli/golden_cuda_test.cpp, 0.089 in the mean; greedy tokens
+// then agree where the margin is over twice the largest that was seen there, 0.53.
 TEST_P(CudaDecode, NumbersOfSequencesAgree) {
   const double tolerance = GetParam().fp8 ? 1.25 * 0.089 : 0.015;
   const float clear = GetParam().fp8 ? 1.06f : 0.1f;

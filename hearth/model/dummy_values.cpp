@@ -59,8 +59,8 @@ void dummy_bf16(float unit, int64_t count, uint32_t* words) {
   }
 }
 
-// Each byte of the words to the E4M3 code of one of 256 values spread evenly over (-448, 448): a sign, and (m + 1/2) 3.5
-// of its other seven bits, rounded to three bits of mantissa, ties to even. All are normal, and the largest is 448.
+// Each byte of the words to the E4M3 code of one of 256 values spread evenly over (-448, 448): a sign, and (m + 1/2)
+// 3.5 of its other seven bits, rounded to three bits of mantissa, ties to even. All are normal, and the largest is 448.
 void dummy_e4m3(int64_t count, uint32_t* words) {
   const WordTag du;
   const hn::RebindToSigned<WordTag> di;

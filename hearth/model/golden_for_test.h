@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -70,6 +71,16 @@ inline Runner make_runner(std::shared_ptr<const Model> model, ThreadPool& pool, 
 
 // Copies of logits, one vector per row.
 using Rows = std::vector<std::vector<float>>;
+
+// Magnitudes of differences.
+struct Differences {
+  double sum = 0, largest = 0;
+  int64_t count = 0;
+  void add(double difference) {
+    sum += std::abs(difference), largest = std::max(largest, std::abs(difference)), ++count;
+  }
+  double mean() const { return sum / static_cast<double>(count); }
+};
 
 inline Rows copy_rows(const ConstTensorView& logits) {
   Rows rows;

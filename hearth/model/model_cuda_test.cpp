@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whole models on a GPU in float32: every fixture, fable-13m and fable-82m against golden values; KV formats against the
-// CPU; what does not fit. BF16 and FP8 have golden values in cli/golden_cuda_test.cpp. Label gpu: without a device every
-// test here fails. fable-82m is found by HEARTH_DATA.
+// Whole models on a GPU in float32: every fixture, fable-13m and fable-82m against golden values; KV formats against
+// the CPU; what does not fit. BF16 and FP8 have golden values in cli/golden_cuda_test.cpp. Label gpu: without a device
+// every test here fails. fable-82m is found by HEARTH_DATA.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -46,14 +46,7 @@ TEST(CudaFable, MatchesTransformersInFloat32) {
   testing::expect_golden(runner, testing::read_golden("models/fable-13m"), kTolerance, 512);
 }
 
-struct Differences {
-  double sum = 0, largest = 0;
-  int64_t count = 0;
-  void add(double difference) {
-    sum += std::abs(difference), largest = std::max(largest, std::abs(difference)), ++count;
-  }
-  double mean() const { return sum / static_cast<double>(count); }
-};
+using testing::Differences;
 
 TEST(CudaFable, Fable82mMatchesTransformersInFloat32) {
   const char* data = std::getenv("HEARTH_DATA");

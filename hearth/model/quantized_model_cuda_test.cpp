@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantized models on a GPU: fable-13m, rounded here to every kind of format, against the reference. Label gpu: without a
-// device every test here fails.
+// Quantized models on a GPU: fable-13m, rounded here to every kind of format, against the reference. Label gpu: without
+// a device every test here fails.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -51,10 +51,10 @@ Difference difference(const std::vector<float>& a, const std::vector<float>& b) 
 
 class CudaQuantized : public ::testing::TestWithParam<WeightFormat> {};
 
-// Activations as they are: what differs is the order of sums, and the promise is that of plain models. Where activations
-// are rounded, another order of sums moves some number over the middle between two codes; what follows from it moves
-// others, until roundings are as good as independent. Two such runs differ by at most the square root of two of what
-// rounding does to either; the CPU's logits, printed beside ours, show it too.
+// Activations as they are: what differs is the order of sums, and the promise is that of plain models. Where
+// activations are rounded, another order of sums moves some number over the middle between two codes; what follows from
+// it moves others, until roundings are as good as independent. Two such runs differ by at most the square root of two
+// of what rounding does to either; the CPU's logits, printed beside ours, show it too.
 TEST_P(CudaQuantized, LogitsAreThoseOfTheReference) {
   const WeightFormat format = GetParam();
   const TempFolder folder;

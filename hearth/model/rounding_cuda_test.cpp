@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // FP8 models on a GPU whose norms and silu_mul round for the linears behind them, and whose Q, K and V are one launch,
-// against the same models with linears that round what they read, one after the other: the same bits. Label gpu: without
-// a device every test here fails.
+// against the same models with linears that round what they read, one after the other: the same bits. Label gpu:
+// without a device every test here fails.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hearth/model/golden_for_test.h"
+#include "hearth/model/quantization_config_for_test.h"
 
 namespace hearth {
 namespace {
@@ -30,19 +31,6 @@ json config_of(const json& quantization) {
           {"quantization_config", quantization}};
 }
 
-// A scale for each token.
-json fp8_dynamic() {
-  return {{"quant_method", "compressed-tensors"},
-          {"format", "float-quantized"},
-          {"config_groups",
-           {{"group_0",
-             {{"targets", {"Linear"}},
-              {"weights",
-               {{"num_bits", 8}, {"type", "float"}, {"symmetric", true}, {"strategy", "channel"}, {"dynamic", false}}},
-              {"input_activations",
-               {{"num_bits", 8}, {"type", "float"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}}}}}}},
-          {"ignore", {"lm_head"}}};
-}
 json fp8_static() { return {{"quant_method", "fp8"}, {"activation_scheme", "static"}}; }
 
 // CUDA's table without rounding ahead.
@@ -87,7 +75,7 @@ class CudaRounding : public ::testing::Test {
 TEST_F(CudaRounding, AheadHasTheBitsOfRoundingInTheLinear) {
   for (const bool is_static : {false, true}) {
     SCOPED_TRACE(is_static ? "static" : "per token");
-    const json quantization = is_static ? fp8_static() : fp8_dynamic();
+    const json quantization = is_static ? fp8_static() : testing::fp8_per_token();
     const auto ahead = model(quantization, *cuda_ops()), apart = model(quantization, apart_ops());
     const BlockOps& ops = ahead->layer_ops(1);
     EXPECT_EQ(ops.qkv_input, is_static ? ActFormat::kNative : ActFormat::kE4m3PerToken);
@@ -100,7 +88,8 @@ TEST_F(CudaRounding, AheadHasTheBitsOfRoundingInTheLinear) {
     EXPECT_EQ(logits(ahead, 8, {}), wanted);
     EXPECT_EQ(logits(ahead, 5, {}), wanted);
     EXPECT_EQ(logits(ahead, 8, {1, 2}), wanted) << "recorded steps";
-    // More rows: the order of sums may depend on the weights beside, in cuBLASLt on where x lies, whose sums have 13 bits.
+    // More rows: the order of sums may depend on the weights beside, in cuBLASLt on where x lies, whose sums have 13
+    // bits.
     for (const size_t chunk : {16, 80}) {
       const testing::Rows wide = logits(ahead, chunk, {}), wide_wanted = logits(apart, chunk, {});
       float largest = 0, difference = 0;

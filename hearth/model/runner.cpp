@@ -118,6 +118,7 @@ Result<ConstTensorView> Runner::step(std::span<const SlotTokens> feeds) {
 Status Runner::step_and_sample(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows,
                                std::span<SampleResult> results) {
   HEARTH_TRY_ASSIGN(const StepBatch batch, gather(feeds));
+  for (SampleResult& result : results) result.outcome = SampleOutcome::kOk;  // of an earlier call they would count
   Status sampled = forward_and_sample(*model_, batch, kv_, comm_, buffers_, rows, results);
   const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
   if (sampled || std::ranges::any_of(results, failed)) advance(feeds);

@@ -17,6 +17,7 @@
 #include "hearth/memory/host_buffer.h"
 #include "hearth/model/dummy_values.h"
 #include "hearth/model/model.h"
+#include "hearth/model/quantization_config_for_test.h"
 
 namespace hearth {
 namespace {
@@ -183,19 +184,6 @@ class DummyModels : public ::testing::Test {
   ThreadPool pool_{2};
 };
 
-json fp8_channel() {
-  return {{"quant_method", "compressed-tensors"},
-          {"format", "float-quantized"},
-          {"config_groups",
-           {{"group_0",
-             {{"targets", {"Linear"}},
-              {"weights",
-               {{"num_bits", 8}, {"type", "float"}, {"symmetric", true}, {"strategy", "channel"}, {"dynamic", false}}},
-              {"input_activations",
-               {{"num_bits", 8}, {"type", "float"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}}}}}}},
-          {"ignore", {"lm_head"}}};
-}
-
 // Configurations as their tools write them, and what they must be read as.
 struct Published {
   const char* name;
@@ -212,10 +200,10 @@ std::vector<Published> published() {
   const auto hearth_config = [&](const json& format) {
     return json{{"quant_method", "hearth"}, {"version", 1}, {"formats", {{"f", format}}}, {"modules", hearth_modules}};
   };
-  json everything = fp8_channel();
+  json everything = testing::fp8_per_token();
   everything["ignore"] = json::array();
   return {
-      {"fp8 channel", fp8_channel(), WeightCode::kE4m3},
+      {"fp8 channel", testing::fp8_per_token(), WeightCode::kE4m3},
       {"fp8 channel and lm_head", everything, WeightCode::kE4m3, true},
       {"fp8 block",
        {{"quant_method", "fp8"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}},
@@ -364,7 +352,7 @@ class NanSource final : public WeightSource {
 };
 
 TEST_F(DummyModels, CodesReadStraightToTheirPlaceAreChecked) {
-  const json config_json = config_of(fp8_channel());
+  const json config_json = config_of(testing::fp8_per_token());
   const auto config = parse_model_config(config_json);
   const auto quantization = quantization_of(config_json);
   for (const Memory* memory : {&host_memory(), static_cast<const Memory*>(&testing::fake_device())}) {

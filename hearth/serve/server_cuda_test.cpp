@@ -112,7 +112,8 @@ TEST(ServerCuda, Bf16TextsAreRepeatableAndTheSameWithGraphs) {
   EXPECT_TRUE(answer.body.ends_with("data: [DONE]\n\n"));
 }
 
-// What serve does when a kernel traps under it, in a process of its own: answers, says why, ends with DeviceLost's code.
+// What serve does when a kernel traps under it, in a process of its own: answers, says why, ends with DeviceLost's
+// code.
 [[noreturn]] void serve_until_the_gpu_is_lost() {
   const auto fail = [](int line, std::string_view what) {
     fmt::print(stderr, "line {}: {}\n", line, what);

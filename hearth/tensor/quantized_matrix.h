@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantizedMatrix: a weight [n, k] in one of the formats of weight_format.h, owned, in hearth's canonical form. Readers of
-// foreign checkpoints and the quantizer make it, writers store it, the model copies it to where ops read it.
+// QuantizedMatrix: a weight [n, k] in one of the formats of weight_format.h, owned, in hearth's canonical form. Readers
+// of foreign checkpoints and the quantizer make it, writers store it, the model copies it to where ops read it.
 //
 // The canonical form, which LinearWeight's views have too:
 //   codes  kF32, kF16, kBf16, kE4m3   [n, k] row-major, little endian
@@ -8,7 +8,8 @@
 //          kBitvectors                as the 4-bit codes: bit S - 1 - s of a nibble is the weight's bit of bitvector s
 //                                     (S <= 4), so that the nibble indexes the 2^S subset sums of its line.
 //                                     Wider codes (S of 5 to 8): [n, k] bytes
-//   scales f32 values that scale_dtype holds exactly: kRow [n], kGroup [n, G], kBlock [ceil(n / block_n), G], kTensor [1]
+//   scales f32 values that scale_dtype holds exactly: kRow [n], kGroup [n, G], kBlock [ceil(n / block_n), G], kTensor
+//   [1]
 //   zeros  as scales, one byte each, 0..15
 //   lines  [lines, S] coefficients: integers -127..127 where integer_lines, else values that f16 holds exactly
 //   line_scales [lines] f32 values that f16 holds exactly (integer lines); line_index [n, G]

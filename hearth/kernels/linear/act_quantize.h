@@ -4,9 +4,9 @@
 //   kE4m3PerToken  s = max |x| / 448 over the row,   x8 = e4m3(x / s), saturating, ties to even
 //   kE4m3Static    s stored,                         x8 = e4m3(x / s)
 //   kI8PerGroup    s = max |x| / 127 over the group, x8 = x / s to the nearest integer, ties to even, -127..127
-// Where s would be below 2^-126 (no number in it, or none that counts) it is 1. A row or group with a NaN or an infinity
-// has s = NaN and x8 = 0, so that its outputs are NaN; with a static scale such a number itself becomes NaN or +-448.
-// Pure functions.
+// Where s would be below 2^-126 (no number in it, or none that counts) it is 1. A row or group with a NaN or an
+// infinity has s = NaN and x8 = 0, so that its outputs are NaN; with a static scale such a number itself becomes NaN or
+// +-448. Pure functions.
 #pragma once
 
 #include <span>

@@ -21,7 +21,8 @@ namespace hearth {
 //   out      [m, n] as x, or f32 (logits); bf16 or f32 with an x of e4m3
 // Numerics: products and sums in f32; a row of out is a function of the same row of x alone, bit for bit,
 // whatever m is and wherever the row stands. Quantized weights: x is rounded first as weight.format.act says
-// (act_quantize.h) and W acts as QuantizedMatrix::dequantize_row says, that is as f32(scale * value); k_order gathers x.
+// (act_quantize.h) and W acts as QuantizedMatrix::dequantize_row says, that is as f32(scale * value); k_order gathers
+// x.
 //   kNative, kE4m3PerToken, kE4m3Static: out = s (sum of x8 W), s the scale of x (1 for kNative)
 //   kI8PerGroup: out = sum over groups of (scale s_group (sum of x8 value)); where values are integers (integer lines,
 //   kU4, kI4SignMagnitude) the inner sums are those integers exactly

@@ -4,8 +4,8 @@
 // library chooses for the shape, so that a row's bits may differ between values of m (not from run to run).
 // linear_bf16_sm90: the same, with a kernel of our own for few rows (linear_narrow_sm90.h), whose bits are theirs.
 // linear_fp8_sm90: bf16 x and weights of E4M3 with a scale for each row or one for all; x is rounded to E4M3
-// (act_quantize.h), where it does not come so, and both meet on the tensor cores: few rows in our kernel, more in
-// cuBLASLt.
+// (act_quantize.h), where it does not come so, and both meet on the tensor cores: few rows in our kernels, more
+// in cuBLASLt.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once

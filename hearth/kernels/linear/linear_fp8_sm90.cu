@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear for weights of E4M3 on the tensor cores: the rows of x are rounded to E4M3 into scratch memory, as
-// act_quantize.h says, unless the op before did it; then few rows go through linear_narrow_sm90.h and more through cuBLASLt, which applies both
-// scales to its sums, or where it does not take them through the former in turns. What lies as neither wants it is
-// linear_quantized_sm90's.
+// act_quantize.h says, unless the op before did it; then few rows go through linear_narrow_sm90.h, some dozens through
+// linear_stream_sm90.h, and more through cuBLASLt, which applies both scales to its sums, or where it does not take
+// them through the former in turns. What lies as none of them wants it is linear_quantized_sm90's.
 #include <algorithm>
 
 #include "hearth/kernels/linear/linear_cuda.h"

@@ -56,8 +56,8 @@ __device__ __forceinline__ Place find_part(const NarrowProduct& p) {
   return {part, block};
 }
 
-// kResident: blocks that a multiprocessor holds; many hide each other's beginnings and ends. Grid: the parts' blocks one
-// after the other. Shared: kWarps * m * (kRows + 1) floats.
+// kResident: blocks that a multiprocessor holds; many hide each other's beginnings and ends. Grid: the parts' blocks
+// one after the other. Shared: kWarps * m * (kRows + 1) floats.
 template <bool kFp8, int kTiles, int kResident>
 __global__ void __launch_bounds__(kThreads, kResident) linear_narrow_kernel(const __grid_constant__ NarrowProduct p) {
   extern __shared__ float sums[];  // [kWarps][m][kRows + 1]

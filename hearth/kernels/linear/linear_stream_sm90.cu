@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A warp copies, 16 KB of W and the tokens' 128 bytes of K a stage; two warpgroups multiply, each 64 rows of W by all
-// tokens: W is the M side of wgmma, so that few tokens waste little. W's first stages, all that shared memory holds, are
-// asked for before the kernels in front have ended. E4M3's sums are added up in f32 after each chunk: Hopper's tensor
-// cores keep few bits of them. Partial sums of tiles that blocks share meet in global memory, added in the order of K.
+// tokens: W is the M side of wgmma, so that few tokens waste little. W's first stages, all that shared memory holds,
+// are asked for before the kernels in front have ended. E4M3's sums are added up in f32 after each chunk: Hopper's
+// tensor cores keep few bits of them. Partial sums of tiles that blocks share meet in global memory, added in the order
+// of K.
 #include "hearth/kernels/linear/linear_stream_sm90.h"
 
 #include <algorithm>

@@ -20,8 +20,8 @@ inline constexpr int kStreamRows = 128;        // of W in a tile
 inline constexpr int kStreamChunkBytes = 128;  // of a row that are copied at once
 inline constexpr int kStreamMostBlocks = 512;
 
-// How blocks share out W: its tiles, those of all parts one behind the other, each of `chunks` chunks of K, are a row of
-// units that is cut into as many equal pieces as there are blocks.
+// How blocks share out W: its tiles, those of all parts one behind the other, each of `chunks` chunks of K, are a row
+// of units that is cut into as many equal pieces as there are blocks.
 struct StreamPlan {
   int tiles = 0, chunks = 0, blocks = 0;
 

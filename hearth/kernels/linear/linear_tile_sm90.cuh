@@ -85,7 +85,8 @@ struct Tile {
   static_assert(sizeof(Memory) <= 48 * 1024 - 256);
 
   // Who loads what: neighbouring threads take neighbouring lines (rows of x, columns of out), and `kAlong` of them lie
-  // along K. Two packs of x, a sector of memory, are 16 banks apart where kPad is 4; chunks of weights have a line each.
+  // along K. Two packs of x, a sector of memory, are 16 banks apart where kPad is 4; chunks of weights have a line
+  // each.
   static constexpr bool kWide = kVector == 4;
   static constexpr int kXAlong = kWide ? 2 : kDepth / 4, kWAlong = kWide ? 1 : kDepth / kChunk;
   static __device__ __forceinline__ int line_of(int e, int lines, int along) { return e / along % lines; }

@@ -48,8 +48,8 @@ class BracketCut {
   __device__ BracketCut(RowWork<kCtas>& work, const PackedSampleRow& row, const Kept& kept)
       : work(work), s(work.s), row(row), kept(kept), scale(row.inverse_temperature * kPlacesPerUnit) {}
 
-  // kFound: the digits of the cuts stand in RowStorage, for draw(). kAllKept: there is no cut. kDeclined: too many tokens
-  // share a digit.
+  // kFound: the digits of the cuts stand in RowStorage, for draw(). kAllKept: there is no cut. kDeclined: too many
+  // tokens share a digit.
   __device__ BracketOutcome find() {
     fill();
     if (!locate()) {
@@ -60,8 +60,8 @@ class BracketCut {
     return BracketOutcome::kFound;
   }
 
-  // After find(): a token of what top-k and top-p keep to the verdict, rank 0's last work. False where the bracket holds
-  // too many tokens.
+  // After find(): a token of what top-k and top-p keep to the verdict, rank 0's last work. False where the bracket
+  // holds too many tokens.
   __device__ bool draw(SampleVerdict* verdict) {
     const int count = list_bracket();
     if (count > kListKeys) return false;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The threads of a cluster at one row of logits, and what they share: passes over the row, reductions, lists of keys,
 // the sort of a short list, the draw. Every warp owns a contiguous segment of ids, every other block of which stays in
-// shared memory after the first pass; the rest comes from L2 in each. Sums are of integers, so that no order of summation shows. What all threads must call together says so; the functions
-// of rank 0 run while the other CTAs are at the row's last barrier.
+// shared memory after the first pass; the rest comes from L2 in each. Sums are of integers, so that no order of
+// summation shows. What all threads must call together says so; the functions of rank 0 run while the other CTAs are at
+// the row's last barrier.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -160,9 +161,9 @@ class RowWork {
 
   __device__ int segment() const { return rank * kWarps + warp; }
 
-  // f(logit, id) for every id of this warp, and -inf for a few from `end` on. Reads past the first-level cache, as other
-  // CTAs may have written adjusted logits. kFill: the first pass, which fills s.near; each lane reads what it wrote
-  // itself or, after a barrier, adjust() did.
+  // f(logit, id) for every id of this warp, and -inf for a few from `end` on. Reads past the first-level cache, as
+  // other CTAs may have written adjusted logits. kFill: the first pass, which fills s.near; each lane reads what it
+  // wrote itself or, after a barrier, adjust() did.
   template <bool kFill = false, class F>
   __device__ __forceinline__ void for_each(const F& f) const {
     int block = 0;
@@ -186,8 +187,8 @@ class RowWork {
     }
   }
 
-  // Where a block of a warp stands in shared memory; null: nowhere. Neighbouring warps keep different ones, so that some
-  // compute while others wait for L2.
+  // Where a block of a warp stands in shared memory; null: nowhere. Neighbouring warps keep different ones, so that
+  // some compute while others wait for L2.
   __device__ __forceinline__ float* near_block(int of_warp, int block) const {
     const bool kept_near = (block + of_warp) % 2 == 0 && block < 2 * kNearBlocks;
     return kept_near ? &s.near[of_warp][block / 2 * kBlockIds] : nullptr;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// silu_mul on Hopper, in f32: 8 channels a thread, or one where rows do not lie in whole vectors; or, with rounding to E4M3, rows whose values
-// stay in registers between their largest magnitude and the rounding (silu_mul_sm90.h), so that they are read once.
+// silu_mul on Hopper, in f32: 8 channels a thread, or one where rows do not lie in whole vectors; or, with rounding to
+// E4M3, rows whose values stay in registers between their largest magnitude and the rounding (silu_mul_sm90.h), so that
+// they are read once.
 #include "hearth/kernels/silu_mul/silu_mul_sm90.h"
 
 #include <type_traits>

@@ -10,9 +10,9 @@
 
 namespace hearth::sm90 {
 
-// A row is `blocks` neighbouring blocks (a cluster, which agrees on the largest magnitude in shared memory) of `threads`
-// threads with `vectors` vectors of 8 channels each at most, held in registers between the maximum and the rounding.
-// vectors = 0: any width and alignment, channel by channel, computed twice.
+// A row is `blocks` neighbouring blocks (a cluster, which agrees on the largest magnitude in shared memory) of
+// `threads` threads with `vectors` vectors of 8 channels each at most, held in registers between the maximum and the
+// rounding. vectors = 0: any width and alignment, channel by channel, computed twice.
 struct SiluRoundConfig {
   int blocks, threads, vectors;
 
