@@ -129,7 +129,7 @@ __device__ __forceinline__ void produce_decode(DecodeShared<kDim>& shared, const
         const KvPlace from = wanted ? find_kv(p, item.sequence, key) : KvPlace{};
         const int count = __popc(__ballot_sync(0xFFFFFFFF, wanted));
         if (filled == 0) pdl_wait();
-        shared.empty[slot].wait_or_trap(filled / kDecodeStages % 2 ^ 1);
+        shared.empty[slot].wait_or_fault(filled / kDecodeStages % 2 ^ 1);
         if (lane == 0) shared.full[slot].arrive_and_expect(count * 2 * kDim * 2 * box);
         __syncwarp();
         if (wanted) {
@@ -271,7 +271,7 @@ __device__ __forceinline__ void consume_decode(DecodeShared<kDim>& shared, const
       sums.clear();
       for (int s = stages.begin; s < stages.end; ++s, ++taken) {
         const int slot = taken % kDecodeStages, key = s * kDecodeStage<kDim> + warp * 16;
-        shared.full[slot].wait_or_trap(taken / kDecodeStages % 2);
+        shared.full[slot].wait_or_fault(taken / kDecodeStages % 2);
         if (key <= item.position && key + 15 >= first)
           sums.add(q, shared_address(shared.stage[slot][0]), shared_address(shared.stage[slot][1]), warp, lane, key,
                    first, item.position, p.scale_log2);

@@ -78,7 +78,7 @@ class StreamBlock {
     for_each_unit([&](int unit, int tile, int chunk) {
       const int stage = unit % kStages;
       if (unit >= held) {
-        empty_[stage].wait(unit / kStages % 2 ^ 1);
+        empty_[stage].wait_or_fault(unit / kStages % 2 ^ 1);
         copy_weight(maps, unit, tile, chunk);
       }
       copy_tensor(tokens_at(stage), maps.x, chunk * kStreamChunkBytes, 0, full_[stage]);
@@ -133,7 +133,7 @@ class StreamBlock {
 
   __device__ __forceinline__ void multiply_chunk(int unit, float (&total)[kSums]) {
     const int stage = unit % kStages;
-    full_[stage].wait(unit / kStages % 2);
+    full_[stage].wait_or_fault(unit / kStages % 2);
     const uint32_t weight = shared_address(weight_at(stage)) + threadIdx.x / 128 * (64 * kStreamChunkBytes);
     const uint32_t tokens = shared_address(tokens_at(stage));
     float sum[kSums] = {};
@@ -169,8 +169,7 @@ class StreamBlock {
     while (p_.plan.begin(first) > tile_begin) --first;
     float sum[kSums] = {};
     for (int block = first; block < block_; ++block) {
-      if (threadIdx.x == 0)
-        while (load_acquire(p_.ready + block) == 0) {}
+      if (threadIdx.x == 0) wait_acquire(p_.ready + block, 1);
       named_barrier(kBarrierOfWork, kMultipliers);
       const float* const from = partial_of(block);
 #pragma unroll

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "hearth/kernels/sm90/patience.cuh"
+
 namespace hearth::sm90 {
 
 // The 32-bit address that instructions want of something in shared memory.
@@ -46,12 +48,10 @@ struct alignas(8) MBarrier {
   __device__ __forceinline__ void wait(int parity) {
     while (!try_wait(parity)) {}
   }
-  // The same, but a phase that stays open, by a bug of ours, ends the kernel with an error after some seconds. Not in
-  // kernels with wgmma: a trap makes ptxas 13.0 serialise it (C7512).
-  __device__ __forceinline__ void wait_or_trap(int parity) {
-    constexpr int kMostTries = 1 << 26;
-    for (int tries = 0; !try_wait(parity);)
-      if (++tries == kMostTries) asm volatile("trap;");
+  // The same, but a phase that stays open ends the kernel with an error.
+  __device__ __forceinline__ void wait_or_fault(int parity, uint32_t ticks = Patience::kTicks) {
+    if (try_wait(parity)) return;
+    for (const Patience patience(ticks); !try_wait(parity);) patience.check();
   }
 };
 

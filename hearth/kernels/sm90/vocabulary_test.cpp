@@ -10,39 +10,13 @@
 #include <vector>
 
 #include "hearth/base/random.h"
-#include "hearth/memory/cuda/device.h"
+#include "hearth/kernels/sm90/device_for_test.h"
 #include "hearth/tensor/dtype.h"
 
 namespace hearth::sm90 {
 namespace {
 
 constexpr uint64_t kSeed = 90001;
-
-struct Device {
-  Device() {
-    auto created = Stream::create();
-    EXPECT_TRUE(created) << created.error().message;
-    if (created) stream = *std::move(created);
-  }
-  Stream stream;
-
-  template <class T>
-  DeviceBuffer put(const std::vector<T>& from) {
-    auto buffer = DeviceBuffer::allocate(static_cast<int64_t>(from.size() * sizeof(T)));
-    EXPECT_TRUE(buffer) << buffer.error().message;
-    EXPECT_TRUE(buffer->copy_from_host(std::as_bytes(std::span(from))));
-    return *std::move(buffer);
-  }
-  // Waits, and copies back.
-  template <class T>
-  std::vector<T> get(const DeviceBuffer& buffer) {
-    const Status status = stream.synchronize();
-    EXPECT_TRUE(status) << status.error().message;
-    std::vector<T> to(static_cast<size_t>(buffer.size_bytes()) / sizeof(T));
-    EXPECT_TRUE(buffer.copy_to_host(std::as_writable_bytes(std::span(to))));
-    return to;
-  }
-};
 
 // Small integers, and how an operand type stores them.
 std::vector<int> small_integers(Random& random, int64_t count) {

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(128)
       for (int t = 0; t < kBTiles; ++t)
         copy_tensor(shared.b + t * kBRows * 128, b_map, t * 128 / kBytes, 0, shared.full);
     }
-    shared.full.wait_or_trap(0);
+    shared.full.wait_or_fault(0);
   } else {
     store_tiles(shared.a[0], a, 64, 2);
     store_tiles(shared.b, b, kBRows, kBTiles);
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(128) addressed_copies_kernel(const __grid_cons
       full.arrive_and_expect(rows * 128);
       copy_tensor(tile, map, 0, first_row, unit[i], full);
     }
-    full.wait_or_trap(i % 2);
+    full.wait_or_fault(i % 2);
     for (int e = threadIdx.x; e < rows * 8; e += 128)
       *reinterpret_cast<uint4*>(to + (int64_t{i} * rows * 8 + e) * 16) =
           *reinterpret_cast<const uint4*>(tile + swizzled_offset(e / 8, e % 8 * 16));
@@ -213,13 +213,13 @@ __global__ void __launch_bounds__(128) bulk_copies_kernel(const std::byte* from,
   if (threadIdx.x < 32) {
     if (threadIdx.x == 0)
       for (int i = 0; i < rounds; ++i) {
-        empty[i % 2].wait_or_trap(i / 2 % 2 ^ 1);
+        empty[i % 2].wait_or_fault(i / 2 % 2 ^ 1);
         full[i % 2].arrive_and_expect(bytes);
         copy_bulk(tile + i % 2 * bytes, from + int64_t{i} * bytes, bytes, full[i % 2]);
       }
   } else {
     for (int i = 0; i < rounds; ++i) {
-      full[i % 2].wait_or_trap(i / 2 % 2);
+      full[i % 2].wait_or_fault(i / 2 % 2);
       for (int e = threadIdx.x - 32; e < bytes / 16; e += 96)
         *reinterpret_cast<uint4*>(to + int64_t{i} * bytes + e * 16) =
             *reinterpret_cast<const uint4*>(tile + i % 2 * bytes + e * 16);
