@@ -20,7 +20,8 @@ struct EmbeddingParams {
 
 template <class W, class T>
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams<W, T> p) {
-  sm90::pdl_wait_and_launch_next(gridDim.x);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const W* const from = p.table + p.tokens[blockIdx.x] * p.table_stride;
   T* const to = p.out + blockIdx.x * p.out_stride;
   for (int64_t i = threadIdx.x; i < p.hidden; i += kThreads) to[i] = sm90::narrow<T>(sm90::widen(from[i]));

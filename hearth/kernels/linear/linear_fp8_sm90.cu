@@ -42,7 +42,8 @@ struct QuantizeParams {
 __global__ void __launch_bounds__(kThreads) quantize_e4m3_kernel(const __grid_constant__ QuantizeParams p) {
   __shared__ unsigned warp_largest[kThreads / 32];
   using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
-  sm90::pdl_wait_and_launch_next(gridDim.x);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const __nv_bfloat16* const x = p.x + blockIdx.x * p.x_stride;
   float scale = 0;
   if (p.static_scale != nullptr) {
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads) quantize_e4m3_kernel(const __grid_co
 // The weight's scales as cuBLASLt wants them: one f32 for each row.
 __global__ void __launch_bounds__(kThreads)
     widen_scales_kernel(const void* from, DType dtype, int step, int64_t n, float* to) {
-  sm90::pdl_wait_and_launch_next(1);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row < n) to[row] = sm90::number_at(from, dtype, row * step);
 }

@@ -207,7 +207,7 @@ TEST(LinearFp8Sm90, TakesRoundedRows) {
 TEST(LinearFp8Sm90, SeveralWeightsTogether) {
   constexpr uint64_t kSeed = 20344;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
-  constexpr int64_t kCols[] = {100, 48, 17}, kAll = 165, kK = 1088;
+  constexpr int64_t kCols[] = {100, 48, 17}, kAll = 165, kK = 1152;
   for (const int64_t m : {1, 5, 12, 32, 40}) {
     Random random(kSeed);
     TestTensor x(DType::kBf16, m, kK), residual(DType::kBf16, m, kAll, 3), apart(DType::kBf16, m, kAll, 5),
@@ -266,7 +266,7 @@ TEST(LinearFp8Sm90, SeveralWeightsTogether) {
 
 TEST(LinearFp8Sm90, SaysWhichWeightsTakeRoundedRows) {
   for (const bool has_k_order : {false, true})
-    for (const int64_t k : {48, 64, 100}) {
+    for (const int64_t k : {48, 64, 100, 128}) {
       Random random(1);
       const QuantizedMatrix matrix = testing::random_matrix({.code = WeightCode::kE4m3,
                                                              .scale_layout = ScaleLayout::kRow,
@@ -274,7 +274,7 @@ TEST(LinearFp8Sm90, SaysWhichWeightsTakeRoundedRows) {
                                                              .act = ActFormat::kE4m3PerToken},
                                                             64, k, has_k_order, random);
       const PlacedWeight placed(matrix);
-      EXPECT_EQ(linear_fp8_sm90_takes_rounded(placed.weight), k == 64 && !has_k_order) << k << has_k_order;
+      EXPECT_EQ(linear_fp8_sm90_takes_rounded(placed.weight), k == 128 && !has_k_order) << k << has_k_order;
     }
   // Where it does not, an x of e4m3 is an error and never read as something else.
   Fp8Run run({.m = 2, .n = 64, .k = 48}, 1);

@@ -13,7 +13,7 @@
 
 namespace hearth::sm90 {
 
-// Rows of W that a block takes.
+// Rows of W that a block takes at once.
 inline constexpr int kNarrowRows = 16;
 // Most rows of x.
 inline constexpr int64_t kNarrowMostRows = 16;
@@ -44,7 +44,7 @@ struct NarrowProduct {
   NarrowPart part[kNarrowMostParts];
 };
 
-// Whether the kernel takes weights and activations that lie so: 16-byte vectors, 64 bytes of a row at once.
+// Whether the kernel takes weights and activations that lie so: 16-byte vectors, 128 bytes of a row at once.
 bool fits_narrow(const ConstTensorView& x, const ConstTensorView& weight);
 // What of `args` does not depend on the type of x; x as it lies. One part.
 NarrowProduct narrow_product(const LinearArgs& args);

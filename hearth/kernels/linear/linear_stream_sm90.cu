@@ -46,10 +46,10 @@ struct Config {
   static constexpr int kStageBytes = kWeightBytes + kTokens * kStreamChunkBytes;
   static constexpr int kOutStride = kStreamRows + 4;
   static constexpr int kOutBytes = kTokens * kOutStride * 4;
-  // All that a block may have, less room for alignment and the barriers. Half of it, so that two blocks share a
-  // multiprocessor, is slower in a model: blocks of the next linear that come while the last of this one run are two on
-  // some multiprocessors and none on others.
-  static constexpr int kStages = (226 * 1024 - kOutBytes) / kStageBytes;
+  // All that a block may have, less room for alignment, the barriers and small kernels. Half of it, so that two blocks
+  // share a multiprocessor, is slower in a model: blocks of the next linear that come while the last of this one run
+  // are two on some multiprocessors and none on others.
+  static constexpr int kStages = (226 * 1024 - kSharedLeft - kOutBytes) / kStageBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes + kOutBytes + 1024;
 };
 

@@ -82,7 +82,8 @@ __device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, in
     for (int v = 0; v < kVectors; ++v)
       if (const int i = thread + v * kThreads; i < vectors) weight[v] = weight_row[i];
   }
-  pdl_wait_and_launch_next(p.rows);
+  pdl_launch_next();
+  pdl_wait();
 
   Pack<T, kCount> sum[kVectors], residual[kVectors];
   Pack<T, kCount>* const residual_row = reinterpret_cast<Pack<T, kCount>*>(p.residual + row * p.residual_stride);
@@ -128,7 +129,8 @@ template <RmsNormConfig kConfig, bool kRounds, class T, class W>
 __device__ __forceinline__ void rmsnorm_elements(const RmsNormParams<T, W>& p, int64_t row, int thread,
                                                  RmsNormShared& shared) {
   constexpr int kThreads = kConfig.row_threads;
-  pdl_wait_and_launch_next(p.rows);
+  pdl_launch_next();
+  pdl_wait();
   const T* x = p.x + row * p.x_stride;
   T* const residual = p.residual == nullptr ? nullptr : p.residual + row * p.residual_stride;
   float squares = 0;

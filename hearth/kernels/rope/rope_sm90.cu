@@ -30,7 +30,8 @@ struct RopeTableParams {
 };
 
 __global__ void __launch_bounds__(kThreads) rope_table_kernel(RopeTableParams p) {
-  sm90::pdl_wait_and_launch_next(p.tokens);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t token = index / p.half;
   if (token >= p.tokens) return;
@@ -94,7 +95,8 @@ __device__ __forceinline__ void store_coded(const sm90::DeviceKv& kv, sm90::Head
 // A warp per task; tasks of a token are its Q, K and V heads.
 template <class T, KvFormatId kFormat>
 __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T> p) {
-  sm90::pdl_wait_and_launch_next(p.tasks / (p.heads + 2 * p.kv_heads));
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (task >= p.tasks) return;
   const int lane = threadIdx.x % 32, all_heads = p.heads + 2 * p.kv_heads, half = p.head_dim / 2;

@@ -34,7 +34,8 @@ __device__ __forceinline__ float silu_mul(float gate, float up) {
 // Grid (pieces of a row, rows).
 template <class T>
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulParams<T> p) {
-  sm90::pdl_wait_and_launch_next(gridDim.y);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.ffn) return;
   const T* const gate = p.gate_up + blockIdx.y * p.gate_up_stride;
@@ -44,7 +45,8 @@ __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulParams<T> p) 
 // kVector neighbouring channels a thread, for rows that lie in whole vectors; grid as above.
 __global__ void __launch_bounds__(kThreads) silu_mul_vectors_kernel(SiluMulParams<__nv_bfloat16> p) {
   using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
-  sm90::pdl_wait_and_launch_next(gridDim.y);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, all = p.ffn / kVector;
   if (i >= all) return;
   const auto* const gate = reinterpret_cast<const Numbers*>(p.gate_up + blockIdx.y * p.gate_up_stride);
@@ -82,7 +84,8 @@ __global__ void __launch_bounds__(sm90::kSiluRoundConfigs[kIndex].threads,
   const int rank = blockIdx.x % kBlocks;
   const int all = p.ffn / kVector, share = (all + kBlocks - 1) / kBlocks;
   const int first = rank * share + threadIdx.x, end = min(all, rank * share + share);
-  sm90::pdl_wait_and_launch_next(gridDim.x / kBlocks);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
 
   const auto* const gate = reinterpret_cast<const Numbers*>(p.gate_up + row * p.gate_up_stride);
   Numbers value[kVectors];
@@ -116,7 +119,8 @@ __global__ void __launch_bounds__(sm90::kSiluRoundConfigs[kIndex].threads,
 // A block a row, channel by channel.
 __global__ void __launch_bounds__(kThreads) silu_mul_round_elements_kernel(const __grid_constant__ SiluRoundParams p) {
   __shared__ unsigned of_warp[kThreads / 32];
-  sm90::pdl_wait_and_launch_next(gridDim.x);
+  sm90::pdl_launch_next();
+  sm90::pdl_wait();
   const int64_t row = blockIdx.x;
   const __nv_bfloat16* const gate = p.gate_up + row * p.gate_up_stride;
   const auto value = [&](int i) {

@@ -51,6 +51,16 @@ __device__ __forceinline__ void copy_tensor_once(void* to, const CUtensorMap& ma
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "l"(policy)
       : "memory");
 }
+__device__ __forceinline__ void copy_tensor_once(void* to, const CUtensorMap& map, int x, int y, int z,
+                                                 MBarrier& barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+      : "memory");
+}
 
 // 16 bytes by an ordinary asynchronous copy (PTX ISA 9.0, section "cp.async"), zeros where `wanted` is not; addresses
 // are multiples of 16. wait_copies() waits for all of the thread's own.
