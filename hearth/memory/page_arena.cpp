@@ -61,6 +61,7 @@ Status PageArena::fill(Block& block, int64_t least_bytes) {
 }
 
 void PageArena::free(Block& block) {
+  source_.settle();  // as cudaFree does: nothing that is still under way may use the range
   const std::lock_guard lock(mutex_);
   source_.unmap(block.data_, block.reserved_bytes_);
   for (const PageSource::Page page : block.pages_) source_.destroy(page);

@@ -17,7 +17,7 @@
 
 namespace hearth {
 
-// What a device's driver does. Calls come one at a time.
+// What a device's driver does. Calls come one at a time, but for settle().
 class PageSource {
  public:
   using Page = uint64_t;
@@ -35,7 +35,10 @@ class PageSource {
   virtual Status map(std::byte* at, Page page, int64_t size_bytes) = 0;
   // What is mapped in this range may be read and written from now on.
   virtual Status open(std::byte* at, int64_t size_bytes) = 0;
-  // Of all that is mapped in this range, which no work of the device uses any more: waits for it.
+  // Waits until the device has done all that it was given. Called from any thread at any time, unlike the others: it
+  // may wait for somebody who allocates.
+  virtual void settle() = 0;
+  // Of all that is mapped in this range, which no work of the device uses any more.
   virtual void unmap(std::byte* at, int64_t size_bytes) = 0;
 };
 

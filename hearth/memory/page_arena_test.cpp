@@ -4,8 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <optional>
+#include <set>
+#include <utility>
 
 #include "hearth/base/random.h"
 
@@ -59,9 +62,16 @@ class FakePages : public PageSource {
   }
   Status open(std::byte* at, int64_t size_bytes) override {
     EXPECT_EQ(mapped_in(at, size_bytes), size_bytes) << "a hole";
+    opened_.insert(at);
     return {};
   }
+  void settle() override {
+    if (when_settling) when_settling();
+    settled_ = true;
+  }
   void unmap(std::byte* at, int64_t size_bytes) override {
+    EXPECT_TRUE(std::exchange(settled_, false) || !opened_.contains(at)) << "work may still use it";
+    opened_.erase(at);
     EXPECT_EQ(mapped_in(at, size_bytes), size_bytes) << "a hole";
     const int64_t begin = reinterpret_cast<int64_t>(at);
     mapped_.erase(mapped_.lower_bound(begin), mapped_.lower_bound(begin + size_bytes));
@@ -72,6 +82,7 @@ class FakePages : public PageSource {
   bool empty() const { return pages_.empty() && ranges_.empty() && mapped_.empty(); }
   int fails_in = -1;  // calls of create() from now
   bool maps_fail = false;
+  std::function<void()> when_settling;
 
  private:
   // Bytes from `at` without a hole.
@@ -91,6 +102,8 @@ class FakePages : public PageSource {
   std::map<Page, int64_t> pages_;
   std::map<int64_t, int64_t> ranges_;  // address to bytes
   std::map<int64_t, Page> mapped_;     // by address
+  std::set<std::byte*> opened_;
+  bool settled_ = false;
 };
 
 TEST(PageArena, LargePagesAndSmallOnesForTheRest) {
@@ -109,6 +122,21 @@ TEST(PageArena, LargePagesAndSmallOnesForTheRest) {
     ASSERT_TRUE(none);
     EXPECT_EQ(none->data(), nullptr);
   }
+  EXPECT_EQ(arena.held_bytes(), 0);
+  EXPECT_TRUE(device.empty());
+}
+
+// Whoever goes may have to wait for somebody who allocates.
+TEST(PageArena, WaitsForTheDeviceWithoutTheLock) {
+  FakePages device(int64_t{1} << 30);
+  PageArena arena(device);
+  int64_t held = -1;
+  {
+    const auto block = arena.allocate(kMiB);
+    ASSERT_TRUE(block) << block.error().message;
+    device.when_settling = [&] { held = arena.held_bytes(); };
+  }
+  EXPECT_EQ(held, kLeast);
   EXPECT_EQ(arena.held_bytes(), 0);
   EXPECT_TRUE(device.empty());
 }

@@ -37,6 +37,7 @@ Result<CUtensorMap> encode_kv_map(const KvView& kv, int64_t most_tokens) {
 
 template <class... Params, class... Args>
 Status launch_with_shared(Launch how, int shared_bytes, void (*kernel)(Params...), Args&&... args) {
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   how.shared_bytes = shared_bytes;
   how.pdl = true;

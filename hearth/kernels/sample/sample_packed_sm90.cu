@@ -360,6 +360,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads)
 
 template <int kCtas>
 Status start(const KernelParams& params, int64_t rows, ExecContext& exec) {
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(
       cudaFuncSetAttribute(sample_kernel<kCtas>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   Launch how(dim3(kCtas, static_cast<unsigned>(rows)), dim3(kThreads), exec.stream);

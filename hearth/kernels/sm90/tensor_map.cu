@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "hearth/memory/cuda/cuda_status.h"
+#include "hearth/memory/cuda/device.h"
 
 namespace hearth::sm90 {
 namespace {
@@ -15,6 +16,7 @@ Result<PFN_cuTensorMapEncodeTiled_v12000> find_encoder() {
   if (found != nullptr) return found;
   void* function = nullptr;
   cudaDriverEntryPointQueryResult answer{};
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &answer));
   if (answer != cudaDriverEntryPointSuccess || function == nullptr)

@@ -122,6 +122,7 @@ Status start_product(const ProductCase& c, const void* a, const void* b, void* d
   const auto kernel = product_kernel<kType, kN, kRegistersA, kAlongN>;
   Launch how(dim3(1), dim3(128), stream);
   how.shared_bytes = sizeof(ProductShared) + 1024;
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared_bytes));
   return launch(how, kernel, a_map, b_map, static_cast<const std::byte*>(a), static_cast<const std::byte*>(b),
                 static_cast<Accumulator<kType>*>(d), c.route == Route::kTensorMap);

@@ -111,11 +111,11 @@ class CudaPages final : public PageSource {
     const CUmemAccessDesc access{.location = properties_.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     return check(driver_.open(address(at), static_cast<size_t>(size_bytes), &access, 1), "cuMemSetAccess");
   }
+  void settle() override {
+    if (const Status settled = synchronize_cuda_device(); !settled)
+      spdlog::warn("before memory goes: {}", settled.error().message);
+  }
   void unmap(std::byte* at, int64_t size_bytes) override {
-    // As cudaFree does: nothing that is still under way may use the range.
-    if (enter_cuda_device())
-      if (const cudaError_t error = cudaDeviceSynchronize(); error != cudaSuccess && error != cudaErrorCudartUnloading)
-        spdlog::warn("cudaDeviceSynchronize before memory goes: {}", cudaGetErrorString(error));
     log_failure(driver_.unmap(address(at), static_cast<size_t>(size_bytes)), "cuMemUnmap");
   }
 

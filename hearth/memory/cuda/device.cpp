@@ -8,7 +8,9 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 
+#include "hearth/base/check.h"
 #include "hearth/base/log.h"
 #include "hearth/memory/cuda/cuda_status.h"
 
@@ -21,10 +23,22 @@ void log_failure(cudaError_t error, const char* what) {
   spdlog::warn("{}: {}", what, cudaGetErrorString(error));
 }
 
+// A destructor runs on whatever thread it likes.
+template <class Free, class Handle>
+void destroy(Free free, Handle handle, const char* what) {
+  if (handle == nullptr) return;
+  static_cast<void>(enter_cuda_device());  // where that fails, so does what follows
+  log_failure(free(handle), what);
+}
+
 std::mutex choice_mutex;
-std::optional<int> choice;             // by choose_cuda_device()
-std::atomic<int> chosen_device{0};     // the same, or 0
-thread_local int entered_device = -1;  // of this thread
+std::optional<int> choice;          // by choose_cuda_device(), or the first that was entered
+std::atomic<int> chosen_device{0};  // the same, or 0
+thread_local bool has_entered = false;
+
+// Held by everyone who records, and alone by who waits for the whole device.
+std::shared_mutex recordings;
+thread_local bool is_recording = false;
 
 cudaStream_t stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
 cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
@@ -83,14 +97,24 @@ Status choose_cuda_device(int device) {
 }
 
 Status enter_cuda_device() {
-  const int device = cuda_device();
-  if (entered_device == device) [[likely]]
+  if (has_entered) [[likely]]
     return {};
+  const std::lock_guard lock(choice_mutex);  // a choice that is made now waits, and is refused
+  const int device = cuda_device();
   HEARTH_CUDA_TRY(cudaSetDevice(device));
-  const std::lock_guard lock(choice_mutex);
-  if (!choice) choice = device;
-  entered_device = device;
+  choice = device;
+  has_entered = true;
   return {};
+}
+
+Status synchronize_cuda_device() {
+  HEARTH_CHECK(!is_recording, "memory of the GPU goes, or something waits for it, within a recording");
+  const std::unique_lock lock(recordings);
+  HEARTH_TRY(enter_cuda_device());
+  // At process exit the driver may already be gone, and with it all work.
+  const cudaError_t error = cudaDeviceSynchronize();
+  if (error == cudaSuccess || error == cudaErrorCudartUnloading) return {};
+  return cuda_error(error, "cudaDeviceSynchronize");
 }
 
 Status check_cuda_device() {
@@ -109,11 +133,10 @@ Result<Stream> Stream::create() {
   return Stream(stream);
 }
 
-Stream::~Stream() {
-  if (handle_ != nullptr) log_failure(cudaStreamDestroy(stream_of(handle_)), "cudaStreamDestroy");
-}
+Stream::~Stream() { destroy(cudaStreamDestroy, stream_of(handle_), "cudaStreamDestroy"); }
 
 Status Stream::synchronize() const {
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaStreamSynchronize(stream_of(handle_)));
   return {};
 }
@@ -128,13 +151,12 @@ Result<DeviceBuffer> DeviceBuffer::allocate(int64_t size_bytes) {
   return DeviceBuffer(static_cast<std::byte*>(data), size_bytes);
 }
 
-DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) log_failure(cudaFree(data_), "cudaFree");
-}
+DeviceBuffer::~DeviceBuffer() { destroy(cudaFree, static_cast<void*>(data_), "cudaFree"); }
 
 Status DeviceBuffer::copy_from_host(std::span<const std::byte> from) {
   HEARTH_CHECK(static_cast<int64_t>(from.size()) <= size_bytes_, "{} bytes into a buffer of {}", from.size(),
                size_bytes_);
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaMemcpy(data_, from.data(), from.size(), cudaMemcpyHostToDevice));
   // From pageable memory the call returns before the last bytes have arrived, and our streams wait for no other.
   HEARTH_CUDA_TRY(cudaStreamSynchronize(nullptr));
@@ -143,6 +165,7 @@ Status DeviceBuffer::copy_from_host(std::span<const std::byte> from) {
 
 Status DeviceBuffer::copy_to_host(std::span<std::byte> to) const {
   HEARTH_CHECK(static_cast<int64_t>(to.size()) <= size_bytes_, "{} bytes from a buffer of {}", to.size(), size_bytes_);
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaMemcpy(to.data(), data_, to.size(), cudaMemcpyDeviceToHost));
   return {};
 }
@@ -157,9 +180,7 @@ Result<PinnedBuffer> PinnedBuffer::allocate(int64_t size_bytes) {
   return PinnedBuffer(static_cast<std::byte*>(data), size_bytes);
 }
 
-PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr) log_failure(cudaFreeHost(data_), "cudaFreeHost");
-}
+PinnedBuffer::~PinnedBuffer() { destroy(cudaFreeHost, static_cast<void*>(data_), "cudaFreeHost"); }
 
 Result<Event> Event::create() {
   HEARTH_TRY(enter_cuda_device());
@@ -168,33 +189,46 @@ Result<Event> Event::create() {
   return Event(event);
 }
 
-Event::~Event() {
-  if (handle_ != nullptr) log_failure(cudaEventDestroy(event_of(handle_)), "cudaEventDestroy");
-}
+Event::~Event() { destroy(cudaEventDestroy, event_of(handle_), "cudaEventDestroy"); }
 
 Status Event::record(const Stream& stream) {
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaEventRecord(event_of(handle_), stream_of(stream.handle())));
   return {};
 }
 
 Result<double> Event::us_since(const Event& start) const {
   float milliseconds = 0;
+  HEARTH_TRY(enter_cuda_device());
   HEARTH_CUDA_TRY(cudaEventSynchronize(event_of(handle_)));
   HEARTH_CUDA_TRY(cudaEventElapsedTime(&milliseconds, event_of(start.handle_), event_of(handle_)));
   return 1e3 * milliseconds;
 }
 
+namespace {
+
+// What `body` puts into the stream; the caller's.
+Result<cudaGraph_t> record(cudaStream_t stream, FunctionRef<Status()> body) {
+  HEARTH_CHECK(!is_recording, "a recording within a recording");
+  const std::shared_lock lock(recordings);
+  // Other threads may free and allocate what does not wait for the whole device; this one may not.
+  HEARTH_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  is_recording = true;
+  const Status status = body();
+  is_recording = false;
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  if (status && ended == cudaSuccess) return graph;
+  if (graph != nullptr) log_failure(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  HEARTH_TRY(status);
+  return cuda_error(ended, "cudaStreamEndCapture");
+}
+
+}  // namespace
+
 Result<Graph> Graph::capture(const Stream& stream, FunctionRef<Status()> body) {
   HEARTH_TRY(enter_cuda_device());
-  HEARTH_CUDA_TRY(cudaStreamBeginCapture(stream_of(stream.handle()), cudaStreamCaptureModeThreadLocal));
-  const Status status = body();
-  cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(stream_of(stream.handle()), &graph);
-  if (!status || ended != cudaSuccess) {
-    if (graph != nullptr) log_failure(cudaGraphDestroy(graph), "cudaGraphDestroy");
-    HEARTH_TRY(status);
-    return cuda_error(ended, "cudaStreamEndCapture");
-  }
+  HEARTH_TRY_ASSIGN(const cudaGraph_t graph, record(stream_of(stream.handle()), body));
   cudaGraphExec_t executable = nullptr;
   const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
   log_failure(cudaGraphDestroy(graph), "cudaGraphDestroy");
@@ -202,10 +236,7 @@ Result<Graph> Graph::capture(const Stream& stream, FunctionRef<Status()> body) {
   return Graph(executable);
 }
 
-Graph::~Graph() {
-  if (executable_ != nullptr)
-    log_failure(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_)), "cudaGraphExecDestroy");
-}
+Graph::~Graph() { destroy(cudaGraphExecDestroy, static_cast<cudaGraphExec_t>(executable_), "cudaGraphExecDestroy"); }
 
 Status Graph::launch(const Stream& stream) const {
   HEARTH_TRY(enter_cuda_device());

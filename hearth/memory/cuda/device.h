@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The owners of what lives on a GPU: memory, streams, events and graphs of the current device. Move-only;
 // a moved-from or default one is empty. Destructors log and never fail. Handles are void* so that no CUDA
-// header is needed. An object is used by one thread at a time.
+// header is needed. An object is used by one thread at a time, which is made to use its GPU: no thread is left on
+// another, where the runtime would make a context of some hundred MB.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +36,9 @@ int cuda_device();
 Status choose_cuda_device(int device);
 // Makes it this thread's current device; the functions here, launch() and queues do so by themselves.
 Status enter_cuda_device();
+// Waits for all work of the GPU, and for recordings that other threads make: while a stream is recorded, the driver
+// refuses to wait for its device, and gives the recording up. REQUIRES: this thread is making none.
+Status synchronize_cuda_device();
 // Whether the chosen GPU can run hearth's kernels, and what is missing where it cannot. Unavailable: a driver or a
 // device; Unsupported: it is of another generation than Hopper.
 Status check_cuda_device();
@@ -131,7 +135,7 @@ class Graph {
   ~Graph();
   Graph(Graph&& other) noexcept : executable_(std::exchange(other.executable_, nullptr)) {}
   Graph& operator=(Graph&& other) noexcept { return std::swap(executable_, other.executable_), *this; }
-  // Records what `body` puts into the stream, without running it.
+  // Records what `body` puts into the stream, without running it. `body` frees no memory of the GPU.
   static Result<Graph> capture(const Stream& stream, FunctionRef<Status()> body);
 
   Status launch(const Stream& stream) const;

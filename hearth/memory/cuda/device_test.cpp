@@ -4,6 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "hearth/memory/cuda/cuda_memory.h"
 #include "hearth/memory/cuda/cuda_status.h"
 
 namespace hearth {
@@ -83,6 +90,114 @@ TEST(Cuda, EmptyOwnersAreLegal) {
   Stream s, t = std::move(s);
   EXPECT_EQ(b.data(), nullptr);
   EXPECT_EQ(t.handle(), nullptr);
+}
+
+// Recordings of copies from buffer to buffer, beside a thread that frees.
+class CudaRecordings : public ::testing::Test {
+ protected:
+  static constexpr int kBuffers = 8, kBytes = 3 << 20;
+
+  void SetUp() override {
+    if (!cuda_device_count()) GTEST_SKIP() << "no GPU";
+    queue_ = *cuda_memory().create_queue();
+    staging_ = *cuda_memory().allocate_staging(kBytes);
+    for (int i = 0; i < kBuffers; ++i) buffers_.push_back(*cuda_memory().allocate(kBytes));
+  }
+  std::span<std::byte> host() const { return {staging_.data(), static_cast<size_t>(kBytes)}; }
+  Status copy_along() {
+    for (int i = 1; i < kBuffers; ++i)
+      HEARTH_TRY(queue_->copy_within(buffers_[i].data(), buffers_[i - 1].data(), kBytes));
+    return {};
+  }
+  // Bytes of `value` arrive at the last buffer by way of all others.
+  void expect_copies(Recording& recording, int value) {
+    std::memset(staging_.data(), value, kBytes);
+    ASSERT_TRUE(queue_->copy_in(buffers_[0].data(), host()));
+    const Status ran = recording.run();
+    ASSERT_TRUE(ran) << ran.error().message;
+    ASSERT_TRUE(queue_->synchronize());
+    std::memset(staging_.data(), 0, kBytes);
+    ASSERT_TRUE(queue_->copy_out(host(), buffers_.back().data()));
+    ASSERT_TRUE(queue_->synchronize());
+    for (const std::byte byte : host()) ASSERT_EQ(byte, std::byte(value));
+  }
+
+  std::unique_ptr<Queue> queue_;
+  Buffer staging_;
+  std::vector<Buffer> buffers_;
+};
+
+TEST_F(CudaRecordings, MemoryGoesWhenOtherThreadsHaveRecorded) {
+  Buffer goes = *cuda_memory().allocate(kBytes);
+  std::atomic<bool> begun = false, going = false, gone = false;
+  std::thread other([&] {
+    while (!begun) std::this_thread::yield();
+    going = true;
+    goes = Buffer();
+    gone = true;
+  });
+  bool gone_within = false;
+  const auto recording = queue_->record([&]() -> Status {
+    HEARTH_TRY(copy_along());
+    begun = true;
+    while (!going) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    gone_within = gone;
+    return copy_along();
+  });
+  other.join();
+  ASSERT_TRUE(recording) << recording.error().message;
+  EXPECT_FALSE(gone_within);
+  EXPECT_TRUE(gone);
+  expect_copies(**recording, 7);
+}
+
+// Whatever another thread makes and frees meanwhile, both go on.
+TEST_F(CudaRecordings, OthersAllocateAndFreeBeside) {
+  constexpr int kRecordings = 100;
+  std::atomic<bool> done = false;
+  std::atomic<int> rounds = 0;
+  std::vector<std::string> failures;
+  std::thread other([&] {
+    const auto note = [&](const char* what, const Status& status) {
+      if (!status && failures.size() < 10) failures.push_back(fmt::format("{}: {}", what, status.error().message));
+    };
+    const auto made = [&](const char* what, const auto& result) {
+      note(what, result ? Status() : Status(result.error()));
+      return result.has_value();
+    };
+    std::vector<std::byte> bytes(4096, std::byte(3));
+    for (; !done; ++rounds) {
+      made("allocate", cuda_memory().allocate(kBytes));
+      made("allocate_staging", cuda_memory().allocate_staging(kBytes));
+      made("create_queue", cuda_memory().create_queue());
+      if (auto buffer = DeviceBuffer::allocate(4096); made("DeviceBuffer", buffer)) {
+        note("copy_from_host", buffer->copy_from_host(bytes));
+        note("copy_to_host", buffer->copy_to_host(bytes));
+      }
+      if (auto begin = Event::create(), end = Event::create(); made("Event", begin) && made("Event", end)) {
+        const auto stream = Stream::create();
+        if (!made("Stream", stream)) continue;
+        note("record", begin->record(*stream)), note("record", end->record(*stream));
+        made("us_since", end->us_since(*begin));
+      }
+      note("synchronize_cuda_device", synchronize_cuda_device());
+    }
+  });
+  for (int i = 0; i < kRecordings && !HasFatalFailure(); ++i) {
+    const auto recording = queue_->record([this]() -> Status {
+      for (int times = 0; times < 10; ++times) HEARTH_TRY(copy_along());
+      return {};
+    });
+    EXPECT_TRUE(recording) << "recording " << i << ": " << recording.error().message;
+    if (!recording) break;
+    expect_copies(**recording, i + 1);
+  }
+  done = true;
+  other.join();
+  EXPECT_TRUE(failures.empty()) << ::testing::PrintToString(failures);
+  EXPECT_GT(rounds, 1);
+  fmt::print("{} recordings beside {} rounds of allocations\n", kRecordings, rounds.load());
 }
 
 }  // namespace
