@@ -71,7 +71,7 @@ QuantizedMatrix bench_matrix(const WeightFormat& format, int64_t n, int64_t k) {
   matrix.lines.resize(static_cast<size_t>(format.lines * format.bitvectors));
   for (float& c : matrix.lines) c = static_cast<float>(random.below(63) - 31) * (format.integer_lines ? 1 : 0x1p-10f);
   if (format.integer_lines) matrix.line_scales.assign(static_cast<size_t>(format.lines), 0x1p-10f);
-  matrix.line_index.resize(static_cast<size_t>(n * (k / format.group_k)));
+  matrix.line_index.resize(static_cast<size_t>(n * ((k + format.group_k - 1) / format.group_k)));
   for (uint16_t& index : matrix.line_index) index = static_cast<uint16_t>(random.below(format.lines));
   return matrix;
 }
