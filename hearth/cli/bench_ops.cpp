@@ -95,34 +95,63 @@ Result<double> OpRig::bytes_per_s() const {
   return read_speed(memory(), {buffer.data(), static_cast<size_t>(buffer.size_bytes())}, *pool_, *clock_);
 }
 
-Result<OpTimes> OpRig::time(const OpCase& one, int64_t rounds) const {
-  Queue& queue = one.on_host ? *host_queue_ : *queue_;
-  int64_t next = 0;
-  const auto call = [&] { return one.run(next++ % one.sets); };
+nlohmann::json op_line(const OpCase& one, double bytes_per_s, int64_t calls, bool recorded) {
+  nlohmann::json line = one.fields;
+  line["bytes"] = one.bytes;
+  if (bytes_per_s > 0) line["floor_us"] = one.bytes / bytes_per_s * 1e6;
+  if (one.flops > 0) line["flops"] = one.flops;
+  line["calls"] = calls, line["graph"] = recorded;
+  line["rotated_bytes"] = one.sets * one.set_bytes;
+  return line;
+}
+
+std::function<Status()> OpReplay::body() const {
+  if (!recording) return round;
+  return [kept = recording.get()] { return kept->run(); };
+}
+
+Result<OpReplay> OpRig::prepare(const OpCase& one) const {
+  OpReplay replay;
+  replay.queue = one.on_host ? host_queue_.get() : queue_.get();
+  const auto call = [&one, next = std::make_shared<int64_t>(0)] { return one.run((*next)++ % one.sets); };
   // The first call loads and chooses; the second says how many make a round.
-  HEARTH_TRY_ASSIGN(const std::vector<double> first_us, queue.time_each(2, call, *clock_));
-  const double estimate = std::max(0.1, first_us.back());
+  HEARTH_TRY_ASSIGN(const std::vector<double> first_us, replay.queue->time_each(2, call, *clock_));
+  const double estimate = replay.estimate_us = std::max(0.1, first_us.back());
   const auto at_most = std::max<int64_t>(1, static_cast<int64_t>(kLongestUs / estimate));
   const auto at_least = static_cast<int64_t>(kShortestUs / estimate) + 1;
-  OpTimes times;
-  times.calls = std::min(at_most, (at_least + one.sets - 1) / one.sets * one.sets);
-  const std::function<Status()> round = [&]() -> Status {
-    for (int64_t i = 0; i < times.calls; ++i) HEARTH_TRY(call());
+  replay.calls = std::min(at_most, (at_least + one.sets - 1) / one.sets * one.sets);
+  replay.round = [call, calls = replay.calls]() -> Status {
+    for (int64_t i = 0; i < calls; ++i) HEARTH_TRY(call());
     return {};
   };
-  Result<std::unique_ptr<Recording>> recording = queue.record(round);
-  if (!recording && recording.error().code != ErrorCode::kUnsupported) return std::move(recording).error();
-  times.recorded = static_cast<bool>(recording);
+  Result<std::unique_ptr<Recording>> recording = replay.queue->record(replay.round);
+  if (recording) {
+    replay.recording = *std::move(recording);
+  } else if (recording.error().code != ErrorCode::kUnsupported) {
+    return std::move(recording).error();
+  }
+  return replay;
+}
+
+Result<std::vector<double>> OpRig::replay(const OpReplay& replay, int64_t count) const {
+  HEARTH_TRY_ASSIGN(std::vector<double> us, replay.queue->time_each(count, replay.body(), *clock_));
+  for (double& value : us) value /= static_cast<double>(replay.calls);
+  return us;
+}
+
+Result<OpTimes> OpRig::time(const OpCase& one, int64_t rounds) const {
+  HEARTH_TRY_ASSIGN(const OpReplay prepared, prepare(one));
+  OpTimes times;
+  times.calls = prepared.calls;
+  times.recorded = prepared.recording != nullptr;
   times.rounds = rounds;
-  const double round_us = estimate * static_cast<double>(times.calls);
-  if (!times.recorded)
+  if (!times.recorded) {
+    const double round_us = prepared.estimate_us * static_cast<double>(times.calls);
     times.rounds =
         std::clamp<int64_t>(static_cast<int64_t>(kMostUs / round_us), std::min(rounds, kFewestRounds), rounds);
-  const std::function<Status()> replay = [&] { return (*recording)->run(); };
-  HEARTH_TRY_ASSIGN(std::vector<double> us,
-                    queue.time_each(kWarmRounds + times.rounds, times.recorded ? replay : round, *clock_));
+  }
+  HEARTH_TRY_ASSIGN(std::vector<double> us, replay(prepared, kWarmRounds + times.rounds));
   us.erase(us.begin(), us.begin() + kWarmRounds);
-  for (double& value : us) value /= static_cast<double>(times.calls);
   times.us = quantile(us, 0.5), times.us_p10 = quantile(us, 0.1), times.us_p90 = quantile(us, 0.9);
   return times;
 }

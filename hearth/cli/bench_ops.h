@@ -42,6 +42,21 @@ struct OpCase {
   std::function<Status(int64_t set)> run;
 };
 
+// What of a case's line is not its times or its surroundings'. `bytes_per_s` as OpRig::bytes_per_s(), 0: unknown.
+nlohmann::json op_line(const OpCase& one, double bytes_per_s, int64_t calls, bool recorded);
+
+// Many calls of a case, one recording where the queue records.
+struct OpReplay {
+  Queue* queue = nullptr;
+  int64_t calls = 0;
+  double estimate_us = 0;         // of a call
+  std::function<Status()> round;  // as calls
+  std::unique_ptr<Recording> recording;
+
+  // What a replay puts into the queue.
+  std::function<Status()> body() const;
+};
+
 struct OpTimes {
   double us = 0, us_p10 = 0, us_p90 = 0;  // of a call, over the rounds
   int64_t calls = 0, rounds = 0;          // in a round; measured
@@ -75,6 +90,10 @@ class OpRig {
   // Reading speed for the floors.
   Result<double> bytes_per_s() const;
 
+  // As many calls as are neither too short to time nor slow. Goes before the rig and `one`.
+  Result<OpReplay> prepare(const OpCase& one) const;
+  // Microseconds of a call in each of `count` replays, one behind the other: the first finds the device idle.
+  Result<std::vector<double>> replay(const OpReplay& replay, int64_t count) const;
   Result<OpTimes> time(const OpCase& one, int64_t rounds) const;
 
  private:
@@ -121,6 +140,8 @@ class LinearBench {
 MaybeCase embedding_case(const OpRig& rig, const OpSizes& sizes, int64_t tokens);
 // `rounded`: the output is E4M3, for a linear that takes it so. Null where the backend has none.
 MaybeCase rmsnorm_case(const OpRig& rig, const OpSizes& sizes, int64_t tokens, bool rounded);
+// With the residual sum in front.
+MaybeCase rmsnorm_residual_case(const OpRig& rig, const OpSizes& sizes, int64_t tokens);
 MaybeCase silu_mul_case(const OpRig& rig, const OpSizes& sizes, int64_t tokens, bool rounded);
 MaybeCase rope_table_case(const OpRig& rig, const OpSizes& sizes, int64_t tokens);
 // Up to kMostRows tokens are one of each of as many sequences, more are of one.

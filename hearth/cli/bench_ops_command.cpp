@@ -7,6 +7,7 @@
 #include "hearth/checkpoint/json.h"
 #include "hearth/cli/bench_common.h"
 #include "hearth/cli/bench_ops.h"
+#include "hearth/cli/bench_ops_session.h"
 #include "hearth/cli/commands.h"
 #include "hearth/cli/eval_common.h"
 #include "hearth/cli/options.h"
@@ -43,7 +44,8 @@ constexpr const char* kHelp =
     "Examples:\n"
     "  hearth bench ops --device cuda --results ops.jsonl\n"
     "  hearth bench ops bench/configs/qwen3-8b.json --device cuda --ops linear --formats bf16,fp8,int4 --tokens 1,16\n"
-    "  hearth bench ops models/fable-82m --ops attention --decode 1x512,8x512 --prefill 1x512\n";
+    "  hearth bench ops models/fable-82m --ops attention --decode 1x512,8x512 --prefill 1x512\n"
+    "  echo make rmsnorm rows=1 hidden=4096 | hearth bench ops --device cuda --interactive\n";
 
 // What is measured where no list is given.
 struct DefaultLists {
@@ -67,7 +69,7 @@ struct BenchOpsSettings {
               *prefill_option = nullptr;
   int64_t rounds = 21, threads = 0;
   std::string results, note;
-  bool json = false, quick = false, quiet = false;
+  bool json = false, quick = false, quiet = false, interactive = false;
 };
 
 Result<AttentionShape> parse_attention(const char* flag, std::string_view text, bool decode) {
@@ -134,6 +136,10 @@ Result<std::vector<OpSizes>> read_sizes(const BenchOpsSettings& s) {
   return all;
 }
 
+bool is_of_the_device(ErrorCode code) {
+  return code == ErrorCode::kDeviceLost || code == ErrorCode::kUnavailable || code == ErrorCode::kInternal;
+}
+
 std::string number(double value) { return fmt::format("{:.{}f}", value, value < 10 ? 2 : value < 1000 ? 1 : 0); }
 
 class BenchOpsRun {
@@ -156,6 +162,7 @@ class BenchOpsRun {
     if (!s_.quiet)
       write_stderr(fmt::format("{}; memory is read with {:.0f} GB/s; its cache has {:.0f} MB", device_,
                                bytes_per_s_ * 1e-9, static_cast<double>(rig.memory().cache_bytes()) * 1e-6));
+    if (s_.interactive) return answer_requests(rig);
     if (!s_.json)
       HEARTH_TRY(
           write_stdout("| op | config | format | shape | us, p10 to p90 | GB/s | TFLOP/s | of floor |\n"
@@ -181,6 +188,22 @@ class BenchOpsRun {
     fill(s_.kv_option, s_.kv, usual.kv);
     fill(s_.decode_option, s_.decode, usual.decode);
     fill(s_.prefill_option, s_.prefill, usual.prefill);
+  }
+
+  // What a request did wrong is its answer; what the next one would meet too ends the run.
+  Result<int> answer_requests(const OpRig& rig) const {
+    const auto say = [](const nlohmann::json& what) {
+      return write_stdout(what.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    };
+    OpSession session(rig, device_, command_, bytes_per_s_);
+    HEARTH_TRY(say(session.greeting()));
+    LineReader reader;
+    for (std::string line; reader.read(line) == LineReader::Outcome::kLine;) {
+      Result<nlohmann::json> answer = session.answer(line);
+      HEARTH_TRY(say(answer ? *answer : nlohmann::json{{"error", answer.error().message}}));
+      if (!answer && is_of_the_device(answer.error().code)) return std::move(answer).error();
+    }
+    return 0;
   }
 
   Status run_sizes(const OpSizes& sizes) {
@@ -236,13 +259,10 @@ class BenchOpsRun {
     const double floor_us = speed > 0 ? one->bytes / speed * 1e6 : 0;
     const bool by_memory = one->flops < kMemoryBoundFlopsPerByte * one->bytes;
     nlohmann::json line = result_line(one->bench, device_, command_);
-    line.update(one->fields);
+    line.update(op_line(*one, speed, times.calls, times.recorded));
     line["us"] = times.us, line["us_p10"] = times.us_p10, line["us_p90"] = times.us_p90;
-    line["bytes"] = one->bytes, line["gbps"] = one->bytes / times.us * 1e-3;
-    if (floor_us > 0) line["floor_us"] = floor_us;
-    if (one->flops > 0) line["flops"] = one->flops, line["tflops"] = one->flops / times.us * 1e-6;
-    line["calls"] = times.calls, line["rounds"] = times.rounds, line["graph"] = times.recorded;
-    line["rotated_bytes"] = one->sets * one->set_bytes;
+    line["gbps"] = one->bytes / times.us * 1e-3, line["rounds"] = times.rounds;
+    if (one->flops > 0) line["tflops"] = one->flops / times.us * 1e-6;
     if (!s_.note.empty()) line["note"] = s_.note;
     if (!s_.results.empty()) HEARTH_TRY(append_result(s_.results, line));
     if (s_.json) return write_stdout(line.dump() + "\n");
@@ -307,6 +327,11 @@ Command add_bench_ops_command(CLI::App& bench, const CommandContext& context) {
   command->add_flag("--quick", s->quick, "Fewer shapes, of the first configuration alone.")->group(kCases);
   add_setting(*command, kRounds, s->rounds)->group(kCases);
   add_setting(*command, kThreads, s->threads)->group(kCases);
+  command
+      ->add_flag("--interactive", s->interactive,
+                 "Makes and replays cases as lines on standard input ask for it (docs/guides/benchmarks.md), for "
+                 "programs that take turns with it.")
+      ->group(kCases);
   constexpr const char* kReport = "Report";
   add_text(*command, "--results,--out", "FILE",
            "Appends each case to FILE as a line of JSON with date, commit, device and command.", s->results)

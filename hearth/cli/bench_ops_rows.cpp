@@ -35,7 +35,7 @@ struct Tokens {
 
 // Inputs and outputs of `sets` calls, and ids.
 struct RowCall {
-  Buffer in, out, scales, weight, workspace;
+  Buffer in, out, sums, scales, weight, workspace;
   Tokens tokens;
   ExecContext exec;
 };
@@ -92,32 +92,54 @@ MaybeCase embedding_case(const OpRig& rig, const OpSizes& s, int64_t tokens) {
   return one;
 }
 
-MaybeCase rmsnorm_case(const OpRig& rig, const OpSizes& s, int64_t tokens, bool rounded) {
+namespace {
+
+struct NormKind {
+  bool rounded, residual;
+};
+MaybeCase norm_case(const OpRig& rig, const OpSizes& s, int64_t tokens, NormKind kind) {
+  const bool rounded = kind.rounded, residual = kind.residual;
   if (rounded && !rig.ops().rounds_outputs) return std::unique_ptr<OpCase>();
   const DType act = rig.activation();
-  const int64_t tensor_bytes = dtype_bytes(act, tokens * s.hidden), sets = rig.sets_for(2 * tensor_bytes);
+  const int64_t tensor_bytes = dtype_bytes(act, tokens * s.hidden), set_bytes = (residual ? 3 : 2) * tensor_bytes;
+  const int64_t sets = rig.sets_for(set_bytes);
   const auto call = row_call(rig);
   HEARTH_TRY_ASSIGN(call->in, rig.numbers(act, sets * tokens * s.hidden, 1));
+  if (residual) {
+    HEARTH_TRY_ASSIGN(call->sums, rig.numbers(act, sets * tokens * s.hidden, 1));
+  }
   HEARTH_TRY_ASSIGN(call->out, rig.numbers(act, sets * tokens * s.hidden, 1));
   HEARTH_TRY_ASSIGN(call->weight, rig.numbers(DType::kF32, s.hidden, 1));
   HEARTH_TRY_ASSIGN(call->scales, rig.numbers(DType::kF32, tokens, 1));
-  auto one = row_case(rig, s, "op.rmsnorm", tokens,
-                      static_cast<double>(tensor_bytes + (rounded ? tokens * (s.hidden + 4) : tensor_bytes)));
+  auto one = row_case(
+      rig, s, "op.rmsnorm", tokens,
+      static_cast<double>((residual ? 3 : 1) * tensor_bytes + (rounded ? tokens * (s.hidden + 4) : tensor_bytes)));
   if (rounded) set_rounded(*one);
   one->fields["hidden"] = s.hidden;
-  one->fields["residual"] = false;
+  one->fields["residual"] = residual;
   one->shape = fmt::format("{} x {}", tokens, s.hidden);
-  one->sets = sets, one->set_bytes = 2 * tensor_bytes;
+  one->sets = sets, one->set_bytes = set_bytes;
   const Shape shape{tokens, s.hidden};
   const ConstTensorView weight(call->weight.data(), DType::kF32, Shape{s.hidden});
   one->run = [=, op = rig.ops().rmsnorm](int64_t set) {
     return op({.x = ConstTensorView(call->in.data() + set * tensor_bytes, act, shape),
+               .residual = residual ? TensorView(call->sums.data() + set * tensor_bytes, act, shape) : TensorView(),
                .weight = weight,
                .out = rounded ? TensorView() : TensorView(call->out.data() + set * tensor_bytes, act, shape),
                .rounded = rounded ? rounded_rows(*call, set * tensor_bytes, shape) : RoundedRows()},
               call->exec);
   };
   return one;
+}
+
+}  // namespace
+
+MaybeCase rmsnorm_case(const OpRig& rig, const OpSizes& s, int64_t tokens, bool rounded) {
+  return norm_case(rig, s, tokens, {.rounded = rounded, .residual = false});
+}
+
+MaybeCase rmsnorm_residual_case(const OpRig& rig, const OpSizes& s, int64_t tokens) {
+  return norm_case(rig, s, tokens, {.rounded = false, .residual = true});
 }
 
 MaybeCase silu_mul_case(const OpRig& rig, const OpSizes& s, int64_t tokens, bool rounded) {
