@@ -5,6 +5,7 @@
 #   scripts/gpu_check.sh pack        builds with CUDA, and fills build/gpu with programs and libraries to take along
 #   build/gpu/gpu_check.sh           there: every GPU test, a benchmark of a minute or so, a table last
 #   build/gpu/gpu_check.sh full      the same with all benchmarks and their peers
+#   build/gpu/gpu_check.sh peers [linear|attention|rmsnorm...]  PyTorch's ops beside ours alone; PEER_ARGS: see bench/peers
 #   build/gpu/gpu_check.sh sanitize [TOOL...]  compute-sanitizer's memcheck and racecheck (or TOOLs) over the op tests
 #   build/gpu/gpu_check.sh profile   ncu's memory and occupancy sections of one call per shape
 # build/gpu stays in a checkout: the tests read models/fable-13m and tests/fixtures; HEARTH_DATA names the folder with
@@ -47,7 +48,7 @@ pack() {
         ldd "$build/bin/$program" | awk '$3 ~ /^\// { print $3 }' |
             grep -Ev '/(libc|libm|libdl|librt|libpthread)\.so' | xargs -r cp -Lut build/gpu/lib
     done
-    cp bench/peers/rmsnorm_torch.py bench/peers/attention_torch.py bench/peers/golden_bf16_torch.py scripts/gpu_check.sh build/gpu/
+    cp bench/peers/turns.py bench/peers/*_torch.py scripts/gpu_check.sh build/gpu/
     git rev-parse --short=12 HEAD > build/gpu/commit 2> /dev/null || echo unknown > build/gpu/commit
     du -sh build/gpu
 }
@@ -151,7 +152,7 @@ check() {
 benchmarks() {
     bench_until=$(($(date +%s) + bench_s))
     if [ "$mode" = full ]; then
-        run_bench rmsnorm_bench "$here/rmsnorm_bench" --backend sm90 --out "$out/rmsnorm_ours.jsonl"
+        run_bench rmsnorm_bench "$here/rmsnorm_bench" --backend sm90 --out "$out/rmsnorm_sm90.jsonl"
         run_bench linear_sm90_bench "$here/linear_sm90_bench" --out "$out/linear_sm90.jsonl"
         run_bench attention_sm90_bench "$here/attention_sm90_bench" --out "$out/attention_sm90.jsonl"
         peers
@@ -163,17 +164,31 @@ benchmarks() {
     cat "$out/bench_model.txt"
 }
 
-# They need their own libraries, not those beside us.
+# $*: which ones. They need their own libraries, not those beside us, and start ours with these.
 peers() {
     if ! has_torch torch; then
         echo "gpu_check: no torch here: no comparison"
         return
     fi
-    LD_LIBRARY_PATH=$libraries python3 "$here/rmsnorm_torch.py" --ours "$out/rmsnorm_ours.jsonl" --out "$out/rmsnorm.jsonl"
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$LD_LIBRARY_PATH" "$here/attention_sm90_bench" > "$out/ours"
-    chmod +x "$out/ours"
-    HEARTH_COMMIT=$(cat "$here/commit") LD_LIBRARY_PATH=$libraries python3 "$here/attention_torch.py" \
-        --bench "$out/ours" --out "$out/attention_peers.jsonl"
+    mkdir -p "$out/ours"
+    printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' "$LD_LIBRARY_PATH" "$here/hearth" > "$out/ours/hearth"
+    chmod +x "$out/ours/hearth"
+    for peer in ${*:-linear attention rmsnorm}; do
+        # shellcheck disable=SC2086
+        run_bench "${peer}_torch" env LD_LIBRARY_PATH="$libraries" PYTHONUNBUFFERED=1 python3 "$here/${peer}_torch.py" \
+            --bench "$out/ours/hearth" --out "$out/${peer}_peers.jsonl" ${PEER_ARGS:-}
+        cat "$out/${peer}_torch.txt"
+    done
+}
+
+# Them alone.
+peers_only() {
+    ONLY=hearth prepare
+    mode=full # all the time that they want
+    has_torch torch || die "no torch here: nothing to compare with"
+    peers "$@"
+    cat "$out/table.txt"
+    exit "$failed"
 }
 
 # Several tests at once: their time goes to the CPU's references, which a sanitizer does not slow down.
@@ -211,6 +226,7 @@ fi
 case $mode in
 pack) LD_LIBRARY_PATH=$libraries; pack ;;
 check | full) check ;;
+peers) shift; peers_only "$@" ;;
 sanitize) shift; sanitize "$@" ;;
 sanitize-one) sanitize_one "$2" "$3" ;;
 profile)
@@ -219,5 +235,5 @@ profile)
     ncu --graph-profiling node --launch-count 12 --launch-skip 2 --kernel-name regex:rmsnorm \
         --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats \
         "$here/rmsnorm_bench" --backend sm90 --quick | tee "$out/ncu.txt" ;;
-*) echo "usage: gpu_check.sh [pack|check|full|sanitize|profile]" >&2; exit 2 ;;
+*) echo "usage: gpu_check.sh [pack|check|full|peers|sanitize|profile]" >&2; exit 2 ;;
 esac

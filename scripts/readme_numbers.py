@@ -24,7 +24,11 @@ def newest():
             key = tuple(line.get(k) for k in ("bench", "model", "config", "layer", "text", "format", "act", "activation",
                                               "device", "M", "rows", "hidden", "residual", "name", "baseline",
                                               "list", "batch", "context", "length", "heads", "kv_heads", "head_dim",
-                                              "layout", "kv", "path", "depth", "tokens", "graphs"))
+                                              "layout", "kv", "path", "depth", "tokens", "graphs", "x"))
+            if line["bench"].startswith("op.attention.") and "peers" in line:
+                # Beside peers whatever layout of the cache ours had.
+                key = ("peers",) + tuple(line.get(k) for k in ("bench", "device", "batch", "context", "length", "heads",
+                                                               "kv_heads", "head_dim"))
             if key not in lines or lines[key]["date"] <= line["date"]:
                 lines[key] = line
     return list(lines.values())
@@ -59,7 +63,7 @@ def table(lines):
                 f"decode at batch {line['batch']} behind {line['context']} tokens"
             rows.append((f"{line['config']}, dummy weights, {line['format']}, {what}",
                          f"{line['tokens_per_s']:.0f} tokens/s", where))
-        elif line["bench"] in ("op.attention.prefill", "op.attention.decode") and "peers" in line:
+        elif line["bench"] in ("op.attention.prefill", "op.attention.decode") and {"cudnn", "flash"} <= set(line.get("peers", ())):
             size = line.get("length", line.get("context"))
             rows.append((f"attention, {line['bench'].split('.')[-1]}, {line['batch']} x {size}, "
                          f"{line['heads']}/{line['kv_heads']} heads of {line['head_dim']}, bf16",
@@ -69,18 +73,21 @@ def table(lines):
             rows.append((f"{line['config']}, decode at batch 1, {line['format']} weights",
                          f"{line['tokens_per_s']:.1f} tokens/s, {line['ratio_median']:.2f} of reading the weights", where))
         elif line["bench"] == "op.linear" and line.get("graph") and "H100" in line["device"] \
-                and line["layer"] == "gate_up" and line["config"] == "Llama-3-8B" and line["M"] in (1, 32, 4096):
-            # `hearth bench ops`
+                and line["layer"] == "gate_up" and line["config"] == "Llama-3-8B" and line["M"] in (1, 32, 4096) \
+                and line["x"] == line["act"]:
+            # `hearth bench ops`, by itself or beside PyTorch
             share = f"{line['tflops']:.0f} TFLOP/s" if line["M"] == 4096 else \
                 f"{100 * line['floor_us'] / line['us']:.0f} % of memory's speed"
+            peers = ", ".join(f"{name} {us:.1f}" for name, us in line.get("peers", {}).items())
+            peers = f"; PyTorch's {peers}" if peers else ""
             rows.append((f"linear {line['N']} x {line['K']}, {line['M']} token{'s' if line['M'] > 1 else ''}, "
-                         f"{line['format']} weights", f"{line['us']:.1f} us; {share}", where))
+                         f"{line['format']} weights", f"{line['us']:.1f} us; {share}" + peers, where))
         elif line["bench"] == "op.linear" and line["format"] == "bf16" and line["act"] == "f32" and line["M"] == 512 \
                 and line["config"] == "Llama-3-8B" and "onednn-f32" in line.get("peers", {}):
             ratio = line["peers"]["onednn-f32"] / line["us"]
             rows.append((f"linear {line['N']} x {line['K']}, 512 tokens, bf16 weights", f"{ratio:.2f} of oneDNN f32", where))
         elif line["bench"] == "op.rmsnorm" and "H100" in line["device"] and line["act"] == "bf16" and line["residual"] \
-                and line["hidden"] == 4096 and line["rows"] in (1, 4096):
+                and line["hidden"] == 4096 and line["rows"] in (1, 4096) and len(line.get("peers", ())) == 2:
             rows.append((f"RMSNorm + residual, {line['rows']} x {line['hidden']}, bf16",
                          f"{line['us']:.2f} us; torch compiled {line['peers']['torch_compile']:.2f}, eager {line['peers']['torch']:.2f}",
                          where))
