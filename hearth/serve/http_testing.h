@@ -191,7 +191,7 @@ struct Done {
 };
 
 // A server whose handler knows a few paths.
-class HttpTest : public testing::Test {
+class HttpTest : public ::testing::Test {
  protected:
   HttpTest() {
     options_.port = 0;
