@@ -11,7 +11,8 @@ Peers of BF16:  cublas       torch.nn.functional.linear
                 cublaslt     the same with PyTorch's preferred library cuBLASLt
 Peers of FP8:   fp8_row      torch._scaled_mm, a scale for each row of x and of the weight, as ours
                 fp8_tensor   torch._scaled_mm, one scale for each matrix: less work than ours
-Both FP8 peers accumulate fast and find x in E4M3. Ours comes twice: `x` e4m3 is the same work, the op in front having
+Both FP8 peers are cuBLASLt's (from 12.9 on; CUTLASS's for rows before), accumulate fast and find x in E4M3. Ours comes
+twice: `x` e4m3 is the same work, the op in front having
 rounded it (as norms and silu_mul do in our models); `x` bf16 has the rounding of x to E4M3 in its time, as in front of
 o, which theirs has not. Field `x_rounding` of a line says which ("before", "included").
 
