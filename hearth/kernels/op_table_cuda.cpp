@@ -11,6 +11,8 @@ namespace {
 constexpr LinearOp kLinearBf16{"linear_bf16_sm90", linear_cublaslt_workspace_bytes, linear_bf16_sm90};
 constexpr LinearOp kLinearFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90,
                               linear_fp8_sm90_takes_rounded, linear_fp8_sm90_parts};
+constexpr LinearOp kLinearNibble{"linear_nibble_sm90", linear_nibble_sm90_workspace_bytes, linear_nibble_sm90,
+                                 linear_nibble_sm90_takes_rounded, linear_nibble_sm90_parts};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};
@@ -47,6 +49,7 @@ constexpr OpTable kCudaOps{
     .find_linear = [](const WeightFormat& format, DType activation) -> const LinearOp* {
       if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
       if (supports_linear_fp8_sm90(format, activation)) return &kLinearFp8;
+      if (supports_linear_nibble_sm90(format, activation)) return &kLinearNibble;
       if (!format.is_plain()) return supports_linear_quantized(format) ? &kLinearQuantizedSm90 : nullptr;
       return activation == DType::kBf16 && format.code == WeightCode::kBf16 ? &kLinearBf16 : &kLinearSm90;
     },

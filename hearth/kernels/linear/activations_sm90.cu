@@ -83,7 +83,9 @@ int64_t rounded_activations_bytes(int64_t rows, int64_t k) {
 
 Result<RoundedActivations> round_activations(const LinearArgs& args, int64_t begin, int64_t rows, ExecContext& exec) {
   const LinearWeight& w = *args.weight;
-  const ActFormat act = w.format.act;
+  // Rows that come rounded are widened.
+  const bool is_rounded = args.x.dtype == DType::kE4m3;
+  const ActFormat act = is_rounded ? ActFormat::kNative : w.format.act;
   const ConstTensorView x = args.x.slice_rows(begin, rows);
   if (act == ActFormat::kNative && x.dtype == DType::kF32 && !w.k_order)
     return RoundedActivations{static_cast<const float*>(x.data), nullptr, x.row_stride, 0};
@@ -106,6 +108,7 @@ Result<RoundedActivations> round_activations(const LinearArgs& args, int64_t beg
   how.pdl = true;
   HEARTH_TRY(launch(how, round_activations_kernel, params));
   RoundedActivations rounded{params.out, nullptr, params.out_stride, 0};
+  if (is_rounded) rounded.scale = static_cast<const float*>(args.x_scale.data) + begin, rounded.scale_stride = 1;
   if (act == ActFormat::kE4m3Static) rounded.scale = params.static_scale;
   if (act == ActFormat::kE4m3PerToken || act == ActFormat::kI8PerGroup)
     rounded.scale = params.scale, rounded.scale_stride = params.scale_stride;

@@ -6,6 +6,8 @@
 // linear_fp8_sm90: bf16 x and weights of E4M3 with a scale for each row or one for all; x is rounded to E4M3
 // (act_quantize.h), where it does not come so, and both meet on the tensor cores: few rows in our kernels, more
 // in cuBLASLt.
+// linear_nibble_sm90: bf16 x, 4-bit codes with scales for groups of 128, 256, 512, ... columns; x rounded to E4M3 where
+// the format says so. Up to 16 rows on tensor cores in our kernel, whatever else is linear_quantized_sm90's.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once
@@ -31,6 +33,12 @@ bool linear_fp8_sm90_takes_rounded(const LinearWeight& weight);
 int64_t linear_fp8_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec);
 Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec);
+
+bool supports_linear_nibble_sm90(const WeightFormat& format, DType activation);
+bool linear_nibble_sm90_takes_rounded(const LinearWeight& weight);
+int64_t linear_nibble_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec);
+Status linear_nibble_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec);
 
 // out = added + x W^T, where x and W are bf16, or E4M3 with f32 scales for the rows of both ([m] and [n], in device
 // memory). `added` may be out, or nothing.

@@ -33,6 +33,21 @@ __device__ __forceinline__ float number_at(const void* from, DType dtype, int64_
   }
 }
 
+// The same in two steps, so that nobody waits for memory before the number is needed: what lies there, and its value.
+__device__ __forceinline__ uint32_t stored_at(const void* from, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) return static_cast<const uint32_t*>(from)[i];
+  if (dtype == DType::kF16 || dtype == DType::kBf16) return static_cast<const uint16_t*>(from)[i];
+  return static_cast<const uint8_t*>(from)[i];
+}
+__device__ __forceinline__ float value_of_stored(uint32_t stored, DType dtype) {
+  switch (dtype) {
+    case DType::kF16: return widen(__ushort_as_half(static_cast<unsigned short>(stored)));
+    case DType::kBf16: return __uint_as_float(stored << 16);
+    case DType::kE4m3: return widen_e4m3(stored);
+    default: return __uint_as_float(stored);
+  }
+}
+
 // kBytes from `from`, of which the first `count` exist; the others are 0. Aligned: `from` is, to min(kBytes, 16).
 template <int kBytes>
 __device__ __forceinline__ void load_bytes(const uint8_t* from, int count, bool aligned, uint32_t (&to)[kBytes / 4]) {

@@ -9,7 +9,7 @@
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 #include "hearth/kernels/linear/linear_stream_sm90.h"
-#include "hearth/kernels/sm90/e4m3.cuh"
+#include "hearth/kernels/linear/round_rows_sm90.h"
 #include "hearth/kernels/sm90/pdl.cuh"
 #include "hearth/memory/cuda/launch.cuh"
 
@@ -17,50 +17,16 @@ namespace hearth {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kVector = 8;
 
 int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Where the parts of the scratch memory begin.
 struct Scratch {
-  int64_t x_scale, weight_scale, workspace;
+  int64_t weight_scale, workspace;
 
   Scratch(int64_t m, int64_t n, int64_t k)
-      : x_scale(align256(m * k)), weight_scale(x_scale + align256(m * 4)), workspace(weight_scale + align256(n * 4)) {}
+      : weight_scale(sm90::round_rows_bytes(m, k)), workspace(weight_scale + align256(n * 4)) {}
 };
-
-struct QuantizeParams {
-  const __nv_bfloat16* x;
-  const float* static_scale;  // kE4m3Static, or null
-  uint8_t* out;               // [m, k]
-  float* scale;               // [m]
-  int64_t x_stride;
-  int k;
-};
-
-// A block rounds a row, 8 neighbouring columns a thread: the bits of quantize_act().
-__global__ void __launch_bounds__(kThreads) quantize_e4m3_kernel(const __grid_constant__ QuantizeParams p) {
-  __shared__ unsigned warp_largest[kThreads / 32];
-  using Numbers = sm90::Pack<__nv_bfloat16, kVector>;
-  sm90::pdl_launch_next();
-  sm90::pdl_wait();
-  const __nv_bfloat16* const x = p.x + blockIdx.x * p.x_stride;
-  float scale = 0;
-  if (p.static_scale != nullptr) {
-    scale = *p.static_scale;
-  } else {
-    unsigned largest = 0;
-    for (int k = threadIdx.x * kVector; k < p.k; k += kThreads * kVector)
-      largest = sm90::largest_magnitude(*reinterpret_cast<const Numbers*>(x + k), largest);
-    scale = sm90::e4m3_scale_of(sm90::block_largest<kThreads / 32>(largest, warp_largest));
-  }
-  if (threadIdx.x == 0) p.scale[blockIdx.x] = scale;
-  for (int k = threadIdx.x * kVector; k < p.k; k += kThreads * kVector) {
-    const Numbers numbers = *reinterpret_cast<const Numbers*>(x + k);
-    *reinterpret_cast<sm90::Pack<uint8_t, kVector>*>(p.out + int64_t{blockIdx.x} * p.k + k) =
-        sm90::round_e4m3(numbers, scale);
-  }
-}
 
 // The weight's scales as cuBLASLt wants them: one f32 for each row.
 __global__ void __launch_bounds__(kThreads)
@@ -71,10 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   if (row < n) to[row] = sm90::number_at(from, dtype, row * step);
 }
 
-bool can_round(const LinearArgs& args) {
-  return !args.weight->k_order && args.weight->k % 16 == 0 && args.x.row_stride % kVector == 0 &&
-         reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0;
-}
+bool can_round(const LinearArgs& args) { return !args.weight->k_order && sm90::can_round_rows(args.x); }
 
 // For products of 8-bit numbers cuBLASLt wants every matrix in whole vectors of 16 bytes.
 bool cublaslt_takes(const LinearArgs& args) {
@@ -84,29 +47,6 @@ bool cublaslt_takes(const LinearArgs& args) {
             dtype_bytes(view.dtype, view.row_stride) % 16 == 0);
   };
   return in_vectors(args.weight->codes) && in_vectors(args.out) && in_vectors(args.residual);
-}
-
-// The rows of x in E4M3 and their scales.
-struct Rounded {
-  ConstTensorView codes;
-  const float* scale;
-};
-
-// Into scratch memory.
-Result<Rounded> round_rows(const LinearArgs& args, ExecContext& exec) {
-  const LinearWeight& w = *args.weight;
-  const int64_t m = args.x.shape[0];
-  std::byte* const memory = exec.workspace.data();
-  const QuantizeParams rounding{.x = static_cast<const __nv_bfloat16*>(args.x.data),
-                                .static_scale = static_cast<const float*>(w.act_scale.data),
-                                .out = reinterpret_cast<uint8_t*>(memory),
-                                .scale = reinterpret_cast<float*>(memory + Scratch(m, w.n, w.k).x_scale),
-                                .x_stride = args.x.row_stride,
-                                .k = static_cast<int>(w.k)};
-  Launch how(dim3(static_cast<unsigned>(m)), dim3(kThreads), exec.stream);
-  how.pdl = true;
-  HEARTH_TRY(launch(how, quantize_e4m3_kernel, rounding));
-  return Rounded{ConstTensorView(memory, DType::kE4m3, Shape{m, w.k}), rounding.scale};
 }
 
 // Weight scales: from one row to the next.
@@ -128,7 +68,7 @@ Status start_few(const sm90::NarrowProduct& product, bool stream, std::span<std:
 }
 
 // The same, in turns.
-Status multiply_few(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
+Status multiply_few(const LinearArgs& args, const sm90::RowsE4m3& x, ExecContext& exec) {
   const LinearWeight& w = *args.weight;
   sm90::NarrowProduct product = sm90::narrow_product(args);
   sm90::NarrowPart& part = product.part[0] = narrow_part(args);
@@ -150,7 +90,7 @@ Status multiply_few(const LinearArgs& args, const Rounded& x, ExecContext& exec)
 }
 
 // By cuBLASLt.
-Status multiply_wide(const LinearArgs& args, const Rounded& x, ExecContext& exec) {
+Status multiply_wide(const LinearArgs& args, const sm90::RowsE4m3& x, ExecContext& exec) {
   const LinearWeight& w = *args.weight;
   const Scratch scratch(args.x.shape[0], w.n, w.k);
   const auto* weight_scale = static_cast<const float*>(w.scales.data);
@@ -212,9 +152,9 @@ Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec) {
   if (static_cast<int64_t>(exec.workspace.size()) < wanted)
     return resource_exhausted("linear_fp8_sm90: workspace of {} bytes, wanted {}", exec.workspace.size(), wanted);
 
-  Rounded x{args.x, static_cast<const float*>(args.x_scale.data)};
+  sm90::RowsE4m3 x{args.x, static_cast<const float*>(args.x_scale.data)};
   if (!is_rounded) {
-    HEARTH_TRY_ASSIGN(x, round_rows(args, exec));
+    HEARTH_TRY_ASSIGN(x, sm90::round_rows(args.x, w, exec.workspace.data(), exec.stream));
   }
   return narrow && (m <= sm90::kStreamMostTokens || !wide) ? multiply_few(args, x, exec) : multiply_wide(args, x, exec);
 }

@@ -77,10 +77,14 @@ int64_t linear_quantized_sm90_workspace_bytes(int64_t m, int64_t, int64_t k, int
 }
 
 Status linear_quantized_sm90(const LinearArgs& args, ExecContext& exec) {
-  HEARTH_TRY(validate_on_device(args));
+  HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
   const LinearWeight& w = *args.weight;
   if (!supports_linear_quantized(w.format))
     return unsupported("linear: weights of format {}, this kernel has quantized ones", to_string(w.format));
+  const bool is_e4m3 = w.format.act == ActFormat::kE4m3PerToken || w.format.act == ActFormat::kE4m3Static;
+  if (args.x.dtype == DType::kE4m3 && (!is_e4m3 || w.k_order))
+    return unsupported("linear: x of e4m3 for weights of format {}{}, wanted f32 or bf16", to_string(w.format),
+                       w.k_order ? " in another order of columns" : "");
   HEARTH_TRY(sm90::check_size(args));
   const int64_t m = args.x.shape[0];
   const int64_t wanted = linear_quantized_sm90_workspace_bytes(m, w.n, w.k, 1);

@@ -2,8 +2,8 @@
 // Products on the tensor cores by one warp, and what brings their fragments from shared memory (PTX ISA 9.0, sections
 // "mma.sync" for m16n8k16 and m16n8k32, and "ldmatrix"). Lane l, r = l / 4, c = 2 (l % 4):
 //   D [16, 8] f32: d[0], d[1] at (r, c), (r, c + 1); d[2], d[3] eight rows further.
-//   A [16, 16] bf16: a[0] (r, c...), a[1] (r + 8, c...), a[2] (r, c + 8...), a[3] (r + 8, c + 8...); two columns each.
-//   B [16, 8] bf16: b[0] (c..., r), b[1] (c + 8..., r); two rows each.
+//   A [16, 16] bf16 or f16: a[0] (r, c...), a[1] (r + 8, c...), a[2] (r, c + 8...), a[3] (r + 8, c + 8...); two columns each.
+//   B [16, 8] bf16 or f16: b[0] (c..., r), b[1] (c + 8..., r); two rows each.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -21,7 +21,13 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// The same with only rows 0 to 7 of A, the others zero: rows 8 to 15 of D need no registers that last.
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// mma_bf16 with only rows 0 to 7 of A, the others zero: rows 8 to 15 of D need no registers that last.
 __device__ __forceinline__ void mma_bf16_upper(float (&d)[2], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
   asm("{\n"
       ".reg .f32 lower0, lower1;\n"
@@ -69,6 +75,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// Bytes of two words, `high` behind `low`: byte i of the result is the one that nibble i of the selector names, 0 to 7.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t x;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(x) : "r"(low), "r"(high), "r"(selector));
+  return x;
 }
 
 // 16 bytes of global memory, past L1.

@@ -18,10 +18,11 @@ struct TensorMapShape {
   uint64_t size[3] = {1, 1, 1};   // elements
   uint64_t stride_bytes[3] = {};  // [0] is the element's size; the others are multiples of 16
   uint32_t box[3] = {1, 1, 1};    // elements of a copy; the innermost is 128 bytes or less
+  bool swizzle = true;            // boxes land with the 128-byte swizzle; else row behind row
 };
 
-// Of elements of `element_bytes` (1 or 2) at `base`, a multiple of 16; boxes land in shared memory with the 128-byte
-// swizzle, in which wgmma and swizzled_offset() (wgmma.cuh) find them. Unavailable without a driver, Internal where it
+// Of elements of `element_bytes` (1 or 2) at `base`, a multiple of 16. wgmma and swizzled_offset() (wgmma.cuh) find what
+// lies with the swizzle. Unavailable without a driver, Internal where it
 // refuses.
 Result<CUtensorMap> encode_tensor_map(const void* base, int element_bytes, const TensorMapShape& shape);
 

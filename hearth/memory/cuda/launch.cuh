@@ -29,11 +29,15 @@ struct Launch {
 template <class... Params, class... Args>
 Status launch(const Launch& how, void (*kernel)(Params...), Args&&... args) {
   HEARTH_TRY(enter_cuda_device());
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   unsigned count = 0;
   if (how.pdl) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    // The same split of L1 for all: a multiprocessor changes it only when it is empty, so kernels that ask for different
+    // ones do not run beside each other.
+    attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   }
   if (how.cluster > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
