@@ -76,25 +76,41 @@ class BracketCut {
   const Kept kept;
   const float scale;
 
-  // In 1/64 of a digit, from the largest logit down; never falls with a falling logit. For tokens with a mass.
-  __device__ __forceinline__ int place_of(float z) const {
-    const float rounded = __fmaf_rn(__fsub_rn(kept.max, z), scale, 0x1p23f);
-    return static_cast<int>(__float_as_uint(rounded) - __float_as_uint(0x1p23f));
+  // In 1/64 of a digit, from the largest logit down; never falls with a falling logit. Of these bits: what a place is
+  // without kPlaceZero.
+  static constexpr uint32_t kPlaceZero = 0x4b000000;  // 2^23
+  __device__ __forceinline__ uint32_t place_bits(float z) const {
+    return __float_as_uint(__fmaf_rn(__fsub_rn(kept.max, z), scale, 0x1p23f));
+  }
+  __device__ __forceinline__ bool is_before(float z, int place) const {
+    return place_bits(z) < kPlaceZero + static_cast<uint32_t>(place);
   }
 
-  // The smallest logit whose mass counts. One warp.
-  __device__ float least_logit() const {
-    const uint64_t wanted = max(kept.mass_least, uint64_t{1});
-    uint64_t low = ordered_bits(-INFINITY), high = ordered_bits(kept.max);  // has none, has one
+  // The smallest logit of which `holds`, which holds of all above; infinity where it does of none. One warp.
+  template <class F>
+  __device__ float floor_of(const F& holds) const {
+    uint64_t low = ordered_bits(-INFINITY), high = ordered_bits(kept.max);  // does not hold of, holds of
+    if (!holds(kept.max)) return INFINITY;
     while (high - low > 1) {
       const uint64_t step = (high - low + 31) / 32;
       const uint64_t probe = min(low + step * (work.lane + 1), high);
-      const bool weighs = mass_of(key_logit(probe << 32), kept.max, kept.inverse_temperature) >= wanted;
-      const int first = __ffs(static_cast<int>(__ballot_sync(~0u, weighs))) - 1;  // the last lane's does
+      const int first =
+          __ffs(static_cast<int>(__ballot_sync(~0u, holds(key_logit(probe << 32))))) - 1;  // the last does
       high = min(low + step * (first + 1), high);
       low += step * first;
     }
     return key_logit(high << 32);
+  }
+  // A logit such that none below it has a mass that counts, and those from it on have their place in the histogram.
+  // Without min-p every mass is 0 that is 30 units of the exponent down; the search is for large logits at small
+  // temperatures, where these units are less than a step of the logit. One warp.
+  __device__ float least_logit() const {
+    if (kept.mass_least <= 1) {
+      const float least = __fsub_rd(kept.max, __fdiv_ru(-sampling::kExpLow, kept.inverse_temperature));
+      if (is_before(least, kFineDigits << kPlaceBits)) return least;
+    }
+    const uint64_t wanted = max(kept.mass_least, uint64_t{1});
+    return floor_of([&](float z) { return mass_of(z, kept.max, kept.inverse_temperature) >= wanted; });
   }
 
   __device__ void fill() {
@@ -104,20 +120,22 @@ class BracketCut {
       const float least = least_logit();
       if (work.lane == 0) {
         s.least = least;
-        s.counted = 0;
+        s.members = 0;
       }
     }
     __syncthreads();
     const float least = s.least;
-    uint32_t counted = 0;
+    const uint32_t fine = sm90::kept_shared_address(s.fine);
+    uint32_t members = 0;
     work.for_each([&](float v, int) {
-      if (v < least) return;
-      const int place = place_of(v);
-      atomicAdd(&s.fine[place >> kPlaceBits], kOne + (place & ((1 << kPlaceBits) - 1)));
-      ++counted;
+      const uint32_t place = place_bits(v);
+      // A digit's word begins at 4 times the digit; kPlaceZero is not in these bits.
+      const uint32_t at = place >> (kPlaceBits - 2) & (4 * kFineDigits - 4);
+      sm90::add_shared_if(v >= least, fine + at, (place & ((1 << kPlaceBits) - 1)) | kOne);
+      members += v >= least ? 1 : 0;
     });
-    counted = __reduce_add_sync(~0u, counted);
-    if (work.lane == 0) atomicAdd(&s.counted, counted);
+    members = __reduce_add_sync(~0u, members);
+    if (work.lane == 0) atomicAdd(&s.members, members);
     work.cluster.sync();
   }
 
@@ -161,17 +179,17 @@ class BracketCut {
     }
     work.cluster.sync();
     const uint64_t part = *work.cluster.map_shared_rank(&s.part, work.lane % kCtas);
-    const uint32_t counted_there = *work.cluster.map_shared_rank(&s.counted, work.lane % kCtas);
+    const uint32_t members_there = *work.cluster.map_shared_rank(&s.members, work.lane % kCtas);
     uint64_t all = 0, packed_before = sums.before;
-    uint32_t counted = 0;
+    uint32_t members_all = 0;
 #pragma unroll
     for (int r = 0; r < kCtas; ++r) {
       const uint64_t of_cta = __shfl_sync(~0u, part, r);
       all += of_cta;
       if (r < work.rank) packed_before += of_cta;
-      counted += __shfl_sync(~0u, counted_there, r);
+      members_all += __shfl_sync(~0u, members_there, r);
     }
-    if ((static_cast<uint32_t>(all) & (kOne - 1)) != counted) return false;
+    if ((static_cast<uint32_t>(all) & (kOne - 1)) != members_all) return false;
     const uint64_t before = packed_before >> kCountShift;
 
     if (row.top_k > 0) {
@@ -229,35 +247,38 @@ class BracketCut {
     });
   }
 
-  // Lists the tokens of the bracket and of the k-th's digit; sums what is above it by segments, and what is below and
-  // yet kept by top-k.
+  // Lists the tokens of the bracket, [from, to) in places, and of the k-th's digit, [again, end). Sums by segments what
+  // is above the bracket, and what is above the k-th's digit, which is what counts for top-p.
   __device__ int list_bracket() {
     const int kth = s.kth_digit, last = kth >= 0 ? min(s.last_digit, kth) : s.last_digit;
     const int first = min(s.first_digit, last);
-    // In places: listed are [from, to) and [again, end).
-    const int from = first << kPlaceBits, to = (last + 1) << kPlaceBits;
-    const int end = kth >= 0 ? (kth + 1) << kPlaceBits : kFineDigits << kPlaceBits;
-    const int again = kth >= 0 ? kth << kPlaceBits : end;
-    const float least = s.least;
-    uint64_t above = 0, below = 0;
-    work.for_each([&](float v, int id) {
-      const int place = place_of(v);
-      if (v < least || place >= end) return;
-      if (place >= from && (place < to || place >= again)) {
-        work.append(order_key(v, id));
-        return;
+    // Places in order are logits in order: the smallest ones before `from`, `to`, `again`, `end`.
+    if (work.warp < 4) {
+      const int digit = work.warp == 0 ? first : work.warp == 1 ? last + 1 : work.warp == 2 ? kth : kth + 1;
+      float floor = s.least;
+      if (work.warp < 2 || kth >= 0)
+        floor = fmaxf(floor, floor_of([&](float z) { return is_before(z, digit << kPlaceBits); }));
+      if (work.lane == 0) s.floors[work.warp] = floor;
+    }
+    __syncthreads();
+    const float from = s.floors[0], to = s.floors[1], again = s.floors[2], end = s.floors[3];
+    uint64_t above = 0, counted = 0;
+    work.for_blocks([&](const float(&v)[kAtOnce], int id) {
+      uint32_t marks = 0;
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const uint64_t mass = mass_from(again, v[u], kept.max, kept.inverse_temperature);
+        counted += mass;
+        if (v[u] >= from) above += mass;
+        if ((v[u] >= to && v[u] < from) || (v[u] >= end && v[u] < again)) marks |= 1u << u;
       }
-      const uint64_t mass = mass_of(v, kept.max, kept.inverse_temperature);
-      if (place < from)
-        above += mass;
-      else
-        below += mass;
+      work.append(v, id, marks);
     });
     above = work.sum_warp(above);
-    below = work.sum_warp(below);
+    counted = work.sum_warp(counted);
     if (work.lane == 0) {
       work.cluster.map_shared_rank(s.segments[1], 0)[work.segment()] = above;
-      work.cluster.map_shared_rank(s.below, 0)[work.segment()] = below;
+      work.cluster.map_shared_rank(s.counted, 0)[work.segment()] = counted;
     }
     work.cluster.sync();
     return work.listed();
@@ -280,16 +301,20 @@ class BracketCut {
       mine += mass[u];
     }
     const uint64_t above = work.scan(of_segment).all;
-    const uint64_t below = work.scan(has_segment ? s.below[tid] : 0).all;
-    const Sums listed = work.scan(mine);
-    const uint64_t goal =
-        row.top_p < sampling::kMassOne ? goal_of(row.top_p, above + below + listed.all) : ~uint64_t{0};
-    uint64_t before = above + listed.before;
+    uint64_t goal = ~uint64_t{0};
+    if (row.top_p < sampling::kMassOne) {
+      uint64_t counted = has_segment ? s.counted[tid] : 0;
+#pragma unroll
+      for (int u = 0; u < kListEach; ++u)
+        if (s.kth_digit >= 0 && kListEach * tid + u >= count - s.kth_members) counted += mass[u];
+      goal = goal_of(row.top_p, work.scan(counted).all);
+    }
+    uint64_t before = above + work.scan(mine).before;
 #pragma unroll
     for (int u = 0; u < kListEach; ++u) {
       const int at = kListEach * tid + u;
       if (at < limit && before < goal) {
-        const int segment = key_token(key[u]) / work.each;
+        const int segment = work.segment_of(key_token(key[u]));
         const auto low = static_cast<uint32_t>(mass[u]);
         const uint32_t old = atomicAdd(&s.more_low[segment], low);
         atomicAdd(&s.more_high[segment], static_cast<uint32_t>(mass[u] >> 32) + (old + low < old ? 1 : 0));

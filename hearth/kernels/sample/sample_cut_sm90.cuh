@@ -59,7 +59,7 @@ class ExactCut {
     __syncthreads();
     work.for_each([&](float v, int id) {
       const uint64_t key = order_key(v, id);
-      if (key < low || key > high || id >= work.end) return;
+      if (key < low || key > high || !work.has(id)) return;
       const int digit = static_cast<int>((key - low) >> shift);
       if (masses) {
         const uint64_t mass = kept.mass(v);
@@ -111,10 +111,15 @@ class ExactCut {
   // Among the tokens that the crossing digit counted.
   __device__ uint64_t cut_list(Measure measure, uint64_t goal, uint64_t low, uint64_t high, const Kept& kept) {
     work.start_list();
-    work.for_each([&](float v, int id) {
-      const uint64_t key = order_key(v, id);
-      if (key < low || key > high || id >= work.end) return;
-      if (measure == Measure::kCount || kept.mass(v) > 0) work.append(key);
+    work.for_blocks([&](const float(&v)[kAtOnce], int id) {
+      uint32_t marks = 0;
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const uint64_t key = order_key(v[u], id + work.offset(u));
+        if (key < low || key > high || !work.has(id + work.offset(u))) continue;
+        if (measure == Measure::kCount || kept.mass(v[u]) > 0) marks |= 1u << u;
+      }
+      work.append(v, id, marks);
     });
     work.cluster.sync();
     const int count = work.listed();

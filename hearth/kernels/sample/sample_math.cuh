@@ -12,13 +12,18 @@ namespace hearth::sampling_sm90 {
 
 using sm90::Rounded;
 
-__device__ __forceinline__ float exp_f32(float at) {
+// exp(at) * 2^kBits. Scaling is exact: adding kBits, an even number, to n's rounding constant does it, and n does not
+// change by that. For `at` from -33 on; what comes out below is undefined.
+template <int kBits>
+__device__ __forceinline__ float scaled_exp_f32(float at) {
+  static_assert(kBits % 2 == 0);
   constexpr float c2 = sampling::kExpQ[0], c3 = sampling::kExpQ[1], c4 = sampling::kExpQ[2], c5 = sampling::kExpQ[3],
                   c6 = sampling::kExpQ[4];
   const Rounded x = at;
-  const Rounded rounded = x * sampling::kExpLog2e + sampling::kExpRound;
-  const Rounded n = rounded - sampling::kExpRound;
-  const Rounded r = (x - n * sampling::kExpLn2Head) - n * sampling::kExpLn2Tail;
+  const Rounded rounded = x * sampling::kExpLog2e + (sampling::kExpRound + kBits);
+  const Rounded n = rounded - (sampling::kExpRound + kBits);
+  // n * head is exact, so that one rounding is as good as two.
+  const Rounded r = Rounded(__fmaf_rn(-n.value, sampling::kExpLn2Head, x.value)) - n * sampling::kExpLn2Tail;
   Rounded q = c6;
   q = q * r + c5;
   q = q * r + c4;
@@ -28,10 +33,15 @@ __device__ __forceinline__ float exp_f32(float at) {
   return __uint_as_float(__float_as_uint(p) + (__float_as_uint(rounded) << 23));
 }
 
+// Conversions round to nearest even.
 __device__ __forceinline__ uint64_t mass_of(float z, float z_max, float inverse_temperature) {
   const float x = fmaxf(__fmul_rn(__fsub_rn(z, z_max), inverse_temperature), sampling::kExpLow);
-  // Scaling by 2^40 is exact; the conversion rounds to nearest even.
-  return __float2ull_rn(__fmul_rn(exp_f32(x), 0x1p40f));
+  return __float2ull_rn(scaled_exp_f32<sampling::kMassBits>(x));
+}
+// The same for logits from `floor` on, 0 for others. REQUIRES: (floor - z_max) * inverse_temperature is -32.5 or more.
+__device__ __forceinline__ uint64_t mass_from(float floor, float z, float z_max, float inverse_temperature) {
+  const float mass = scaled_exp_f32<sampling::kMassBits>(__fmul_rn(__fsub_rn(z, z_max), inverse_temperature));
+  return __float2ull_rn(z >= floor ? mass : 0.0f);
 }
 
 __device__ __forceinline__ uint32_t ordered_bits(float z) {

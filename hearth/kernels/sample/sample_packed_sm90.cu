@@ -17,9 +17,9 @@ using namespace sampling_sm90;
 constexpr int kSharedBytes = sizeof(RowStorage);
 static_assert(kSharedBytes <= 227 * 1024);
 
-// The sparse changes: adjusted logits of the tokens that have one, and a bit for each of them. Every CTA takes the
-// tokens of its own ids from all lists, so that barriers of the CTA are enough. A token's counter is found by its place
-// among the bits; histories of more different tokens than there are counters are read again.
+// The sparse changes: a bit for each token that has a changed logit, and these logits in the order of bits. Every CTA
+// takes the tokens of its own places from all lists, so that barriers of the CTA are enough. Tokens of histories are
+// counted by the same order; histories of more different tokens than there are counters are read again.
 template <int kCtas>
 class Adjustment {
  public:
@@ -27,22 +27,25 @@ class Adjustment {
       : work(p, true),
         s(work.s),
         row(this_row(p)),
-        z(p.adjusted + scratch_of(p, row)),
         ids(kWarps * work.each),
-        first_id(work.rank * ids),
+        first_id(work.rank * ids - work.shift),
         prompt{list_at(p, row.prompt), row.prompt.count},
         output{list_at(p, row.output), row.output.count},
         banned{list_at(p, row.banned), row.banned.count},
         bias(list_at(p, row.bias)) {}
 
   // By all threads.
-  __device__ void apply() {
-    const int total = mark_all();
-    each_bias([&](int token, float by) { store(token, biased(work.allowed_at(token), by)); });
+  __device__ void apply(const KernelParams& p) {
+    mark_all();
+    work.use_adjusted(p);
+    values = const_cast<float*>(work.values);
+    each_bias([&](int token, float by) { values[index(token)] = biased(work.allowed_at(token), by); });
     if (row.flags & PackedSampleRow::kPenalises)
-      for (int begin = 0; begin < total; begin += kCounters) penalise(begin);
-    __syncthreads();
-    each_of(banned, [&](int token, float) { store(token, -INFINITY); });
+      for (int begin = 0; begin < s.changed_count; begin += kCounters) penalise(begin);
+    if (banned.count > 0) {
+      __syncthreads();
+      each_of(banned, [&](int token, float) { values[index(token)] = -INFINITY; });
+    }
     __syncthreads();
   }
 
@@ -57,13 +60,19 @@ class Adjustment {
   RowWork<kCtas> work;
   RowStorage& s;
   const PackedSampleRow& row;
-  float* const z;
   const int ids, first_id;
   const List prompt, output, banned;
   const int* const bias;
+  float* values = nullptr;
 
-  __device__ uint32_t place(int token) const { return static_cast<uint32_t>(token - first_id); }
-  __device__ bool is_mine(int token) const { return place(token) < static_cast<uint32_t>(ids); }
+  __device__ int place(int token) const { return token - first_id; }
+  __device__ bool is_mine(int token) const {
+    return token >= 0 && static_cast<uint32_t>(place(token)) < static_cast<uint32_t>(ids);
+  }
+  __device__ uint32_t index(int token) const {
+    const int at = place(token);
+    return work.index_of(s.bits_before[at / 32], s.changed[at / 32], at);
+  }
 
   // f(token, its logit without changes) for those of this CTA; kLogits false: without the logit.
   template <bool kLogits = false, class F>
@@ -89,11 +98,10 @@ class Adjustment {
       if (is_mine(bias[2 * i])) f(bias[2 * i], __int_as_float(bias[2 * i + 1]));
   }
 
-  // The bits, and how many stand in the words before each word. Returns how many there are.
-  __device__ int mark_all() {
+  // The bits, how many they are, and how many stand in the words before each word.
+  __device__ void mark_all() {
     const int words = ids / 32;
     for (int i = work.tid; i < words; i += kThreads) s.changed[i] = 0;
-    if (work.tid == 0) s.stale = 0;
     __syncthreads();
     const auto mark = [&](int token, float) { atomicOr(&s.changed[place(token) / 32], 1u << (place(token) % 32)); };
     each_bias(mark);
@@ -111,55 +119,41 @@ class Adjustment {
       s.bits_before[i] = before;
       before += __popc(s.changed[i]);
     }
+    if (work.tid == 0) s.changed_count = static_cast<int>(sums.all);
     __syncthreads();
-    return static_cast<int>(sums.all);
-  }
-  // Null: not one of the kCounters from `begin` on.
-  __device__ __forceinline__ uint32_t* counter(int token, int begin) const {
-    const uint32_t word = place(token) / 32, below = (1u << (place(token) % 32)) - 1;
-    const uint32_t at = s.bits_before[word] + __popc(s.changed[word] & below) - static_cast<uint32_t>(begin);
-    return at < kCounters ? &s.counters[at] : nullptr;
   }
 
+  // The changed tokens that are kCounters from `begin` on.
   __device__ void penalise(int begin) {
-    __syncthreads();  // counters of before, biased logits
-    for (int i = work.tid; i < kCounters; i += kThreads) s.counters[i] = 0;
+    for (int i = work.tid; i < min(kCounters, s.changed_count - begin); i += kThreads) s.counters[i] = 0;
     __syncthreads();
-    each_bias([&](int token, float) {
-      if (uint32_t* const at = counter(token, begin)) atomicOr(at, kBiased);
-    });
-    each_of(prompt, [&](int token, float) {
-      if (uint32_t* const at = counter(token, begin)) atomicOr(at, kSeen);
-    });
-    each_of(output, [&](int token, float) {
-      if (uint32_t* const at = counter(token, begin)) atomicAdd(at, 1);
-    });
+    // f(counter, index).
+    const auto count = [&](int token, auto f) {
+      const uint32_t at = index(token);
+      if (at - static_cast<uint32_t>(begin) < kCounters) f(&s.counters[at - static_cast<uint32_t>(begin)], at);
+    };
+    each_bias([&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicOr(at, kBiased); }); });
+    each_of(prompt, [&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicOr(at, kSeen); }); });
+    each_of(output, [&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicAdd(at, 1); }); });
     __syncthreads();
     const Penalties penalties{row.repetition_penalty, row.presence_penalty, row.frequency_penalty};
     // Whoever takes a token's count applies it.
     const auto take = [&](int token, float logit) {
-      uint32_t* const at = counter(token, begin);
-      if (at == nullptr) return;
-      const uint32_t count = atomicExch(at, 0);
-      if ((count & ~kBiased) == 0) return;
-      store(token, penalised(count & kBiased ? __ldcg(z + token) : logit, penalties, count & ~(kSeen | kBiased)));
+      count(token, [&](uint32_t* at, uint32_t value) {
+        const uint32_t taken = atomicExch(at, 0);
+        if ((taken & ~kBiased) == 0) return;
+        const float z = taken & kBiased ? values[value] : logit;
+        values[value] = penalised(z, penalties, taken & ~(kSeen | kBiased));
+      });
     };
     each_of<true>(prompt, take);
     each_of<true>(output, take);
-  }
-
-  __device__ __forceinline__ void store(int token, float value) {
-    z[token] = value;
-    const auto at = static_cast<int>(place(token));
-    if (float* const near = work.near_of(at)) *near = value;
-    const int of_warp = at / work.each;
-    const uint64_t largest = s.maxima[of_warp];
-    if (token == key_token(largest) || order_key(value, token) > largest) atomicOr(&s.stale, 1u << of_warp);
+    __syncthreads();
   }
 };
 template <int kCtas>
 __device__ __noinline__ void adjust(const KernelParams& p) {
-  Adjustment<kCtas>(p).apply();
+  Adjustment<kCtas>(p).apply(p);
 }
 
 // The most likely tokens of the raw logits.
@@ -244,8 +238,8 @@ __device__ __noinline__ bool choose_by_bracket(const KernelParams& p, uint64_t l
 }
 
 template <int kCtas>
-__device__ __noinline__ uint64_t sum_raw(const KernelParams& p, uint64_t largest) {
-  return RowWork<kCtas>(p).sum_masses(Kept{.max = key_logit(largest)}, 0);
+__device__ __noinline__ uint64_t sum_raw(const KernelParams& p, float largest) {
+  return RowWork<kCtas>(p).sum_masses(Kept{.max = largest}, 0);
 }
 template <int kCtas>
 __device__ __noinline__ uint64_t sum_kept(const KernelParams& p, uint64_t largest, uint64_t cut) {
@@ -308,15 +302,12 @@ __device__ void choose(const KernelParams& p, const PackedSampleRow& row, uint64
   if (first) draw_kept<kCtas>(p, largest, cut, summed ? 0 : 1);
 }
 
+// With the row's changes, or of the raw logits.
 template <int kCtas>
-__device__ __noinline__ uint64_t find_raw(const KernelParams& p) {
-  return RowWork<kCtas>(p).find_largest();
-}
-template <int kCtas>
-__device__ __noinline__ uint64_t find_changed(const KernelParams& p) {
-  RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
-  return work.find_changed();
+__device__ __noinline__ Largest find_largest(const KernelParams& p, bool changed, Slot slot) {
+  RowWork<kCtas> work(p, changed);
+  if (changed) work.use_adjusted(p);
+  return work.find_largest(slot);
 }
 
 // Grid kCtas x rows, a cluster a row.
@@ -332,23 +323,28 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads)
   const bool adjusts = row.flags & PackedSampleRow::kAdjusts, masks = row.flags & PackedSampleRow::kAllowed;
   const bool logprobs = row.flags & PackedSampleRow::kLogprobs;
 
-  const uint64_t raw = find_raw<kCtas>(p);
-  if (raw == 0 || raw == ~uint64_t{0}) {
+  // Changes are in the first pass already, unless the most likely ones of the raw logits are asked for.
+  const bool reports = row.top_logprobs > 0;
+  if (adjusts && !reports) adjust<kCtas>(p);
+  const Largest found = find_largest<kCtas>(p, !reports, kSlotLargest);
+  if (found.bad) {
     if (leads) *verdict = {-1, SampleVerdict::Outcome::kBadLogits, 0, 0, 0};
     cluster.sync();  // no CTA ends while another reads its memory
     return;
   }
-  const uint64_t total = logprobs ? sum_raw<kCtas>(p, raw) : 0;
-  if (row.top_logprobs > 0) report_top<kCtas>(p, raw);
-
-  if (adjusts) adjust<kCtas>(p);
-  const uint64_t largest = adjusts || masks ? find_changed<kCtas>(p) : raw;
+  const uint64_t total = logprobs ? sum_raw<kCtas>(p, found.raw) : 0;
+  uint64_t largest = found.key;
+  if (reports) {
+    report_top<kCtas>(p, found.key);
+    if (adjusts) adjust<kCtas>(p);
+    if (adjusts || masks) largest = find_largest<kCtas>(p, true, kSlotChanged).key;
+  }
   const bool forced = row.forced_token >= 0, greedy = row.flags & PackedSampleRow::kGreedy;
   const auto outcome = largest == 0 ? SampleVerdict::Outcome::kNothingLeft : SampleVerdict::Outcome::kToken;
   if (leads) {
     const int token = forced ? row.forced_token : outcome == SampleVerdict::Outcome::kToken ? key_token(largest) : -1;
     // A drawn token takes the place of the most likely one: by rank 0 too, and barriers later.
-    *verdict = {token, outcome, token >= 0 ? __ldcg(p.logits + blockIdx.y * p.row_stride + token) : 0, key_logit(raw),
+    *verdict = {token, outcome, token >= 0 ? __ldcg(p.logits + blockIdx.y * p.row_stride + token) : 0, found.raw,
                 total};
   }
   if (!forced && !greedy && outcome == SampleVerdict::Outcome::kToken) {

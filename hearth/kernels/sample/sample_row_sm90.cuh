@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The threads of a cluster at one row of logits, and what they share: passes over the row, reductions, lists of keys,
-// the sort of a short list, the draw. Every warp owns a contiguous segment of ids, every other block of which stays in
-// shared memory after the first pass; the rest comes from L2 in each. Sums are of integers, so that no order of
-// summation shows. What all threads must call together says so; the functions of rank 0 run while the other CTAs are at
-// the row's last barrier.
+// the sort of a short list, the draw. Ids are walked by place: an id plus as many as the row begins behind a multiple
+// of 16 bytes. Every warp owns a contiguous segment of places. Sums are of integers, so that no order of summation
+// shows. What all threads must call together says so; the functions of rank 0 run while the other CTAs are at the
+// row's last barrier.
 #pragma once
 
 #include <cooperative_groups.h>
 
 #include "hearth/kernels/sample/sample_math.cuh"
 #include "hearth/kernels/sample/sample_packed.h"
+#include "hearth/kernels/sm90/shared.cuh"
 
 namespace hearth::sampling_sm90 {
 
@@ -17,13 +18,13 @@ namespace cg = cooperative_groups;
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
-constexpr int kAtOnce = 8;  // loads of a thread under way
+constexpr int kVector = 4, kVectors = 2;  // logits of a load, and loads of a thread under way
+constexpr int kAtOnce = kVector * kVectors;
 constexpr int kBlockIds = 32 * kAtOnce;
-constexpr int kNearBlocks = 4;  // of a warp's ids, in shared memory: every other one
 constexpr int kMostCtas = 8, kLeastCtas = 2;
 constexpr int kMostSegments = kMostCtas * kWarps;
 // Of reductions: a cluster barrier lies between two that share one.
-enum Slot { kSlotLargest, kSlotChanged, kSlotRaw, kSlotKept, kSlotCut, kSlots };
+enum Slot { kSlotLargest, kSlotChanged = 2, kSlotRaw = 4, kSlotKept, kSlotCut, kSlots };
 constexpr int kListEach = 2;  // keys of a thread in a sort
 constexpr int kListKeys = kListEach * kThreads;
 constexpr int kDrawEach = 4;  // ids of a thread in a draw from one segment
@@ -42,10 +43,10 @@ struct ExactHistogram {
 };
 // Histogram that brackets (sample_bracket_sm90.cuh): eight digits a thread.
 constexpr int kFineEach = 8, kFineDigits = kFineEach * kThreads;
-// Counters of the tokens that change, by turns.
-constexpr int kCounters = 8192;
-// Words of a bit for each id of a CTA.
-constexpr int kMostWords = kMaxPackedVocab / kLeastCtas / 32 + kWarps;
+// Counters of the tokens that change, by turns; and how many changed logits fit in shared memory.
+constexpr int kCounters = 8192, kValues = 8192;
+// Words of a bit for each place of a CTA.
+constexpr int kMostWords = kMaxPackedVocab / kLeastCtas / 32 + 2 * kWarps;
 
 struct RowStorage {
   union {  // one after the other, cluster barriers between
@@ -54,18 +55,16 @@ struct RowStorage {
     uint64_t sorting[2][kListKeys];  // rank 0's, by turns
     uint32_t counters[kCounters];    // of the ids in `changed`, in their order
   };
-  union {
-    uint64_t list[kListKeys];          // this CTA's keys
-    uint32_t bits_before[kMostWords];  // in the words of `changed` before
-  };
-  float near[kWarps][kNearBlocks * kBlockIds];  // logits of the warps' blocks, adjusted ones where there are
-  uint32_t changed[kMostWords];                 // bits of this CTA's ids that have an adjusted logit
-  uint64_t segments[2][kMostSegments];          // rank 0's: masses of the segments, of raw logits and of what is kept
-  uint64_t below[kMostSegments];                // rank 0's: masses that count for top-p alone
+  uint64_t list[kListKeys];             // this CTA's keys
+  uint32_t changed[kMostWords];         // bits of this CTA's places that have a changed logit
+  uint32_t bits_before[kMostWords];     // in the words of `changed` before
+  float values[kValues];                // the changed logits in the order of bits, where there are no more
+  uint64_t segments[2][kMostSegments];  // rank 0's: masses of the segments, of raw logits and of what is kept
+  uint64_t counted[kMostSegments];      // rank 0's: masses that count for top-p
   uint32_t more_low[kMostSegments], more_high[kMostSegments];  // rank 0's: added to the segments, 64 bits in two halves
   uint64_t maxima[kWarps];                                     // largest keys of the segments
   uint64_t guesses[kMostSegments];                             // those of all CTAs
-  uint64_t scratch[kWarps];                                    // of one reduction or scan
+  uint64_t scratch[2][kWarps];                                 // of one reduction or scan
   uint64_t slots[kSlots];                                      // this CTA's part of a reduction
   uint64_t guess;
   uint64_t crossing_above;  // exact histogram: what stands above the crossing digit
@@ -73,9 +72,10 @@ struct RowStorage {
   uint64_t kept_mass;       // bracket: estimate of what stands above the digit of the k-th
   uint64_t part;            // bracket: estimate and count of this CTA's part of the digits
   uint64_t cut;
-  uint32_t counted;  // tokens in the fine histogram
-  uint32_t stale;    // a bit for each warp whose largest key an adjusted logit changed
-  float least;       // the smallest logit with a mass
+  uint32_t members;   // tokens in the fine histogram
+  float least;        // bracket: no logit below it has a mass that counts
+  float floors[4];    // bracket: see list_bracket()
+  int changed_count;  // bits in `changed`
   int list_count, crossing_digit, crossing_members, place;
   int first_digit, last_digit, kth_digit, kth_rest, kth_members;
 };
@@ -108,6 +108,12 @@ struct Kept {
 struct Sums {
   uint64_t before, all;
 };
+// Of a row; bad: a NaN or +inf is in it, or nothing finite.
+struct Largest {
+  uint64_t key = 0;  // with masks and changes as the pass has them; 0 where nothing is finite
+  bool bad = false;
+  float raw = 0;  // the largest logit as the model gave it
+};
 
 __device__ __forceinline__ RowStorage& row_storage() {
   extern __shared__ __align__(16) std::byte shared[];
@@ -135,10 +141,11 @@ class RowWork {
         cluster(cg::this_cluster()),
         logits(p.logits + blockIdx.y * p.row_stride),
         vocab(p.vocab),
+        shift(static_cast<int>(reinterpret_cast<uintptr_t>(logits) / sizeof(float) % kVector)),
         rank(static_cast<int>(cluster.block_rank())),
-        each(((vocab + kSegments - 1) / kSegments + 31) / 32 * 32) {
-    begin = min(vocab, segment() * each);
-    end = min(vocab, begin + each);
+        each(((vocab + kVector - 1 + kSegments - 1) / kSegments + 31) / 32 * 32) {
+    begin = min(vocab + shift, segment() * each);
+    end = min(vocab + shift, begin + each);
     const PackedSampleRow& row = this_row(p);
     if (masked && row.flags & PackedSampleRow::kAllowed)
       allowed = reinterpret_cast<const uint32_t*>(list_at(p, row.allowed));
@@ -146,71 +153,75 @@ class RowWork {
   // After adjust().
   __device__ __forceinline__ void use_adjusted(const KernelParams& p) {
     const PackedSampleRow& row = this_row(p);
-    if (row.flags & PackedSampleRow::kAdjusts) adjusted = p.adjusted + scratch_of(p, row);
+    if (!(row.flags & PackedSampleRow::kAdjusts)) return;
+    spilled = p.adjusted + scratch_of(p, row);
+    values = s.changed_count <= kValues ? s.values : spilled_of(rank);
   }
 
   RowStorage& s;
   const cg::cluster_group cluster;
   const float* const logits;
-  const int vocab, rank;
-  const int each;  // ids of a segment: whole words of the bitsets
+  const int vocab;
+  const int shift;  // a place less its id
+  const int rank;
+  const int each;  // places of a segment: whole words of the bitsets
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
-  int begin, end;                     // the warp's ids
+  int begin, end;                     // the warp's places
   const uint32_t* allowed = nullptr;  // a bitset: other tokens count as -inf; null: all
-  const float* adjusted = nullptr;    // logits of the tokens in s.changed; null: there are none
+  float* spilled = nullptr;           // changed logits that do not fit in shared memory; null: nothing is changed
+  const float* values = nullptr;      // this CTA's changed logits, in the order of its bits; null: there are none
 
   __device__ int segment() const { return rank * kWarps + warp; }
+  __device__ int segment_of(int id) const { return (id + shift) / each; }
+  // Whether this warp owns the id, which it got from a pass.
+  __device__ bool has(int id) const { return id >= 0 && id + shift < end; }
+  // A CTA's part of `spilled`: as many as it has ids.
+  __device__ float* spilled_of(int owner) const { return spilled + max(0, owner * kWarps * each - shift); }
 
-  // f(logit, id) for every id of this warp, and -inf for a few from `end` on. Reads past the first-level cache, as
-  // other CTAs may have written adjusted logits. kFill: the first pass, which fills s.near; each lane reads what it
-  // wrote itself or, after a barrier, adjust() did.
-  template <bool kFill = false, class F>
+  // f(logits, id) for all ids of this warp, eight at once: logits[u] is that of id + offset(u), and -inf where has()
+  // says no. g(logits) before that, with the logits as the model gave them.
+  __device__ static constexpr int offset(int u) { return u / kVector * (32 * kVector) + u % kVector; }
+  template <class F, class G>
+  __device__ __forceinline__ void for_blocks(const F& f, const G& g) const {
+    if (allowed == nullptr && values == nullptr)
+      walk<false>(f, g);
+    else
+      walk<true>(f, g);
+  }
+  template <class F>
+  __device__ __forceinline__ void for_blocks(const F& f) const {
+    for_blocks(f, [](const float(&)[kAtOnce]) {});
+  }
+  // f(logit, id), one by one.
+  template <class F>
   __device__ __forceinline__ void for_each(const F& f) const {
-    int block = 0;
-    for (int first = begin; first < end; first += kBlockIds, ++block) {
-      float v[kAtOnce];
-      float* const near = near_block(warp, block);
-      if (!kFill && near != nullptr) {
+    for_blocks([&](const float(&v)[kAtOnce], int id) {
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) v[u] = near[32 * u + lane];
-      } else {
-        load(first, v);
-      }
-      if (kFill && near != nullptr) {
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) near[32 * u + lane] = v[u];
-      }
-      if (allowed != nullptr) mask(first, v);
-      if (adjusted != nullptr && near == nullptr) take_adjusted(first, v);
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) f(v[u], first + lane + 32 * u);
-    }
+      for (int u = 0; u < kAtOnce; ++u) f(v[u], id + offset(u));
+    });
   }
 
-  // Where a block of a warp stands in shared memory; null: nowhere. Neighbouring warps keep different ones, so that
-  // some compute while others wait for L2.
-  __device__ __forceinline__ float* near_block(int of_warp, int block) const {
-    const bool kept_near = (block + of_warp) % 2 == 0 && block < 2 * kNearBlocks;
-    return kept_near ? &s.near[of_warp][block / 2 * kBlockIds] : nullptr;
-  }
-  // Where s.near has an id of this CTA, `place` ids behind its first; null: nowhere.
-  __device__ __forceinline__ float* near_of(int place) const {
-    const int of_warp = place / each, at = place - of_warp * each;
-    float* const block = near_block(of_warp, at / kBlockIds);
-    return block == nullptr ? nullptr : block + at % kBlockIds;
-  }
-
-  // The logit of any id; another CTA's list of changes is read where it lies.
+  // The logit of any id; another CTA's changes are read where they lie.
   __device__ float logit_at(int id) const {
-    if (adjusted != nullptr) {
-      const int owner = id / (each * kWarps), at = id - owner * each * kWarps;
-      if (cluster.map_shared_rank(s.changed, owner)[at / 32] >> (at % 32) & 1) return __ldcg(adjusted + id);
+    if (spilled != nullptr) {
+      const int owner = (id + shift) / (each * kWarps), at = id + shift - owner * each * kWarps;
+      const uint32_t word = cluster.map_shared_rank(s.changed, owner)[at / 32];
+      if (word >> (at % 32) & 1) {
+        const uint32_t index = index_of(cluster.map_shared_rank(s.bits_before, owner)[at / 32], word, at);
+        return *cluster.map_shared_rank(&s.changed_count, owner) <= kValues
+                   ? cluster.map_shared_rank(s.values, owner)[index]
+                   : __ldcg(spilled_of(owner) + index);
+      }
     }
     return allowed_at(id);
   }
   // Before adjustment.
   __device__ float allowed_at(int id) const {
     return allowed == nullptr || (allowed[id / 32] >> (id % 32) & 1) ? __ldcg(logits + id) : -INFINITY;
+  }
+  // Where a changed logit stands in the order of bits.
+  __device__ static uint32_t index_of(uint32_t bits_before, uint32_t word, int place) {
+    return bits_before + __popc(word & ((1u << (place % 32)) - 1));
   }
 
   template <class Op>
@@ -222,29 +233,39 @@ class RowWork {
   __device__ __forceinline__ static uint64_t sum_warp(uint64_t v) {
     return reduce_warp(v, [](uint64_t a, uint64_t b) { return a + b; });
   }
-  // Of all threads of the cluster; a cluster barrier for all of them.
-  template <class Op>
-  __device__ uint64_t reduce(uint64_t v, Slot slot, const Op& op) {
-    v = reduce_warp(v, op);
+  // Of all threads of the cluster; a cluster barrier for all of them. Takes kCount slots.
+  template <int kCount, class Op>
+  __device__ void reduce(uint64_t (&v)[kCount], Slot slot, const Op& op) {
     __syncthreads();  // scratch may still be read
-    if (lane == 0) s.scratch[warp] = v;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      v[i] = reduce_warp(v[i], op);
+      if (lane == 0) s.scratch[i][warp] = v[i];
+    }
     __syncthreads();
-    if (warp == 0) {
-      v = reduce_warp(s.scratch[lane], op);
-      if (lane == 0) s.slots[slot] = v;
+    if (warp < kCount) {
+      const uint64_t of_all = reduce_warp(s.scratch[warp][lane], op);
+      if (lane == 0) s.slots[slot + warp] = of_all;
     }
     cluster.sync();
     // A lane for each CTA's part.
-    v = *cluster.map_shared_rank(&s.slots[slot], lane % kCtas);
 #pragma unroll
-    for (int step = kCtas / 2; step > 0; step /= 2) v = op(v, __shfl_xor_sync(~0u, v, step));
-    return v;
+    for (int i = 0; i < kCount; ++i) {
+      v[i] = *cluster.map_shared_rank(&s.slots[slot + i], lane % kCtas);
+#pragma unroll
+      for (int step = kCtas / 2; step > 0; step /= 2) v[i] = op(v[i], __shfl_xor_sync(~0u, v[i], step));
+    }
   }
   __device__ uint64_t sum(uint64_t v, Slot slot) {
-    return reduce(v, slot, [](uint64_t a, uint64_t b) { return a + b; });
+    uint64_t one[1] = {v};
+    reduce(one, slot, [](uint64_t a, uint64_t b) { return a + b; });
+    return one[0];
   }
+  static __device__ uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
   __device__ uint64_t largest(uint64_t v, Slot slot) {
-    return reduce(v, slot, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+    uint64_t one[1] = {v};
+    reduce(one, slot, larger);
+    return one[0];
   }
 
   // The sum of `v` over the threads of the CTA before this one, and over all of them. Called by a whole CTA.
@@ -256,42 +277,41 @@ class RowWork {
       if (lane >= step) inclusive += other;
     }
     __syncthreads();  // scratch may still be read
-    if (lane == 31) s.scratch[warp] = inclusive;
+    if (lane == 31) s.scratch[0][warp] = inclusive;
     __syncthreads();
-    const uint64_t of_warp = s.scratch[lane];
+    const uint64_t of_warp = s.scratch[0][lane];
     return {inclusive - v + sum_warp(lane < warp ? of_warp : 0), sum_warp(of_warp)};
   }
 
-  // The largest key of the row, 0 where nothing is finite, ~0 where a NaN or +inf is in it. Leaves those of the
-  // segments in s.maxima. A cluster barrier. The first pass over the row.
-  __device__ uint64_t find_largest() {
-    const uint64_t of_warp = largest_of_warp<true>();
-    if (lane == 0) s.maxima[warp] = of_warp;
-    return largest(of_warp, kSlotLargest);
-  }
-  // The same after adjust(), where s.stale says what to look at again, or with a mask. REQUIRES: a barrier since then.
-  __device__ uint64_t find_changed() {
-    uint64_t of_warp = s.maxima[warp];
-    if (allowed != nullptr || s.stale >> warp & 1) {
-      of_warp = largest_of_warp<false>();
-      if (lane == 0) s.maxima[warp] = of_warp;
-    }
-    return largest(of_warp, kSlotChanged);
-  }
-  template <bool kFill>
-  __device__ __forceinline__ uint64_t largest_of_warp() const {
-    float best = -INFINITY;
+  // A cluster barrier. Leaves the largest keys of the segments in s.maxima.
+  __device__ Largest find_largest(Slot slot) {
+    float best = -INFINITY, raw = -INFINITY;
     int best_id = 0;
     bool bad = false;
-    for_each<kFill>([&](float v, int id) {
-      bad |= !(v < INFINITY);
-      if (v > best) {
-        best = v;
-        best_id = id;
-      }
-    });
-    const uint64_t key = bad ? ~uint64_t{0} : best == -INFINITY ? 0 : order_key(best, best_id);
-    return reduce_warp(key, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+    for_blocks(
+        [&](const float(&v)[kAtOnce], int id) {
+#pragma unroll
+          for (int u = 0; u < kAtOnce; ++u) {
+            if (v[u] > best) {
+              best = v[u];
+              best_id = id + offset(u);
+            }
+          }
+        },
+        [&](const float(&v)[kAtOnce]) {
+#pragma unroll
+          for (int u = 0; u < kAtOnce; ++u) {
+            bad |= !(v[u] < INFINITY);
+            raw = fmaxf(raw, v[u]);
+          }
+        });
+    uint64_t both[2] = {best == -INFINITY ? 0 : order_key(best, best_id), bad ? ~uint64_t{0} : ordered_bits(raw)};
+    const uint64_t of_warp = reduce_warp(both[0], larger);
+    if (lane == 0) s.maxima[warp] = of_warp;
+    reduce(both, slot, larger);
+    return {.key = both[0],
+            .bad = both[1] == ~uint64_t{0} || both[1] == ordered_bits(-INFINITY),
+            .raw = key_logit(both[1] << 32)};
   }
 
   // A key that at least `count` tokens reach, from the largest ones of the segments; 0 where too few segments have one.
@@ -325,11 +345,17 @@ class RowWork {
     if (tid == 0) s.list_count = 0;
     __syncthreads();
   }
-  // Counted, though not kept, where the list is full; up to there, as a whole row at one counter takes long.
-  __device__ __forceinline__ void append(uint64_t key) {
-    if (*const_cast<volatile int*>(&s.list_count) > kListKeys) return;
-    const int at = atomicAdd(&s.list_count, 1);
-    if (at < kListKeys) s.list[at] = key;
+  // Those of a pass that have a bit in `marks`. Counted, though not kept, where the list is full; up to there, as a
+  // whole row at one counter takes long.
+  __device__ __forceinline__ void append(const float (&v)[kAtOnce], int id, uint32_t marks) const {
+    if (marks == 0 || *const_cast<volatile int*>(&s.list_count) > kListKeys) return;
+    int at = atomicAdd(&s.list_count, __popc(marks));
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (!(marks >> u & 1)) continue;
+      if (at < kListKeys) s.list[at] = order_key(v[u], id + offset(u));
+      ++at;
+    }
   }
   // Length of all CTAs' lists together, after the barrier behind the last append().
   __device__ int listed() const {
@@ -341,9 +367,12 @@ class RowWork {
   // Lists the keys from `low` on; a cluster barrier. Returns how many they are.
   __device__ int gather(uint64_t low) {
     start_list();
-    for_each([&](float v, int id) {
-      const uint64_t key = order_key(v, id);
-      if (key >= low && id < end) append(key);
+    for_blocks([&](const float(&v)[kAtOnce], int id) {
+      uint32_t marks = 0;
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u)
+        if (order_key(v[u], id + offset(u)) >= low && has(id + offset(u))) marks |= 1u << u;
+      append(v, id, marks);
     });
     cluster.sync();
     return listed();
@@ -424,12 +453,12 @@ class RowWork {
     }
     __syncthreads();
     // The threads share the segment, a few neighbouring ids each.
-    const int from = s.place * each, of_thread = (each + kThreads - 1) / kThreads;
+    const int from = s.place * each - shift, of_thread = (each + kThreads - 1) / kThreads;
     const int first = from + tid * of_thread, last = min(vocab, min(from + each, first + of_thread));
     uint64_t mass[kDrawEach], mine = 0;
 #pragma unroll
     for (int u = 0; u < kDrawEach; ++u) {
-      mass[u] = first + u < last ? kept.mass(logit_at(first + u), first + u) : 0;
+      mass[u] = first + u >= 0 && first + u < last ? kept.mass(logit_at(first + u), first + u) : 0;
       mine += mass[u];
     }
     uint64_t at = s.place_before + scan(mine).before;
@@ -441,28 +470,70 @@ class RowWork {
   }
 
  private:
+  template <bool kChanges, class F, class G>
+  __device__ __forceinline__ void walk(const F& f, const G& g) const {
+#pragma unroll 1
+    for (int first = begin; first < end; first += kBlockIds) {
+      float v[kAtOnce];
+      load(first, v);
+      g(v);
+      if (kChanges) change(first + kVector * lane, v);
+      f(v, first + kVector * lane - shift);
+    }
+  }
+  // From L2: the row is read once a pass, and nothing of it stays for the next one.
   __device__ __forceinline__ void load(int first, float (&v)[kAtOnce]) const {
-    const float* const from = logits + first + lane;
-    if (first + kBlockIds <= end) {
+    const int at = first + kVector * lane;
+    if (first >= shift && first + kBlockIds <= end) {
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) v[u] = __ldcg(from + 32 * u);
-    } else {
+      for (int k = 0; k < kVectors; ++k) load_vector(at + 32 * kVector * k, v + kVector * k);
+      return;
+    }
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) v[u] = first + lane + 32 * u < end ? __ldcg(from + 32 * u) : -INFINITY;
+    for (int k = 0; k < kVectors; ++k) {
+      const int place = at + 32 * kVector * k;
+      float* const to = v + kVector * k;
+      if (place >= shift && place + kVector <= end) {
+        load_vector(place, to);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kVector; ++j)
+          to[j] = place + j >= shift && place + j < end ? __ldcg(logits + (place + j - shift)) : -INFINITY;
+      }
     }
   }
-  __device__ __forceinline__ void mask(int first, float (&v)[kAtOnce]) const {
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int word = first / 32 + u;
-      if (word * 32 < end && !(allowed[word] >> lane & 1)) v[u] = -INFINITY;
-    }
+  __device__ __forceinline__ void load_vector(int place, float* to) const {
+    const float4 four = __ldcg(reinterpret_cast<const float4*>(logits + (place - shift)));
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   }
-  __device__ __forceinline__ void take_adjusted(int first, float (&v)[kAtOnce]) const {
-    const uint32_t* const words = s.changed + (first / 32 - rank * kWarps * each / 32);
+  // Masked and changed logits of the places from `at` on.
+  __device__ __forceinline__ void change(int at, float (&v)[kAtOnce]) const {
+    const int words = (vocab + 31) / 32;
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u)
-      if (first + 32 * u < end && (words[u] >> lane & 1)) v[u] = __ldcg(adjusted + first + 32 * u + lane);
+    for (int k = 0; k < kVectors; ++k) {
+      const int place = at + 32 * kVector * k;
+      float* const to = v + kVector * k;
+      if (allowed != nullptr) {
+        // Four bits, which may begin in one word and end in the next.
+        const int id = place - shift, word = id >> 5;
+        const uint32_t low = word >= 0 && word < words ? allowed[word] : 0;
+        const uint32_t high = word + 1 < words ? allowed[word + 1] : 0;
+        const uint32_t bits = __funnelshift_r(low, high, id & 31);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j)
+          if (!(bits >> j & 1)) to[j] = -INFINITY;
+      }
+      if (values != nullptr) {
+        const int own = place - rank * kWarps * each;
+        const uint32_t word = place < end ? s.changed[own / 32] : 0;
+        const uint32_t bits = word >> (own % 32);
+        uint32_t index = 0;
+        if ((bits & ((1 << kVector) - 1)) != 0) index = index_of(s.bits_before[own / 32], word, own);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j)
+          if (bits >> j & 1) to[j] = values[index++];
+      }
+    }
   }
 };
 

@@ -17,7 +17,9 @@ using Seconds = std::chrono::duration<double>;
 // Logits on both sides, rows, and both samplers.
 class Bench {
  public:
-  Bench(int64_t row_count, int64_t vocab_size) : rows_(row_count), vocab_(vocab_size), pool_(0) {
+  // `history`: tokens of prompt and output together that a row may have.
+  Bench(int64_t row_count, int64_t vocab_size, int64_t history = 4000)
+      : rows_(row_count), vocab_(vocab_size), pool_(0) {
     host_.resize(static_cast<size_t>(row_count * vocab_size));
     extras_.resize(static_cast<size_t>(row_count));
     auto buffer = DeviceBuffer::allocate(row_count * vocab_size * 4);
@@ -28,7 +30,7 @@ class Bench {
                                          {.rows = row_count,
                                           .vocab = vocab_size,
                                           .adjusted_rows = row_count,
-                                          .list_words = row_count * (5200 + (vocab_size + 31) / 32)});
+                                          .list_words = row_count * (history + 1200 + (vocab_size + 31) / 32)});
     EXPECT_TRUE(sampler) << sampler.error().message;
     sampler_ = *std::move(sampler);
     memory_.resize(static_cast<size_t>(sample_cpu_workspace_bytes(vocab_size, pool_.size()) + 64));
@@ -151,6 +153,51 @@ TEST(SampleSm90, EqualsTheCpuAtTheEdges) {
   }
 }
 
+// Every way through the kernel, in as few launches as that takes: for compute-sanitizer.
+TEST(SampleSm90, FewCases) {
+  for (const int64_t vocab : {1009, 20000}) {
+    Random random(77);
+    for (const int64_t count : {31, 13, 5}) {
+      Bench bench(count, vocab);
+      bench.refill(0, count, static_cast<uint64_t>(vocab + count));
+      std::vector<SampleRow> rows(static_cast<size_t>(count));
+      std::vector<Extras> extras(static_cast<size_t>(count));
+      for (size_t r = 0; r < rows.size(); ++r) fill_row(random, vocab, rows[r], extras[r]);
+      bench.compare(rows);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+// More changed tokens than a CTA counts at once and than its shared memory holds.
+TEST(SampleSm90, EqualsTheCpuWithLongHistories) {
+  constexpr int64_t kRows = 64, kHistory = 100000;
+  for (const int64_t vocab : {32000, 128256}) {
+    const uint64_t seed = 600 + static_cast<uint64_t>(vocab);
+    Bench bench(kRows, vocab, kHistory);
+    bench.refill(0, kRows, seed);
+    Random random(seed);
+    for (const int64_t count : {kRows, int64_t{20}, int64_t{5}}) {
+      SCOPED_TRACE(fmt::format("seed {}, {} rows", seed, count));
+      std::vector<SampleRow> rows(static_cast<size_t>(count));
+      std::vector<Extras> extras(static_cast<size_t>(count));
+      for (size_t r = 0; r < rows.size(); ++r) {
+        fill_row(random, vocab, rows[r], extras[r]);
+        for (auto* const list : {&extras[r].prompt, &extras[r].output}) {
+          list->resize(static_cast<size_t>(random.below(kHistory / 2)));
+          for (int32_t& token : *list) token = static_cast<int32_t>(random.below(vocab));
+        }
+        rows[r].prompt_tokens = extras[r].prompt;
+        rows[r].output_tokens = extras[r].output;
+        rows[r].params.frequency_penalty = 0.25f;
+        rows[r].params.repetition_penalty = 1.1f;
+      }
+      bench.compare(rows);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST(SampleSm90, EqualsTheCpuIn100000Cases) {
   int64_t cases = 0, drawn = 0;
   for (const auto& [vocab, share] : {std::pair{32000, 50000}, {128256, 30000}, {152064, 20000}}) {
@@ -173,7 +220,8 @@ TEST(SampleSm90, Costs) {
     const char* name;
     SamplingParams params;
     int32_t top_logprobs = kNoLogprobs;
-    bool promised = true;  // 60 us at 64 rows
+    size_t history = 2000;  // tokens of prompt and as many of output
+    bool promised = true;   // 60 us at 64 rows
   };
   const Mode modes[] = {{"greedy", {.temperature = 0}},
                         {"plain", {}},
@@ -183,13 +231,14 @@ TEST(SampleSm90, Costs) {
                         {"top_k 20000, top_p 0.95", {.top_k = 20000, .top_p = 0.95f}},
                         {"min_p 0.05", {.min_p = 0.05f}},
                         {"plain, logprob", {}, 0},
-                        {"plain, top 20", {}, 20, false},
-                        {"penalties, top_p 0.95", {.top_p = 0.95f, .repetition_penalty = 1.1f}, kNoLogprobs, false}};
+                        {"plain, top 20", {}, 20},
+                        {"penalties, top_p 0.95", {.top_p = 0.95f, .repetition_penalty = 1.1f}},
+                        {"penalties of 2 x 16,000", {.top_p = 0.95f, .repetition_penalty = 1.1f}, kNoLogprobs, 16000}};
   for (const int64_t vocab : {32000, 128256, 152064}) {
-    Bench bench(64, vocab);
+    Bench bench(64, vocab, 32000);
     std::vector<int32_t> history;
     Random random(8);
-    for (int i = 0; i < 2000; ++i) history.push_back(static_cast<int32_t>(random.below(vocab)));
+    for (int i = 0; i < 16000; ++i) history.push_back(static_cast<int32_t>(random.below(vocab)));
     for (const bool flat : {false, true}) {
       for (int64_t r = 0; r < 64; ++r) {
         Random own(9, static_cast<uint64_t>(r));
@@ -208,8 +257,8 @@ TEST(SampleSm90, Costs) {
         for (size_t r = 0; r < rows.size(); ++r)
           rows[r] = {.params = mode.params,
                      .position = static_cast<int64_t>(r),
-                     .prompt_tokens = history,
-                     .output_tokens = history,
+                     .prompt_tokens = std::span(history).first(mode.history),
+                     .output_tokens = std::span(history).first(mode.history),
                      .top_logprobs = mode.top_logprobs};
         const auto [us, whole_us] = bench.time(rows);
         const auto [one_us, one_whole_us] = bench.time({rows.data(), 1});
