@@ -19,12 +19,17 @@ struct PlainCodec {
   static constexpr int kRowBytes = kChunkBytes, kTokenChunks = 1, kTeams = 1;
   static constexpr bool kHasGroups = false;
 
+  struct Lane {
+    int first, second;
+    __device__ __forceinline__ explicit Lane(int lane)
+        : first(static_cast<int>(swizzled_offset(lane / 4, lane % 4 * 32))), second(first ^ 16) {}
+  };
+
   template <int kTiles>
-  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, int lane,
+  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, const Lane& lane,
                                                   const int (&)[2], float (&sum)[kTiles][4]) {
-    const int r = lane / 4, at = static_cast<int>(swizzled_offset(r, lane % 4 * 32)), second = r % 2 == 0 ? 16 : -16;
     const auto load = [&](const std::byte* from, int c) {
-      return *reinterpret_cast<const uint4*>(from + at + c * second);
+      return *reinterpret_cast<const uint4*>(from + (c == 0 ? lane.first : lane.second));
     };
     uint4 low[2], high[2];
 #pragma unroll

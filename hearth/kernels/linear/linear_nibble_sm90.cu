@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "hearth/kernels/linear/linear_cuda.h"
+#include "hearth/kernels/linear/linear_nibble_wide_sm90.h"
 #include "hearth/kernels/linear/linear_ring_sm90.cuh"
 #include "hearth/kernels/linear/round_rows_sm90.h"
 #include "hearth/kernels/sm90/mma.cuh"
@@ -27,23 +28,26 @@ constexpr int kHighRow = 8 * kRowBytes;
 
 __device__ __forceinline__ uint4 load_16(const std::byte* at) { return *reinterpret_cast<const uint4*>(at); }
 
-// A lane's codes of rows r and r + 8, and what it needs of a token: 32 neighbouring columns.
+// A lane's codes of rows r and r + 8.
 struct Codes {
   uint32_t low[4], high[4];
 
-  __device__ __forceinline__ Codes(const std::byte* weight, int lane) {
-    const std::byte* const at = weight + lane / 4 * kRowBytes + lane % 4 * 16;
+  __device__ __forceinline__ explicit Codes(const std::byte* at) {
     const uint4 l = load_16(at), h = load_16(at + kHighRow);
     low[0] = l.x, low[1] = l.y, low[2] = l.z, low[3] = l.w;
     high[0] = h.x, high[1] = h.y, high[2] = h.z, high[3] = h.w;
   }
 };
 
-// 8 words of E4M3, by 16 bytes: words 4 c to 4 c + 3 of the lane's columns of token `lane / 4`.
-__device__ __forceinline__ uint4 load_e4m3(const std::byte* tokens, int lane, int c) {
-  const int r = lane / 4;
-  return load_16(tokens + swizzled_offset(r, lane % 4 * 32) + (r % 2 == 0 ? 16 : -16) * c);
-}
+// What a lane needs of a piece: 32 neighbouring columns of W's rows r and r + 8 and of token r, 16 bytes of codes and
+// twice 16 bytes of E4M3.
+struct LaneE4m3 {
+  int codes, first, second;
+  __device__ __forceinline__ explicit LaneE4m3(int lane)
+      : codes(lane / 4 * kRowBytes + lane % 4 * 16),
+        first(static_cast<int>(swizzled_offset(lane / 4, lane % 4 * 32))),
+        second(first ^ 16) {}
+};
 
 // Codes of a sign (bit 3) and an index into eight magnitudes, E4M3 numbers all: products of E4M3.
 //   kC4: kC4Levels of quantized_matrix.h; else 0 to 7.
@@ -51,6 +55,7 @@ template <bool kC4>
 struct SignCodec {
   static constexpr int kRowBytes = sm90::kRowBytes, kTokenChunks = 1, kTeams = 2;
   static constexpr bool kHasGroups = true;
+  using Lane = LaneE4m3;
   // Bytes 0 to 3 and 4 to 7: 9/64, 13/32, 11/16, 1 and 11/8, 7/4, 9/4, 3, or 0, 1, 2, 3 and 4, 5, 6, 7.
   static constexpr uint32_t kFirst = kC4 ? 0x38332D21 : 0x44403800, kLast = kC4 ? 0x44413E3B : 0x4E4C4A48;
 
@@ -62,9 +67,9 @@ struct SignCodec {
   }
 
   template <int kTiles>
-  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, int lane,
+  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, const Lane& lane,
                                                   const int (&)[2], float (&sum)[kTiles][4]) {
-    const Codes codes(weight, lane);
+    const Codes codes(weight + lane.codes);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       uint32_t a[2][4];
@@ -75,7 +80,7 @@ struct SignCodec {
       }
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const uint4 x = load_e4m3(tokens + t * (kRingTileTokens * kChunkBytes), lane, c);
+        const uint4 x = load_16(tokens + t * (kRingTileTokens * kChunkBytes) + (c == 0 ? lane.first : lane.second));
         mma_e4m3(sum[t], a[0], x.x, x.y);
         mma_e4m3(sum[t], a[1], x.z, x.w);
       }
@@ -114,6 +119,7 @@ __device__ __forceinline__ uint32_t zero_pair(int zero) {
 struct OffsetE4m3Codec {
   static constexpr int kRowBytes = sm90::kRowBytes, kTokenChunks = 1, kTeams = 2;
   static constexpr bool kHasGroups = true;
+  using Lane = LaneE4m3;
 
   // Two neighbouring E4M3 as f16.
   __device__ __forceinline__ static uint32_t widen_pair(uint32_t pair) {
@@ -122,15 +128,16 @@ struct OffsetE4m3Codec {
   }
 
   template <int kTiles>
-  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, int lane,
+  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, const Lane& lane,
                                                   const int (&zero)[2], float (&sum)[kTiles][4]) {
-    const Codes codes(weight, lane);
+    const Codes codes(weight + lane.codes);
     const uint32_t zero_low = zero_pair<false>(zero[0]), zero_high = zero_pair<false>(zero[1]);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       uint4 x[kTiles];
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) x[t] = load_e4m3(tokens + t * (kRingTileTokens * kChunkBytes), lane, c);
+      for (int t = 0; t < kTiles; ++t)
+        x[t] = load_16(tokens + t * (kRingTileTokens * kChunkBytes) + (c == 0 ? lane.first : lane.second));
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         uint32_t low[4], high[4];
@@ -152,23 +159,30 @@ struct OffsetE4m3Codec {
 struct OffsetBf16Codec {
   static constexpr int kRowBytes = sm90::kRowBytes, kTokenChunks = 2, kTeams = 2;
   static constexpr bool kHasGroups = true;
+  // The lane's columns of a token are half of a 128-byte chunk, the first or the second of the piece.
+  struct Lane {
+    int codes, chunk, at[4];
+    __device__ __forceinline__ explicit Lane(int lane)
+        : codes(lane / 4 * kRowBytes + lane % 4 * 16), chunk(lane % 4 / 2 * (kRingTileTokens * kChunkBytes)) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) at[i] = static_cast<int>(swizzled_offset(lane / 4, lane % 2 * 64 + i * 16));
+    }
+  };
 
   template <int kTiles>
-  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, int lane,
+  __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, const Lane& lane,
                                                   const int (&zero)[2], float (&sum)[kTiles][4]) {
-    const Codes codes(weight, lane);
+    const Codes codes(weight + lane.codes);
     const uint32_t zero_low = zero_pair<true>(zero[0]), zero_high = zero_pair<true>(zero[1]);
-    // The lane's columns are half of a 128-byte chunk.
-    const std::byte* const chunk = tokens + lane % 4 / 2 * (kTiles * kRingTileTokens * kChunkBytes);
+    const std::byte* const chunk = tokens + kTiles * lane.chunk;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       uint32_t low[4], high[4];
       decode_offset<true>(codes.low[i], zero_low, low);
       decode_offset<true>(codes.high[i], zero_high, high);
-      const uint32_t at = swizzled_offset(lane / 4, lane % 2 * 64 + i * 16);
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const uint4 x = load_16(chunk + t * (kRingTileTokens * kChunkBytes) + at);
+        const uint4 x = load_16(chunk + t * (kRingTileTokens * kChunkBytes) + lane.at[i]);
         mma_bf16(sum[t], {low[0], high[0], low[1], high[1]}, permute_bytes(x.x, x.z, 0x5410),
                  permute_bytes(x.x, x.z, 0x7632));
         mma_bf16(sum[t], {low[2], high[2], low[3], high[3]}, permute_bytes(x.y, x.w, 0x5410),
@@ -249,8 +263,8 @@ bool linear_nibble_sm90_takes_rounded(const LinearWeight& weight) {
 }
 
 int64_t linear_nibble_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads) {
-  return std::max(linear_quantized_sm90_workspace_bytes(m, n, k, threads),
-                  sm90::round_rows_bytes(std::min(m, sm90::kNarrowMostRows), k));
+  return std::max({linear_quantized_sm90_workspace_bytes(m, n, k, threads), sm90::nibble_wide_workspace_bytes(m, n, k),
+                   sm90::round_rows_bytes(std::min(m, sm90::kNarrowMostRows), k)});
 }
 
 Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec) {
@@ -260,6 +274,7 @@ Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec) {
   const bool is_rounded = args.x.dtype == DType::kE4m3;
   if (is_rounded && !linear_nibble_sm90_takes_rounded(w))
     return unsupported("linear: x of e4m3 for weights of format {}, wanted f32 or bf16", to_string(w.format));
+  if (m > sm90::kNarrowMostRows && sm90::fits_nibble_wide(args)) return sm90::linear_nibble_wide_sm90(args, exec);
   const bool rounds = sm90::rounds_x(w.format) && !is_rounded;
   if (!supports_linear_nibble_sm90(w.format, is_rounded ? DType::kBf16 : args.x.dtype) || m == 0 ||
       m > sm90::kNarrowMostRows || !sm90::fits_weight(w) ||

@@ -13,6 +13,7 @@
 //   kTokenChunks  128-byte chunks of a token's row in a piece, swizzled
 //   kHasGroups    W has scales for groups of K; a piece lies in one group
 //   kTeams        the more, the longer a warp may take for a piece
+//   Lane          where a lane's part of a piece lies; made from its number once
 //   multiply<kTiles>(weight, tokens, lane, zeros, sum): adds the piece's products of W's rows r and r + 8 to sum, as
 //                 mma.cuh's D says; zeros: of these rows' group
 #pragma once
@@ -135,13 +136,14 @@ class RingBlock {
   __device__ void multiply() {
     pdl_wait();
     const int team = threadIdx.x / (32 * kRingWarps), lane = threadIdx.x % 32;
+    const typename Codec::Lane part_of_piece(lane);
     int slot = team, parity = 0, stage = team;
     Buffer buffer;
     for (int tile = static_cast<int>(blockIdx.x); tile < p_.tiles; tile += static_cast<int>(gridDim.x), buffer.next()) {
       if constexpr (Codec::kHasGroups) barriers_.scales_full[buffer.index].wait(buffer.parity);
       float total[kTiles][4] = {};
       for (; stage < p_.stages; stage += Codec::kTeams) {
-        multiply_stage(stage, slot, parity, buffer.index, total);
+        multiply_stage(part_of_piece, stage, slot, parity, buffer.index, total);
         slot += Codec::kTeams;
         if (slot >= p_.slots) slot -= p_.slots, parity ^= 1;
       }
@@ -250,8 +252,8 @@ class RingBlock {
   }
 
   // A warp's piece of a stage.
-  __device__ __forceinline__ void multiply_stage(int stage, int slot, int parity, int buffer,
-                                                 float (&total)[kTiles][4]) const {
+  __device__ __forceinline__ void multiply_stage(const typename Codec::Lane& part_of_piece, int stage, int slot,
+                                                 int parity, int buffer, float (&total)[kTiles][4]) const {
     const int warp = threadIdx.x / 32 % kRingWarps, lane = threadIdx.x % 32;
     float scale[2] = {1, 1};
     int zero[2] = {};
@@ -267,7 +269,7 @@ class RingBlock {
     // Sums in f32 outside of the tensor cores after each piece: their own sums of E4M3 have few bits.
     float sum[kTiles][4] = {};
     Codec::template multiply<kTiles>(weight_at(slot) + warp * Shape::kPieceWeightBytes,
-                                     tokens_at(slot) + warp * Shape::kPieceTokenBytes, lane, zero, sum);
+                                     tokens_at(slot) + warp * Shape::kPieceTokenBytes, part_of_piece, zero, sum);
     __syncwarp();
     if (lane == 0) barriers_.empty[slot].arrive();
 #pragma unroll

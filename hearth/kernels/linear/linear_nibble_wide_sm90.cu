@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// Validates, arranges x, plans and starts the kernel of linear_nibble_wide_sm90.cuh, up to kRowsAtOnce rows of x at
+// once.
+#include "hearth/kernels/linear/linear_nibble_wide_sm90.h"
+
+#include <algorithm>
+
+#include "hearth/base/check.h"
+#include "hearth/kernels/linear/linear_nibble_wide_sm90.cuh"
+#include "hearth/kernels/sm90/tensor_map.cuh"
+#include "hearth/memory/cuda/device.h"
+#include "hearth/memory/cuda/launch.cuh"
+
+namespace hearth::sm90 {
+namespace {
+
+// What bounds the scratch memory; whole tiles.
+constexpr int64_t kRowsAtOnce = 4096;
+constexpr int kMostBlocks = 160;  // more multiprocessors than Hopper has
+static_assert(kRowsAtOnce % kWideTokens == 0);
+static_assert(StagedMemory::kCounters >= kMostBlocks * kWideTeams, "a step's counters are the warpgroups' flags");
+
+constexpr int64_t kReadyBytes = kMostBlocks * kWideTeams * int64_t{sizeof(uint32_t)};
+constexpr int64_t kPartialBytes = kMostBlocks * int64_t{kWideTokens} * 256 * int64_t{sizeof(float)};
+
+int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Where the parts of the scratch memory begin.
+struct Scratch {
+  int64_t x_scale, ready, partial, size;
+
+  Scratch(int64_t m, int64_t k)
+      : x_scale(align256(std::min(m, kRowsAtOnce) * k * 2)),
+        ready(x_scale + align256(std::min(m, kRowsAtOnce) * 4)),
+        partial(ready + align256(kReadyBytes)),
+        size(partial + kPartialBytes) {}
+};
+
+bool rounds_x(const WeightFormat& format) {
+  return format.act == ActFormat::kE4m3PerToken || format.act == ActFormat::kE4m3Static;
+}
+
+bool supports(const WeightFormat& format) {
+  if (format.scale_layout != ScaleLayout::kGroup || format.group_k % kFragmentGroup != 0 ||
+      (format.scale_dtype != DType::kF32 && format.scale_dtype != DType::kF16 && format.scale_dtype != DType::kBf16))
+    return false;
+  switch (format.code) {
+    case WeightCode::kI4SignMagnitude:
+    case WeightCode::kC4: return rounds_x(format);
+    case WeightCode::kU4: return rounds_x(format) || format.act == ActFormat::kNative;
+    default: return false;
+  }
+}
+
+bool is_aligned_rows(const ConstTensorView& view, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(bytes) == 0 &&
+         (view.rows() == 1 || dtype_bytes(view.dtype, view.row_stride) % bytes == 0);
+}
+
+bool can_move_vectors(const NarrowPart& part) {
+  const int64_t bytes = dtype_bytes(part.out_dtype, 1);
+  const auto aligned = [&](const void* at, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(at) % 16 == 0 && stride * bytes % 16 == 0;
+  };
+  return aligned(part.out, part.out_stride) &&
+         (part.residual == nullptr || aligned(part.residual, part.residual_stride));
+}
+
+using Start = Status (*)(const WideParams&, const WideMaps&, void*);
+struct Instance {
+  int rows, tokens;
+  Start start;
+};
+
+template <class Codec, int kTokens, int kHalves>
+Status start(const WideParams& params, const WideMaps& maps, void* stream) {
+  using Shape = WideShape<Codec, kTokens, kHalves>;
+  const auto kernel = linear_nibble_wide_kernel<Codec, kTokens, kHalves>;
+  Launch how(dim3(static_cast<unsigned>(params.plan.blocks)), dim3(Shape::kThreads), stream);
+  how.pdl = true;
+  how.shared_bytes = Shape::kSharedBytes;
+  HEARTH_TRY(enter_cuda_device());
+  HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared_bytes));
+  return launch(how, kernel, params, maps);
+}
+
+template <class Codec>
+Instance instance_of(WideTile tile) {
+  switch (tile) {
+    case WideTile::k128x32: return {128, 32, start<Codec, 32, 1>};
+    case WideTile::k128x64: return {128, 64, start<Codec, 64, 1>};
+    case WideTile::k256x128:
+      if constexpr (!Codec::kHasState) return {256, 128, start<Codec, 128, 2>};
+      break;
+    default: break;
+  }
+  return {128, 128, start<Codec, 128, 1>};
+}
+
+Instance instance_of(const WeightFormat& format, WideTile tile) {
+  switch (format.code) {
+    case WeightCode::kI4SignMagnitude: return instance_of<SignMagnitudeFragments>(tile);
+    case WeightCode::kC4: return instance_of<LevelFragments>(tile);
+    default: return rounds_x(format) ? instance_of<OffsetE4m3Fragments>(tile) : instance_of<OffsetBf16Fragments>(tile);
+  }
+}
+
+FragmentOrder order_of(const WeightFormat& format) {
+  if (!rounds_x(format)) return FragmentOrder::kHalves;
+  return format.code == WeightCode::kI4SignMagnitude ? FragmentOrder::kParity : FragmentOrder::kRuns;
+}
+
+// x in chunks of 128 bytes of K, boxes of all chunks of a stage; W's rows, 128 bytes of each.
+Result<WideMaps> make_maps(const NarrowPart& part, const void* x, int64_t m, int64_t k, bool bf16,
+                           const Instance& instance) {
+  const int bytes = bf16 ? 2 : 1;
+  const auto columns = static_cast<uint64_t>(kWideChunkBytes / bytes);
+  WideMaps maps;
+  HEARTH_TRY_ASSIGN(
+      maps.x, encode_tensor_map(
+                  x, bytes,
+                  {.rank = 3,
+                   .size = {columns, static_cast<uint64_t>(m), static_cast<uint64_t>(k) / columns},
+                   .stride_bytes = {static_cast<uint64_t>(bytes), static_cast<uint64_t>(k * bytes), kWideChunkBytes},
+                   .box = {static_cast<uint32_t>(columns), static_cast<uint32_t>(instance.tokens), bf16 ? 4u : 2u}}));
+  HEARTH_TRY_ASSIGN(maps.weight,
+                    encode_tensor_map(part.weight, 1,
+                                      {.size = {static_cast<uint64_t>(k / 2), static_cast<uint64_t>(part.n)},
+                                       .stride_bytes = {1, static_cast<uint64_t>(part.weight_stride)},
+                                       .box = {kWideChunkBytes, static_cast<uint32_t>(instance.rows)}}));
+  return maps;
+}
+
+// Rows [begin, begin + rows) of x.
+Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecContext& exec, WideTile tile,
+                     int multiprocessors) {
+  const LinearWeight& w = *args.weight;
+  const Scratch scratch(args.x.rows(), w.k);
+  std::byte* const memory = exec.workspace.data();
+  const bool is_rounded = args.x.dtype == DType::kE4m3, rounds = rounds_x(w.format);
+  auto* const scale = reinterpret_cast<float*>(memory + scratch.x_scale);
+  HEARTH_TRY(arrange_rows({.x = args.x.slice_rows(begin, rows),
+                           .order = order_of(w.format),
+                           .static_scale = static_cast<const float*>(w.act_scale.data),
+                           .out = memory,
+                           .scale = scale},
+                          exec.stream));
+  if (tile == WideTile::kChosen)
+    tile = choose_wide_tile({.tokens = rows,
+                             .n = w.n,
+                             .k = w.k,
+                             .has_256_rows = w.format.code != WeightCode::kU4,
+                             .multiprocessors = multiprocessors});
+  const Instance instance = instance_of(w.format, tile);
+  const auto token_tiles = static_cast<int>((rows + instance.tokens - 1) / instance.tokens);
+  const auto tiles = static_cast<int>((w.n + instance.rows - 1) / instance.rows) * token_tiles;
+  const auto chunks = static_cast<int>((w.k + 2 * kFragmentGroup - 1) / (2 * kFragmentGroup));
+  WideParams params{.part = narrow_part(args),
+                    .plan = WidePlan(tiles, chunks, std::min(multiprocessors, kMostBlocks)),
+                    .m = static_cast<int>(rows),
+                    .token_tiles = token_tiles};
+  NarrowPart& part = params.part;
+  part.weight_scale = w.scales.data, part.weight_scale_step = static_cast<int>(w.scales.row_stride);
+  part.weight_scale_dtype = w.format.scale_dtype;
+  if (w.format.has_zero_point)
+    part.zeros = static_cast<const uint8_t*>(w.zeros.data), part.zero_step = w.zeros.row_stride;
+  const int64_t out_bytes = dtype_bytes(part.out_dtype, 1);
+  part.out = static_cast<std::byte*>(part.out) + begin * part.out_stride * out_bytes;
+  if (part.residual != nullptr)
+    part.residual = static_cast<const std::byte*>(part.residual) + begin * part.residual_stride * out_bytes;
+  params.in_vectors = can_move_vectors(part);
+  params.groups = static_cast<int>(w.scales.cols());
+  params.group_pieces = static_cast<int>(std::min(w.format.group_k, w.k) / kFragmentGroup);
+  if (rounds) params.x_scale = is_rounded ? static_cast<const float*>(args.x_scale.data) + begin : scale;
+
+  params.ready = exec.staged.counters;
+  if (params.ready == nullptr) {
+    params.ready = reinterpret_cast<uint32_t*>(memory + scratch.ready);
+    HEARTH_CUDA_TRY(cudaMemsetAsync(params.ready, 0, kReadyBytes, static_cast<cudaStream_t>(exec.stream)));
+  }
+  params.partial = reinterpret_cast<float*>(memory + scratch.partial);
+  HEARTH_TRY_ASSIGN(const WideMaps maps, make_maps(part, memory, rows, w.k, !rounds, instance));
+  return instance.start(params, maps, exec.stream);
+}
+
+}  // namespace
+
+bool fits_nibble_wide(const LinearArgs& args) {
+  const LinearWeight& w = *args.weight;
+  const bool is_rounded = args.x.dtype == DType::kE4m3;
+  constexpr int64_t kMost = int64_t{1} << 30;
+  // Of the least tiles, 128 rows and 32 tokens.
+  const int64_t units = (w.n + 127) / 128 * ((std::min(args.x.rows(), kRowsAtOnce) + 31) / 32) * (w.k / 256 + 1);
+  return supports(w.format) && !w.k_order && w.k > 0 && w.k % kFragmentGroup == 0 && w.k < kMost && w.n > 0 &&
+         w.n < kMost && units < kMost && args.x.rows() > 0 &&
+         (is_rounded ? rounds_x(w.format) : args.x.dtype == DType::kBf16) &&
+         is_aligned_rows(args.x, is_rounded ? 8 : 16) && is_aligned_rows(w.codes, 16);
+}
+
+int64_t nibble_wide_workspace_bytes(int64_t m, int64_t, int64_t k) { return Scratch(m, k).size; }
+
+Status linear_nibble_wide_sm90(const LinearArgs& args, ExecContext& exec, WideTile tile) {
+  HEARTH_CHECK(fits_nibble_wide(args), "linear: weights of format {}", to_string(args.weight->format));
+  const int64_t m = args.x.rows(), wanted = nibble_wide_workspace_bytes(m, args.weight->n, args.weight->k);
+  if (static_cast<int64_t>(exec.workspace.size()) < wanted)
+    return resource_exhausted("linear_nibble_wide_sm90: workspace of {} bytes, wanted {}", exec.workspace.size(),
+                              wanted);
+  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
+  for (int64_t begin = 0; begin < m; begin += kRowsAtOnce)
+    HEARTH_TRY(multiply_rows(args, begin, std::min(kRowsAtOnce, m - begin), exec, tile, device->multiprocessors));
+  return {};
+}
+
+}  // namespace hearth::sm90
