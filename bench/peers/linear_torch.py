@@ -25,7 +25,7 @@ import turns
 MODELS = {"Llama-3-8B": (4096, 4096, 1024, 14336, 128256), "Llama-2-7B": (4096, 4096, 4096, 11008, 32000),
           "Qwen2.5-7B": (3584, 3584, 512, 18944, 152064)}
 LAYERS = ("qkv", "o", "gate_up", "down", "lm_head")
-TOKENS = (1, 8, 16, 32, 64, 128, 512, 4096)
+TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 FORMATS = ("bf16", "fp8")
 QUICK = {"models": "Llama-3-8B", "tokens": "1,16,64,4096"}
 # Logits are wanted of one row a sequence.
