@@ -5,8 +5,11 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <ios>
 #include <vector>
 
 #include "hearth/base/random.h"
@@ -29,6 +32,9 @@ std::vector<uint8_t> stored(const std::vector<int>& from, Operands type) {
   for (int v : from) {
     if (type == Operands::kBf16) {
       const uint16_t bits = bf16::from_float(static_cast<float>(v)).bits;
+      bytes.push_back(static_cast<uint8_t>(bits)), bytes.push_back(static_cast<uint8_t>(bits >> 8));
+    } else if (type == Operands::kF16) {
+      const uint16_t bits = f16::from_float(static_cast<float>(v)).bits;
       bytes.push_back(static_cast<uint8_t>(bits)), bytes.push_back(static_cast<uint8_t>(bits >> 8));
     } else if (type == Operands::kE4m3) {
       bytes.push_back(e4m3::from_float(static_cast<float>(v)).bits);
@@ -53,7 +59,7 @@ TEST(Vocabulary, WarpgroupProductsAreExact) {
             const ProductCase c{type, n, registers_a, along_n, route};
             const int k = type == Operands::kBf16 ? 128 : 256;
             SCOPED_TRACE(::testing::Message()
-                         << "seed " << kSeed << ", type " << static_cast<int>(type) << " (bf16, e4m3, s8), n " << n
+                         << "seed " << kSeed << ", type " << static_cast<int>(type) << " (bf16, f16, e4m3, s8), n " << n
                          << ", a from " << (registers_a ? "registers" : "shared memory") << ", b along "
                          << (along_n ? "n" : "k") << ", by " << (route == Route::kStores ? "stores" : "tensor map"));
             const std::vector<int> a = small_integers(random, 64 * k), b = small_integers(random, k * n);
@@ -85,25 +91,32 @@ TEST(Vocabulary, WarpProductsAreExact) {
   Device device;
   ASSERT_TRUE(device.stream.handle());
   Random random(kSeed + 1);
-  for (bool along_n : {false, true})
-    for (bool upper : {false, true}) {
-      SCOPED_TRACE(::testing::Message() << "seed " << kSeed + 1 << ", along n " << along_n << ", upper " << upper);
-      const std::vector<int> a = small_integers(random, 256), b = small_integers(random, 128);
-      const DeviceBuffer from_a = device.put(stored(a, Operands::kBf16)),
-                         from_b = device.put(stored(b, Operands::kBf16));
-      const DeviceBuffer to = device.put(std::vector<float>(128, -1e9f));
-      const Status status =
-          run_small_product(from_a.data(), from_b.data(), to.data(), along_n, upper, device.stream.handle());
-      ASSERT_TRUE(status) << status.error().message;
-      const std::vector<float> d = device.get<float>(to);
-      for (int row = 0; row < 16; ++row)
-        for (int column = 0; column < 8; ++column) {
-          int wanted = 0;
-          for (int i = 0; i < 16; ++i) wanted += a[row * 16 + i] * (along_n ? b[i * 8 + column] : b[column * 16 + i]);
-          ASSERT_EQ(d[row * 8 + column], upper && row >= 8 ? -1e9f : static_cast<float>(wanted))
-              << "row " << row << ", column " << column;
-        }
-    }
+  for (const SmallProductCase& c : {SmallProductCase{Operands::kBf16, false, false},
+                                    {Operands::kBf16, false, true},
+                                    {Operands::kBf16, true, false},
+                                    {Operands::kBf16, true, true},
+                                    {Operands::kF16, false, false},
+                                    {Operands::kF16, true, false},
+                                    {Operands::kE4m3, false, false}}) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed + 1 << ", type " << static_cast<int>(c.type)
+                                      << " (bf16, f16, e4m3), along n " << c.b_along_n << ", upper " << c.upper);
+    const int k = c.type == Operands::kE4m3 ? 32 : 16;
+    const std::vector<int> a = small_integers(random, 16 * k), b = small_integers(random, k * 8);
+    std::vector<float> before(128);
+    for (float& v : before) v = static_cast<float>(static_cast<int>(random.below(401)) - 200);
+    const DeviceBuffer from_a = device.put(stored(a, c.type)), from_b = device.put(stored(b, c.type));
+    const DeviceBuffer to = device.put(before);
+    const Status status = run_small_product(c, from_a.data(), from_b.data(), to.data(), device.stream.handle());
+    ASSERT_TRUE(status) << status.error().message;
+    const std::vector<float> d = device.get<float>(to);
+    for (int row = 0; row < 16; ++row)
+      for (int column = 0; column < 8; ++column) {
+        int wanted = static_cast<int>(before[row * 8 + column]);
+        for (int i = 0; i < k && !(c.upper && row >= 8); ++i)
+          wanted += a[row * k + i] * (c.b_along_n ? b[i * 8 + column] : b[column * k + i]);
+        ASSERT_EQ(d[row * 8 + column], static_cast<float>(wanted)) << "row " << row << ", column " << column;
+      }
+  }
 }
 
 // One map reaches boxes at any multiple of 64 bytes, and rows behind the tensor's arrive as zeros.
@@ -137,6 +150,77 @@ TEST(Vocabulary, TensorMapsReachAddresses) {
   }
 }
 
+// Where byte x of a row lies in a box, rows counted through all slices. With the swizzle rows have 128 bytes, and the
+// pieces of 16 bytes in a row change places by its number.
+int64_t place_in_box(const BoxCase& c, int x, int row) {
+  return int64_t{row} * c.box[0] + (c.swizzle ? x ^ (row % 8 * 16) : x);
+}
+
+// Boxes land as their maps say, and what lies outside of the tensor in any dimension arrives as zeros, though its
+// addresses hold other bytes.
+TEST(Vocabulary, BoxesOfTensorMaps) {
+  Device device;
+  ASSERT_TRUE(device.stream.handle());
+  Random random(kSeed + 6);
+  std::vector<uint8_t> pool(1 << 16);
+  for (uint8_t& x : pool) x = static_cast<uint8_t>(1 + random.below(255));  // no zeros
+  const DeviceBuffer from = device.put(pool);
+  constexpr int64_t kBase = 16384;  // of the tensor in the pool
+  struct Boxes {
+    const char* name;
+    BoxCase map;
+    std::vector<int> at;
+  };
+  const std::vector<Boxes> all = {
+      {"rows",
+       {2, {320, 50, 1}, {1, 336, 0}, {64, 16, 1}, false, false},
+       {0, 0, 0, 64, 16, 0, 0, 40, 0, 304, 8, 0, -16, -5, 0, 0, 50, 0}},
+      {"rows, swizzled",
+       {2, {320, 50, 1}, {1, 336, 0}, {128, 32, 1}, true, false},
+       {0, 0, 0, 128, 18, 0, 0, 41, 0, 256, 3, 0, -32, -9, 0, 320, 0, 0}},
+      {"slices",
+       {3, {48, 7, 9}, {1, 64, 512}, {48, 5, 3}, false, false},
+       {0, 0, 0, 0, 2, 4, 0, 4, 8, 32, 0, 7, -16, -3, -1, 0, 0, 9}},
+      {"pieces of rows",
+       {3, {64, 50, 5}, {1, 320, 64}, {64, 16, 4}, false, false},
+       {0, 0, 0, 0, 16, 1, 0, 48, 0, 0, 16, 3, 0, 40, 4, 16, 7, 1, 0, -8, -2, 0, 0, 5}},
+      {"pieces of rows, swizzled",
+       {3, {128, 50, 5}, {1, 640, 128}, {128, 16, 4}, true, false},
+       {0, 0, 0, 0, 16, 1, 0, 48, 0, 0, 16, 3, 0, 40, 4, 16, 7, 1, 0, -8, -2, 0, 0, 5}},
+  };
+  for (const Boxes& boxes : all)
+    for (bool once : {false, true}) {
+      BoxCase c = boxes.map;
+      c.once = once;
+      SCOPED_TRACE(::testing::Message() << "seed " << kSeed + 6 << ", " << boxes.name << ", once " << once);
+      const int count = static_cast<int>(boxes.at.size() / 3), bytes = c.box[0] * c.box[1] * c.box[2];
+      std::vector<uint8_t> wanted(static_cast<size_t>(count * bytes), 0);
+      for (int i = 0; i < count; ++i)
+        for (int z = 0; z < c.box[2]; ++z)
+          for (int y = 0; y < c.box[1]; ++y)
+            for (int x = 0; x < c.box[0]; ++x) {
+              const int64_t at[3] = {boxes.at[i * 3] + x, boxes.at[i * 3 + 1] + y, boxes.at[i * 3 + 2] + z};
+              bool inside = true;
+              for (int n = 0; n < 3; ++n) inside = inside && at[n] >= 0 && at[n] < c.size[n];
+              if (inside)
+                wanted[i * bytes + place_in_box(c, x, z * c.box[1] + y)] =
+                    pool[kBase + at[0] + at[1] * c.stride[1] + at[2] * c.stride[2]];
+            }
+      const DeviceBuffer coordinates = device.put(boxes.at);
+      const DeviceBuffer to = device.put(std::vector<uint8_t>(wanted.size(), 0xDD));
+      const Status status = run_boxes(c, static_cast<const std::byte*>(from.data()) + kBase, coordinates.data(), count,
+                                      to.data(), device.stream.handle());
+      ASSERT_TRUE(status) << status.error().message;
+      const std::vector<uint8_t> found = device.get<uint8_t>(to);
+      int wrong = 0;
+      for (int i = 0; i < count * bytes; ++i)
+        if (found[i] != wanted[i] && ++wrong == 1)
+          ADD_FAILURE() << "first in box " << i / bytes << ", byte " << i % bytes << ": found " << int{found[i]}
+                        << ", wanted " << int{wanted[i]};
+      EXPECT_EQ(wrong, 0) << "of " << count * bytes << " bytes";
+    }
+}
+
 TEST(Vocabulary, BulkCopiesGoRoundTheRing) {
   Device device;
   ASSERT_TRUE(device.stream.handle());
@@ -165,6 +249,36 @@ TEST(Vocabulary, SmallCopiesAreHandedOver) {
   for (size_t piece = 0; piece < kRounds * 64; ++piece)
     if ((piece % 64 + piece / 64) % 3 == 0) std::fill_n(data.begin() + static_cast<ptrdiff_t>(piece * 16), 16, 0);
   EXPECT_EQ(device.get<uint8_t>(to), data) << "seed " << kSeed + 5;
+}
+
+// PTX ISA 9.0, section "prmt": the lower three bits of a nibble name a byte, the fourth takes its sign for all eight
+// bits; the upper half of the selector is not read.
+TEST(Vocabulary, PermutedBytes) {
+  Device device;
+  ASSERT_TRUE(device.stream.handle());
+  Random random(kSeed + 7);
+  std::vector<uint32_t> low(512), high(512), selector(512), wanted(512, 0);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    low[i] = random.next_u32(), high[i] = random.next_u32(), selector[i] = random.next_u32();
+    if (i < 16) low[i] = 0x838281F0, high[i] = 0x07860504, selector[i] = static_cast<uint32_t>(i * 0x1111);
+    const uint64_t both = uint64_t{high[i]} << 32 | low[i];
+    for (int byte = 0; byte < 4; ++byte) {
+      const uint32_t nibble = selector[i] >> 4 * byte & 15;
+      const uint32_t named = static_cast<uint32_t>(both >> 8 * (nibble & 7)) & 255;
+      wanted[i] |= (nibble < 8 ? named : named >= 128 ? 255u : 0u) << 8 * byte;
+    }
+  }
+  // By hand: bytes 3, 1, 6 and the sign of byte 0, from the highest on.
+  low.push_back(0x838281F0), high.push_back(0x07860504), selector.push_back(0x3168), wanted.push_back(0x838186FF);
+  const DeviceBuffer from_low = device.put(low), from_high = device.put(high), by = device.put(selector);
+  const DeviceBuffer to = device.put(std::vector<uint32_t>(wanted.size(), 0xDDDDDDDD));
+  const Status status = run_permutations(from_low.data(), from_high.data(), by.data(), to.data(),
+                                         static_cast<int>(wanted.size()), device.stream.handle());
+  ASSERT_TRUE(status) << status.error().message;
+  const std::vector<uint32_t> found = device.get<uint32_t>(to);
+  for (size_t i = 0; i < wanted.size(); ++i)
+    ASSERT_EQ(found[i], wanted[i]) << "seed " << kSeed + 7 << std::hex << ", bytes " << low[i] << ", " << high[i]
+                                   << ", selector " << selector[i];
 }
 
 TEST(Vocabulary, ReductionsAndPowers) {

@@ -152,30 +152,33 @@ Status start_product(const ProductCase& c, const void* a, const void* b, void* d
   }
 }
 
+// A and B as 16-bit elements, pairs of which are e4m3's.
 __global__ void __launch_bounds__(32)
-    small_product_kernel(const uint16_t* a, const uint16_t* b, float* d, bool along_n, bool upper) {
+    small_product_kernel(SmallProductCase c, const uint16_t* a, const uint16_t* b, float* d) {
   __shared__ alignas(16) uint16_t left[16][16], right[16][16];
   const int lane = threadIdx.x;
-  const int columns = along_n ? 8 : 16;
+  const int columns = c.b_along_n ? 8 : 16;
   for (int i = lane; i < 256; i += 32) left[i / 16][i % 16] = a[i];
   for (int i = lane; i < 128; i += 32) right[i / columns][i % columns] = b[i];
   __syncwarp();
   uint32_t x[4], y[4];
   load_matrices(x, shared_address(&left[lane % 16][lane / 16 * 8]));
-  if (along_n) {
+  if (c.b_along_n) {
     load_matrices_transposed(y, shared_address(&right[lane % 16][0]));
   } else {
     load_matrices(y, shared_address(&right[lane % 8][lane / 8 % 2 * 8]));
   }
-  const int row = lane / 4, column = lane % 4 * 2;
-  if (upper) {
-    float sum[2] = {};
+  float* const at = d + lane / 4 * 8 + lane % 4 * 2;
+  if (c.upper) {
+    float sum[2] = {at[0], at[1]};
     mma_bf16_upper(sum, x[0], x[2], y[0], y[1]);
-    for (int i = 0; i < 2; ++i) d[row * 8 + column + i] = sum[i];
+    for (int i = 0; i < 2; ++i) at[i] = sum[i];
   } else {
-    float sum[4] = {};
-    mma_bf16(sum, x, y[0], y[1]);
-    for (int i = 0; i < 4; ++i) d[(row + i / 2 * 8) * 8 + column + i % 2] = sum[i];
+    float sum[4] = {at[0], at[1], at[64], at[65]};
+    if (c.type == Operands::kBf16) mma_bf16(sum, x, y[0], y[1]);
+    if (c.type == Operands::kF16) mma_f16(sum, x, y[0], y[1]);
+    if (c.type == Operands::kE4m3) mma_e4m3(sum, x, y[0], y[1]);
+    for (int i = 0; i < 4; ++i) at[i / 2 * 64 + i % 2] = sum[i];
   }
 }
 
@@ -198,6 +201,36 @@ __global__ void __launch_bounds__(128) addressed_copies_kernel(const __grid_cons
     for (int e = threadIdx.x; e < rows * 8; e += 128)
       *reinterpret_cast<uint4*>(to + (int64_t{i} * rows * 8 + e) * 16) =
           *reinterpret_cast<const uint4*>(tile + swizzled_offset(e / 8, e % 8 * 16));
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(128)
+    boxes_kernel(const __grid_constant__ CUtensorMap map, BoxCase c, const int* coordinates, int count, uint4* to) {
+  extern __shared__ std::byte raw[];
+  auto* const tile = reinterpret_cast<uint4*>(aligned_shared(raw));
+  __shared__ MBarrier full;
+  if (threadIdx.x == 0) {
+    full.init(1);
+    fence_barrier_init();
+  }
+  constexpr uint32_t kPoison = 0xEEEEEEEE;
+  const int vectors = c.box[0] * c.box[1] * c.box[2] / 16;
+  for (int i = 0; i < count; ++i) {
+    for (int e = threadIdx.x; e < vectors; e += 128) tile[e] = make_uint4(kPoison, kPoison, kPoison, kPoison);
+    fence_async_shared();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      const int x = coordinates[i * 3], y = coordinates[i * 3 + 1], z = coordinates[i * 3 + 2];
+      full.arrive_and_expect(vectors * 16);
+      if (c.rank == 2) {
+        c.once ? copy_tensor_once(tile, map, x, y, full) : copy_tensor(tile, map, x, y, full);
+      } else {
+        c.once ? copy_tensor_once(tile, map, x, y, z, full) : copy_tensor(tile, map, x, y, z, full);
+      }
+    }
+    full.wait_or_fault(i % 2);
+    for (int e = threadIdx.x; e < vectors; e += 128) to[int64_t{i} * vectors + e] = tile[e];
     __syncthreads();
   }
 }
@@ -228,6 +261,11 @@ __global__ void __launch_bounds__(128) bulk_copies_kernel(const std::byte* from,
       if (threadIdx.x % 32 == 0) empty[i % 2].arrive();
     }
   }
+}
+
+__global__ void __launch_bounds__(32)
+    permutations_kernel(const uint32_t* low, const uint32_t* high, const uint32_t* selector, uint32_t* to, int count) {
+  for (int i = threadIdx.x; i < count; i += 32) to[i] = permute_bytes(low[i], high[i], selector[i]);
 }
 
 __global__ void __launch_bounds__(32) reductions_kernel(const float* from, float* to) {
@@ -262,13 +300,14 @@ Status run_product(const ProductCase& c, const void* a, const void* b, void* d, 
     case Operands::kBf16: return start_product<Operands::kBf16>(c, a, b, d, stream);
     case Operands::kE4m3: return start_product<Operands::kE4m3>(c, a, b, d, stream);
     case Operands::kS8: return start_product<Operands::kS8>(c, a, b, d, stream);
+    case Operands::kF16: break;
   }
-  return {};
+  return invalid_argument("vocabulary test: a product by a warpgroup wants bf16, e4m3 or s8, found f16");
 }
 
-Status run_small_product(const void* a, const void* b, void* d, bool b_along_n, bool upper, void* stream) {
-  return launch(Launch(dim3(1), dim3(32), stream), small_product_kernel, static_cast<const uint16_t*>(a),
-                static_cast<const uint16_t*>(b), static_cast<float*>(d), b_along_n, upper);
+Status run_small_product(const SmallProductCase& c, const void* a, const void* b, void* d, void* stream) {
+  return launch(Launch(dim3(1), dim3(32), stream), small_product_kernel, c, static_cast<const uint16_t*>(a),
+                static_cast<const uint16_t*>(b), static_cast<float*>(d));
 }
 
 Status run_addressed_copies(const void* from, int pitch, int tensor_rows, int first_row, const void* unit, int count,
@@ -285,6 +324,19 @@ Status run_addressed_copies(const void* from, int pitch, int tensor_rows, int fi
                 static_cast<std::byte*>(to));
 }
 
+Status run_boxes(const BoxCase& c, const void* from, const void* coordinates, int count, void* to, void* stream) {
+  TensorMapShape shape{.rank = c.rank, .swizzle = c.swizzle};
+  for (int i = 0; i < 3; ++i) {
+    shape.size[i] = static_cast<uint64_t>(c.size[i]);
+    shape.stride_bytes[i] = static_cast<uint64_t>(c.stride[i]);
+    shape.box[i] = static_cast<uint32_t>(c.box[i]);
+  }
+  HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_tensor_map(from, 1, shape));
+  Launch how(dim3(1), dim3(128), stream);
+  how.shared_bytes = c.box[0] * c.box[1] * c.box[2] + 1024;
+  return launch(how, boxes_kernel, map, c, static_cast<const int*>(coordinates), count, static_cast<uint4*>(to));
+}
+
 Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* stream) {
   Launch how(dim3(1), dim3(128), stream);
   how.shared_bytes = 2 * bytes + 1024;
@@ -295,6 +347,12 @@ Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* 
 Status run_small_copies(const void* from, void* to, int rounds, void* stream) {
   return launch(Launch(dim3(1), dim3(128), stream), small_copies_kernel, static_cast<const uint4*>(from),
                 static_cast<uint4*>(to), rounds);
+}
+
+Status run_permutations(const void* low, const void* high, const void* selector, void* to, int count, void* stream) {
+  return launch(Launch(dim3(1), dim3(32), stream), permutations_kernel, static_cast<const uint32_t*>(low),
+                static_cast<const uint32_t*>(high), static_cast<const uint32_t*>(selector), static_cast<uint32_t*>(to),
+                count);
 }
 
 Status run_reductions(const void* from, void* to, void* stream) {
