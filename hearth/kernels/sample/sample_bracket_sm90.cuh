@@ -86,21 +86,11 @@ class BracketCut {
     return place_bits(z) < kPlaceZero + static_cast<uint32_t>(place);
   }
 
-  // The smallest logit of which `holds`, which holds of all above; infinity where it does of none. Quick where it is
-  // within 500 steps of `hint`. One warp.
+  // The smallest logit of which `holds`, which holds of all above; infinity where it does of none. One warp.
   template <class F>
-  __device__ float floor_of(const F& holds, float hint) const {
+  __device__ float floor_of(const F& holds) const {
     uint64_t low = ordered_bits(-INFINITY), high = ordered_bits(kept.max);  // does not hold of, holds of
     if (!holds(kept.max)) return INFINITY;
-    const auto near = [&](int of) {
-      const auto probe = static_cast<int64_t>(ordered_bits(hint)) + 32 * (of - 16);
-      return static_cast<uint64_t>(min(max(probe, static_cast<int64_t>(low)), static_cast<int64_t>(high)));
-    };
-    const uint32_t hold = __ballot_sync(~0u, holds(key_logit(near(work.lane) << 32)));
-    const int first = hold == 0 ? 32 : __ffs(static_cast<int>(hold)) - 1;
-    const uint64_t below = first > 0 ? near(first - 1) : low;
-    if (first < 32) high = near(first);
-    low = below;
     while (high - low > 1) {
       const uint64_t step = (high - low + 31) / 32;
       const uint64_t probe = min(low + step * (work.lane + 1), high);
@@ -120,7 +110,7 @@ class BracketCut {
       if (is_before(least, kFineDigits << kPlaceBits)) return least;
     }
     const uint64_t wanted = max(kept.mass_least, uint64_t{1});
-    return floor_of([&](float z) { return mass_of(z, kept.max, kept.inverse_temperature) >= wanted; }, kept.max);
+    return floor_of([&](float z) { return mass_of(z, kept.max, kept.inverse_temperature) >= wanted; });
   }
 
   __device__ void fill() {
@@ -206,13 +196,11 @@ class BracketCut {
       const auto k = static_cast<uint32_t>(row.top_k);
       uint32_t above = static_cast<uint32_t>(packed_before) & (kOne - 1);
       uint64_t mass_above = before;
-      if (above < k && k <= above + members) {
 #pragma unroll
-        for (int j = 0; j < kMine; ++j) {
-          if (above < k && k <= above + count[j]) tell_kth(mine + j, count[j], k - above, mass_above);
-          above += count[j];
-          mass_above = before + __float2ull_rn(upto[j]);
-        }
+      for (int j = 0; j < kMine; ++j) {
+        if (above < k && k <= above + count[j]) tell_kth(mine + j, count[j], k - above, mass_above);
+        above += count[j];
+        mass_above = before + __float2ull_rn(upto[j]);
       }
       work.cluster.sync();
     }
@@ -230,23 +218,15 @@ class BracketCut {
       total_most = most_mass(s.kept_mass) + digit_mass(kth, rest * (1 + 0x1p-12f));
     }
     const uint64_t goal_least = goal_of(row.top_p, total_least), goal_most = goal_of(row.top_p, total_most);
-    const auto is_first = [&](uint64_t from, uint64_t to) {
-      return most_mass(from) < goal_least && goal_least <= most_mass(to);
-    };
-    const auto is_last = [&](uint64_t from, uint64_t to) {
-      return least_mass(from) < goal_most && goal_most <= least_mass(to);
-    };
-    // Most threads have neither: bounds never fall from digit to digit.
-    const uint64_t upto_all = before + __float2ull_rn(sum);
-    if (is_first(before, upto_all) || is_last(before, upto_all)) {
-      uint64_t above = before;
+    uint64_t above = before;
 #pragma unroll
-      for (int j = 0; j < kMine; ++j) {
-        const uint64_t upto_here = before + __float2ull_rn(upto[j]);
-        if (is_first(above, upto_here)) tell([&](RowStorage& to) { to.first_digit = mine + j; });
-        if (is_last(above, upto_here)) tell([&](RowStorage& to) { to.last_digit = mine + j; });
-        above = upto_here;
-      }
+    for (int j = 0; j < kMine; ++j) {
+      const uint64_t upto_here = before + __float2ull_rn(upto[j]);
+      const bool is_first = most_mass(above) < goal_least && goal_least <= most_mass(upto_here);
+      const bool is_last = least_mass(above) < goal_most && goal_most <= least_mass(upto_here);
+      if (is_first) tell([&](RowStorage& to) { to.first_digit = mine + j; });
+      if (is_last) tell([&](RowStorage& to) { to.last_digit = mine + j; });
+      above = upto_here;
     }
     work.cluster.sync();
     return true;
@@ -277,8 +257,7 @@ class BracketCut {
       const int digit = work.warp == 0 ? first : work.warp == 1 ? last + 1 : work.warp == 2 ? kth : kth + 1;
       float floor = s.least;
       if (work.warp < 2 || kth >= 0)
-        floor = fmaxf(floor, floor_of([&](float z) { return is_before(z, digit << kPlaceBits); },
-                                      kept.max - static_cast<float>(digit << kPlaceBits) / scale));
+        floor = fmaxf(floor, floor_of([&](float z) { return is_before(z, digit << kPlaceBits); }));
       if (work.lane == 0) s.floors[work.warp] = floor;
     }
     __syncthreads();
@@ -321,13 +300,16 @@ class BracketCut {
       mass[u] = kListEach * tid + u < limit ? mass_of(key_logit(key[u]), kept.max, kept.inverse_temperature) : 0;
       mine += mass[u];
     }
-    // Above the bracket, and what counts for top-p.
-    uint64_t both[2] = {of_segment, has_segment ? s.counted[tid] : 0};
+    const uint64_t above = work.scan(of_segment).all;
+    uint64_t goal = ~uint64_t{0};
+    if (row.top_p < sampling::kMassOne) {
+      uint64_t counted = has_segment ? s.counted[tid] : 0;
 #pragma unroll
-    for (int u = 0; u < kListEach; ++u)
-      if (s.kth_digit >= 0 && kListEach * tid + u >= count - s.kth_members) both[1] += mass[u];
-    uint64_t before = work.scan(mine, both).before + both[0];
-    const uint64_t goal = row.top_p < sampling::kMassOne ? goal_of(row.top_p, both[1]) : ~uint64_t{0};
+      for (int u = 0; u < kListEach; ++u)
+        if (s.kth_digit >= 0 && kListEach * tid + u >= count - s.kth_members) counted += mass[u];
+      goal = goal_of(row.top_p, work.scan(counted).all);
+    }
+    uint64_t before = above + work.scan(mine).before;
 #pragma unroll
     for (int u = 0; u < kListEach; ++u) {
       const int at = kListEach * tid + u;

@@ -34,7 +34,7 @@ struct PackedSampleRow {
   int32_t forced_token = -1;
   int32_t top_logprobs = 0;
   int32_t scratch_row = -1;           // of the scratch, with kAdjusts; in the order of rows
-  PackedList prompt, output, banned;  // token ids; output stands right behind prompt
+  PackedList prompt, output, banned;  // token ids
   PackedList bias;                    // pairs of words: id, the float's bits; count of pairs
   PackedList allowed;                 // a bitset; with kAllowed, which alone is no adjustment
 };

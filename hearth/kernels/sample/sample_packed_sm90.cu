@@ -29,7 +29,8 @@ class Adjustment {
         row(this_row(p)),
         ids(kWarps * work.each),
         first_id(work.rank * ids - work.shift),
-        history{list_at(p, row.prompt), row.prompt.count + row.output.count},
+        prompt{list_at(p, row.prompt), row.prompt.count},
+        output{list_at(p, row.output), row.output.count},
         banned{list_at(p, row.banned), row.banned.count},
         bias(list_at(p, row.bias)) {}
 
@@ -43,7 +44,7 @@ class Adjustment {
       for (int begin = 0; begin < s.changed_count; begin += kCounters) penalise(begin);
     if (banned.count > 0) {
       __syncthreads();
-      each_of(banned, [&](int token, float, bool) { values[index(token)] = -INFINITY; });
+      each_of(banned, [&](int token, float) { values[index(token)] = -INFINITY; });
     }
     __syncthreads();
   }
@@ -60,7 +61,7 @@ class Adjustment {
   RowStorage& s;
   const PackedSampleRow& row;
   const int ids, first_id;
-  const List history, banned;
+  const List prompt, output, banned;
   const int* const bias;
   float* values = nullptr;
 
@@ -73,8 +74,7 @@ class Adjustment {
     return work.index_of(s.bits_before[at / 32], s.changed[at / 32], at);
   }
 
-  // f(token, its logit without changes, whether it is of the output if the list is the history) for those of this CTA;
-  // kLogits false: without the logit.
+  // f(token, its logit without changes) for those of this CTA; kLogits false: without the logit.
   template <bool kLogits = false, class F>
   __device__ __forceinline__ void each_of(const List& list, const F& f) const {
     for (int i = work.tid; i < list.count; i += kTokensAtOnce * kThreads) {
@@ -88,7 +88,7 @@ class Adjustment {
         if (kLogits && is_mine(token[u])) logit[u] = work.allowed_at(token[u]);
 #pragma unroll
       for (int u = 0; u < kTokensAtOnce; ++u)
-        if (is_mine(token[u])) f(token[u], logit[u], i + u * kThreads >= row.prompt.count);
+        if (is_mine(token[u])) f(token[u], logit[u]);
     }
   }
   // f(token, bias).
@@ -103,11 +103,10 @@ class Adjustment {
     const int words = ids / 32;
     for (int i = work.tid; i < words; i += kThreads) s.changed[i] = 0;
     __syncthreads();
-    const auto mark = [&](int token, float, bool = false) {
-      atomicOr(&s.changed[place(token) / 32], 1u << (place(token) % 32));
-    };
+    const auto mark = [&](int token, float) { atomicOr(&s.changed[place(token) / 32], 1u << (place(token) % 32)); };
     each_bias(mark);
-    each_of(history, mark);
+    each_of(prompt, mark);
+    each_of(output, mark);
     each_of(banned, mark);
     __syncthreads();
     const int of_thread = (words + kThreads - 1) / kThreads;
@@ -134,18 +133,12 @@ class Adjustment {
       if (at - static_cast<uint32_t>(begin) < kCounters) f(&s.counters[at - static_cast<uint32_t>(begin)], at);
     };
     each_bias([&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicOr(at, kBiased); }); });
-    each_of(history, [&](int token, float, bool is_output) {
-      count(token, [&](uint32_t* at, uint32_t) {
-        if (is_output)
-          atomicAdd(at, 1);
-        else
-          atomicOr(at, kSeen);
-      });
-    });
+    each_of(prompt, [&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicOr(at, kSeen); }); });
+    each_of(output, [&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicAdd(at, 1); }); });
     __syncthreads();
     const Penalties penalties{row.repetition_penalty, row.presence_penalty, row.frequency_penalty};
     // Whoever takes a token's count applies it.
-    const auto take = [&](int token, float logit, bool) {
+    const auto take = [&](int token, float logit) {
       count(token, [&](uint32_t* at, uint32_t value) {
         const uint32_t taken = atomicExch(at, 0);
         if ((taken & ~kBiased) == 0) return;
@@ -153,7 +146,8 @@ class Adjustment {
         values[value] = penalised(z, penalties, taken & ~(kSeen | kBiased));
       });
     };
-    each_of<true>(history, take);
+    each_of<true>(prompt, take);
+    each_of<true>(output, take);
     __syncthreads();
   }
 };

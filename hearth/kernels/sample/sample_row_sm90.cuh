@@ -27,8 +27,7 @@ constexpr int kMostSegments = kMostCtas * kWarps;
 enum Slot { kSlotLargest, kSlotChanged = 2, kSlotRaw = 4, kSlotKept, kSlotCut, kSlots };
 constexpr int kListEach = 2;  // keys of a thread in a sort
 constexpr int kListKeys = kListEach * kThreads;
-constexpr int kRankEach = 16, kRankKeys = 32 * kRankEach;  // keys of a lane in a sort by ranks, and the most of one
-constexpr int kDrawEach = 4;                               // ids of a thread in a draw from one segment
+constexpr int kDrawEach = 4;  // ids of a thread in a draw from one segment
 static_assert(kMaxPackedVocab <= int64_t{kDrawEach} * kThreads * kLeastCtas * kWarps);
 static_assert(kMaxTopLogprobs <= kThreads && kMostSegments <= kThreads);
 
@@ -65,7 +64,7 @@ struct RowStorage {
   uint32_t more_low[kMostSegments], more_high[kMostSegments];  // rank 0's: added to the segments, 64 bits in two halves
   uint64_t maxima[kWarps];                                     // largest keys of the segments
   uint64_t guesses[kMostSegments];                             // those of all CTAs
-  uint64_t scratch[3][kWarps];                                 // of one reduction or scan
+  uint64_t scratch[2][kWarps];                                 // of one reduction or scan
   uint64_t slots[kSlots];                                      // this CTA's part of a reduction
   uint64_t guess;
   uint64_t crossing_above;  // exact histogram: what stands above the crossing digit
@@ -269,40 +268,19 @@ class RowWork {
     return one[0];
   }
 
-  __device__ __forceinline__ uint64_t inclusive_in_warp(uint64_t v) const {
+  // The sum of `v` over the threads of the CTA before this one, and over all of them. Called by a whole CTA.
+  __device__ Sums scan(uint64_t v) {
+    uint64_t inclusive = v;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const uint64_t other = __shfl_up_sync(~0u, v, step);
-      if (lane >= step) v += other;
+      const uint64_t other = __shfl_up_sync(~0u, inclusive, step);
+      if (lane >= step) inclusive += other;
     }
-    return v;
-  }
-  // The sum of `v` over the threads of the CTA before this one, and over all of them. `also`: their sums over all
-  // threads take their places. Called by a whole CTA.
-  template <int kAlso>
-  __device__ Sums scan(uint64_t v, uint64_t (&also)[kAlso]) {
-    const uint64_t inclusive = inclusive_in_warp(v);
-#pragma unroll
-    for (int i = 0; i < kAlso; ++i) also[i] = sum_warp(also[i]);
-    __syncthreads();  // scratch may still be read
-    if (lane == 31) {
-      s.scratch[0][warp] = inclusive;
-#pragma unroll
-      for (int i = 0; i < kAlso; ++i) s.scratch[1 + i][warp] = also[i];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kAlso; ++i) also[i] = sum_warp(s.scratch[1 + i][lane]);
-    const uint64_t of_warp = s.scratch[0][lane], upto = inclusive_in_warp(of_warp);
-    return {inclusive - v + __shfl_sync(~0u, upto - of_warp, warp), __shfl_sync(~0u, upto, 31)};
-  }
-  __device__ Sums scan(uint64_t v) {
-    const uint64_t inclusive = inclusive_in_warp(v);
     __syncthreads();  // scratch may still be read
     if (lane == 31) s.scratch[0][warp] = inclusive;
     __syncthreads();
-    const uint64_t of_warp = s.scratch[0][lane], upto = inclusive_in_warp(of_warp);
-    return {inclusive - v + __shfl_sync(~0u, upto - of_warp, warp), __shfl_sync(~0u, upto, 31)};
+    const uint64_t of_warp = s.scratch[0][lane];
+    return {inclusive - v + sum_warp(lane < warp ? of_warp : 0), sum_warp(of_warp)};
   }
 
   // A cluster barrier. Leaves the largest keys of the segments in s.maxima.
@@ -413,14 +391,10 @@ class RowWork {
     }
   }
 
-  // Sorts numbers that differ but for zeros, the largest first: place u * kThreads + tid is v[u] of thread tid, and
-  // places from `count` on hold 0. Few by their ranks, many by a bitonic network. By rank 0 alone.
+  // Sorts numbers, the largest first (a bitonic network): place u * kThreads + tid is v[u] of thread tid, and places
+  // from `count` on hold 0. By rank 0 alone.
   template <int kEach>
   __device__ void sort(uint64_t (&v)[kEach], int count) {
-    if (count <= kRankKeys) {
-      v[0] = sorted_by_rank(v[0], count);
-      return;
-    }
     int size = 2;
     while (size < count) size *= 2;
     int buffer = 0;
@@ -496,31 +470,6 @@ class RowWork {
   }
 
  private:
-  // The number at place tid of the sorted ones, given that at place tid. A warp finds the rank of one number at a time
-  // among those that its lanes hold.
-  __device__ uint64_t sorted_by_rank(uint64_t v, int count) {
-    __syncthreads();  // s.sorting may still be read
-    if (tid < kRankKeys) {
-      s.sorting[0][tid] = v;
-      s.sorting[1][tid] = 0;
-    }
-    __syncthreads();
-    uint64_t held[kRankEach];
-#pragma unroll
-    for (int j = 0; j < kRankEach; ++j) held[j] = 32 * j < count ? s.sorting[0][32 * j + lane] : 0;
-    for (int i = warp; i < count; i += kWarps) {
-      const uint64_t one = s.sorting[0][i];
-      uint32_t larger_ones = 0;
-#pragma unroll
-      for (int j = 0; j < kRankEach; ++j)
-        if (32 * j < count) larger_ones += held[j] > one ? 1 : 0;
-      larger_ones = __reduce_add_sync(~0u, larger_ones);
-      if (lane == 0 && one != 0) s.sorting[1][larger_ones] = one;
-    }
-    __syncthreads();
-    return tid < kRankKeys ? s.sorting[1][tid] : 0;
-  }
-
   template <bool kChanges, class F, class G>
   __device__ __forceinline__ void walk(const F& f, const G& g) const {
 #pragma unroll 1
