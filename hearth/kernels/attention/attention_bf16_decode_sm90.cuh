@@ -24,7 +24,8 @@ struct DecodeSpan {
         chunks(position_ < 0 ? 0 : position_ / kDecodeChunk - first_chunk + 1) {}
 };
 __device__ __forceinline__ int decode_position(const DeviceStep& step, int sequence) {
-  return step.query_start[sequence + 1] - step.query_start[sequence] == 1 ? step.context_len[sequence] - 1 : -1;
+  const int* const start = step.query_start + sequence;
+  return past_l1(start + 1) - past_l1(start) == 1 ? past_l1(step.context_len + sequence) - 1 : -1;
 }
 
 template <int kDim>

@@ -46,7 +46,7 @@ struct KvPlace {
   int token, units;
 };
 __device__ __forceinline__ KvPlace find_kv(const Bf16AttentionParams& p, int sequence, int key) {
-  const int64_t block = p.step.block_table[sequence * p.step.block_table_stride + (key >> p.block_shift)];
+  const int64_t block = past_l1(p.step.block_table + sequence * p.step.block_table_stride + (key >> p.block_shift));
   return {key & ((1 << p.block_shift) - 1), static_cast<int>(block / kKvUnitBytes)};
 }
 

@@ -3,7 +3,7 @@
 // launched with Launch::pdl; in others both do nothing. A kernel may start while several before it have not ended:
 //   I1. Before its pdl_wait() no thread reads what a kernel of the stream writes, nor writes what one reads or writes:
 //       activations, scratch, KV, results. Weights may be read, and a step's arrays, which are there before its first
-//       kernel; L2 may be asked for both.
+//       kernel, past L1 (past_l1()); L2 may be asked for both.
 //   I2. No kernel ends without a pdl_wait() in one of its threads: its end says that all before it have ended, and the
 //       one behind it relies on that.
 #pragma once
@@ -18,12 +18,13 @@ __device__ __forceinline__ void pdl_wait() { asm volatile("griddepcontrol.wait;"
 
 // Lets the next kernel's blocks start as soon as all blocks of this one have come here or ended. That one
 // still waits, in its pdl_wait(), for this one's end: the place decides about time, never about results. First thing in
-// every kernel: linears ask for their weights while the small kernels between them run. That works because linears have
+// the kernels between linears: these ask for their weights while those run. That works because linears have
 // one block a multiprocessor and leave room for small ones beside it (kSharedLeft); with many small blocks a linear's
 // would gather on the multiprocessors that are done first and leave others idle.
 __device__ __forceinline__ void pdl_launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-// Shared memory that a linear leaves of a multiprocessor's, so that blocks of the small kernels behind it wait beside it.
+// Shared memory that a linear leaves of a multiprocessor's, so that blocks of the small kernels behind it wait beside
+// it.
 inline constexpr int kSharedLeft = 16 * 1024;
 
 }  // namespace hearth::sm90

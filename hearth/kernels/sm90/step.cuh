@@ -77,6 +77,13 @@ inline DeviceKv device_kv(const KvView& kv, int64_t layer, const KvScales& scale
 }
 
 #ifdef __CUDACC__
+// A number of a step's arrays, past L1. Ahead of pdl_wait(): nothing promises before it that L1 has forgotten what lay
+// there in the step before.
+template <class T>
+__device__ __forceinline__ T past_l1(const T* at) {
+  return __ldcg(at);
+}
+
 struct TokenPlace {
   int sequence;
   int position;
