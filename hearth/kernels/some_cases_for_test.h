@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test support: fewer cases of long lists, for tools under which a case takes a hundred times as long (scripts/gpu_check.sh
-// sanitize). Tests only; one thread.
+// Test support: fewer cases of long lists, for tools under which a case takes a hundred times as long
+// (scripts/gpu_check.sh sanitize). Tests only; one thread.
 #pragma once
 
 #include <cstdint>

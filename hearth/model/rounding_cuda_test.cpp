@@ -81,16 +81,17 @@ TEST_F(CudaRounding, AheadHasTheBitsOfRoundingInTheLinear) {
     EXPECT_EQ(ops.qkv_input, is_static ? ActFormat::kNative : ActFormat::kE4m3PerToken);
     EXPECT_EQ(ops.down_input, is_static ? ActFormat::kE4m3Static : ActFormat::kE4m3PerToken);
     EXPECT_EQ(apart->layer_ops(1).down_input, ActFormat::kNative);
-    // The kernel for up to 8 rows: a row's bits are its own.
+    // The kernel for up to 16 rows: a row's bits are its own.
     const testing::Rows wanted = logits(apart, 8, {});
     for (const std::vector<float>& row : wanted)
       for (const float logit : row) ASSERT_TRUE(std::isfinite(logit));
     EXPECT_EQ(logits(ahead, 8, {}), wanted);
     EXPECT_EQ(logits(ahead, 5, {}), wanted);
+    EXPECT_EQ(logits(ahead, 16, {}), wanted);
     EXPECT_EQ(logits(ahead, 8, {1, 2}), wanted) << "recorded steps";
     // More rows: the order of sums may depend on the weights beside, in cuBLASLt on where x lies, whose sums have 13
     // bits.
-    for (const size_t chunk : {16, 80}) {
+    for (const size_t chunk : {40, 80}) {
       const testing::Rows wide = logits(ahead, chunk, {}), wide_wanted = logits(apart, chunk, {});
       float largest = 0, difference = 0;
       for (size_t r = 0; r < wide.size(); ++r)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two FP8 models on one GPU at the same time, each with its own thread, stream and recordings, at 9 to 64 tokens a step,
-// where blocks of a linear wait for blocks of lower numbers: each has the bits that it has alone, and both come to an
-// end (a wait without one loses the device after a while, patience.cuh). Label gpu: without a device every test here
-// fails.
+// Two FP8 models on one GPU at the same time, each with its own thread, stream and recordings, at 9 to 64 tokens a
+// step, where blocks of a linear wait for blocks of lower numbers: each has the bits that it has alone, and both come
+// to an end (a wait without one loses the device after a while, patience.cuh). Label gpu: without a device every test
+// here fails.
 #include <gtest/gtest.h>
 #include <unistd.h>
 

@@ -54,7 +54,8 @@ void expect_contexts_on_this_gpu_alone(const char* when) {
   }
 }
 
-// Steps of 1, 9 to 64 and more rows, eager and recorded, of FP8 weights: every kind of linear; the bits of their logits.
+// Steps of 1, 9 to 64 and more rows, eager and recorded, of FP8 weights: every kind of linear; the bits of their
+// logits.
 std::string fp8_bits() {
   const testing_util::TempFolder folder;
   testing::write_rounded(folder.path(), testing::fp8(ActFormat::kE4m3PerToken));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of x in the order in which 4-bit codes of W become fragments of wgmma (linear_nibble_fragments_sm90.cuh), rounded
-// to E4M3 where they are multiplied so: the numbers and scales of quantize_act(), in other places. Host side; device
-// pointers throughout.
+// Rows of x in the order in which 4-bit codes of W become fragments of wgmma (linear_nibble_fragments_sm90.cuh),
+// rounded to E4M3 where they are multiplied so: the numbers and scales of quantize_act(), in other places. Host side;
+// device pointers throughout.
 #pragma once
 
 #include <cstdint>

@@ -62,7 +62,7 @@ sm90::NarrowPart narrow_part(const LinearArgs& args) {
 
 // By the kernels for few rows.
 Status start_few(const sm90::NarrowProduct& product, bool stream, std::span<std::byte> workspace, ExecContext& exec) {
-  return stream && product.m > sm90::kNarrowMostE4m3Rows
+  return stream && product.m > sm90::kNarrowMostRows
              ? sm90::start_linear_stream(product, workspace, exec.staged.counters, exec.stream)
              : sm90::start_linear_narrow(product, DType::kE4m3, exec.stream);
 }
@@ -161,13 +161,13 @@ Status linear_fp8_sm90(const LinearArgs& args, ExecContext& exec) {
 
 Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec) {
   if (parts.empty()) return {};
+  for (const LinearArgs& args : parts) HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
   const LinearArgs& first = parts.front();
   const int64_t m = first.x.rows();
   bool together = parts.size() <= sm90::kNarrowMostParts && first.x.dtype == DType::kE4m3 && m >= 1 &&
                   m <= sm90::kStreamMostTokens,
        stream = true;
   for (const LinearArgs& args : parts) {
-    HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
     together = together && args.weight->n > 0 && linear_fp8_sm90_takes_rounded(*args.weight) &&
                sm90::fits_narrow(args.x, args.weight->codes);
     stream = stream && sm90::fits_stream(args.x, args.weight->codes);

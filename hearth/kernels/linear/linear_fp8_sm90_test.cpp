@@ -155,14 +155,15 @@ TEST(LinearFp8Sm90, OtherShapesAndOrders) {
   }
 }
 
-// Up to kNarrowMostE4m3Rows, and above that up to kStreamMostTokens, whatever beside them is. N has more tiles than
+// Up to kNarrowMostRows, and above that up to kStreamMostTokens, whatever beside them is. N has more tiles than
 // blocks, so that these share some.
 TEST(LinearFp8Sm90, AFewRowsAreEachTheirOwn) {
   constexpr uint64_t kSeed = 20341;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
-  for (const auto& [least, most] : {std::pair<int64_t, int64_t>{1, sm90::kNarrowMostE4m3Rows},
-                                    {sm90::kNarrowMostE4m3Rows + 1, sm90::kStreamMostTokens}}) {
-    Fp8Run run({.m = most, .n = 17900, .k = 320, .residual = true}, kSeed);
+  for (const auto& [least, most] :
+       {std::pair<int64_t, int64_t>{1, sm90::kNarrowMostRows}, {sm90::kNarrowMostRows + 1, sm90::kStreamMostTokens}}) {
+    Fp8Run run({.m = most, .n = 17900, .k = 384, .residual = true}, kSeed);
+    ASSERT_TRUE(linear_fp8_sm90_takes_rounded(run.weight())) << "else this is not the kernel for few rows";
     TestTensor all = run.empty_out(), parts = run.empty_out();
     ASSERT_TRUE(run.run(all, 0, most));
     for (int64_t begin = 0, rows = least; begin < most;) {
@@ -258,7 +259,7 @@ TEST(LinearFp8Sm90, SeveralWeightsTogether) {
     double largest = 0;
     for (int64_t r = 0; r < m; ++r)
       for (int64_t n = 0; n < kAll; ++n) largest = std::max(largest, std::abs(double{apart.at(r, n)}));
-    if (m <= sm90::kNarrowMostE4m3Rows) {
+    if (m <= sm90::kNarrowMostRows) {
       EXPECT_TRUE(apart.same_bits(together)) << "m " << m;
     } else {
       EXPECT_LE(max_error(apart, together), 0x1p-6 * largest) << "m " << m << ": a last bit of bf16";

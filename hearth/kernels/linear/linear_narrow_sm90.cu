@@ -18,6 +18,7 @@ template <bool kFp8>
 struct PlainCodec {
   static constexpr int kRowBytes = kChunkBytes, kTokenChunks = 1, kTeams = 1;
   static constexpr bool kHasGroups = false;
+  static constexpr float kUnit = 1;
 
   struct Lane {
     int first, second;

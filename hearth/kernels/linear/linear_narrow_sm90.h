@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product of few tokens with weights of bf16 or E4M3 on tensor cores, at the speed at which W comes from memory:
-// decode. Host side; device pointers throughout.
+// The product of few tokens on tensor cores, at the speed at which W comes from memory: decode. Weights of bf16 and
+// E4M3; what else takes NarrowProduct says so (linear_ring_sm90.cuh, linear_stream_sm90.h). Host side; device pointers
+// throughout.
 //   I1. A row of out depends on its row of x alone, bit for bit: sums have one order, whatever m is.
 #pragma once
 
@@ -15,13 +16,11 @@ namespace hearth::sm90 {
 
 // Rows of W that a block takes at once.
 inline constexpr int kNarrowRows = 16;
-// Most rows of x.
+// Most rows of x. In E4M3 linear_stream_sm90.h takes over: 4,444 tokens/s of a whole model here at 16, 3,892 there, on
+// an H100.
 inline constexpr int64_t kNarrowMostRows = 16;
 // Products with the same x that one launch takes: Q, K and V.
 inline constexpr int kNarrowMostParts = 3;
-// Above this linear_stream_sm90.h has E4M3. At 16 tokens of a whole model 4,444 tokens/s here, 3,892 there, on an H100.
-inline constexpr int64_t kNarrowMostE4m3Rows = 16;
-
 struct NarrowPart {
   const uint8_t* weight;  // [n, row_bytes], rows weight_stride bytes apart
   int64_t weight_stride;
@@ -38,7 +37,7 @@ struct NarrowPart {
 };
 
 struct NarrowProduct {
-  const uint8_t* x;  // [m, row_bytes] of the weights' type, rows x_stride bytes apart
+  const uint8_t* x;  // [m, k] bf16 or e4m3, rows x_stride bytes apart
   int64_t x_stride;
   int m;
   int row_bytes;         // of W: k elements

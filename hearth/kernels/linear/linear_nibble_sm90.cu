@@ -49,21 +49,33 @@ struct LaneE4m3 {
         second(first ^ 16) {}
 };
 
-// Codes of a sign (bit 3) and an index into eight magnitudes, E4M3 numbers all: products of E4M3.
-//   kC4: kC4Levels of quantized_matrix.h; else 0 to 7.
+// Codes of a sign (bit 3) and three bits more, as E4M3; products of E4M3.
+//   kC4: the three bits are an index into kC4Levels of quantized_matrix.h.
+//   else: a magnitude of 0 to 7, which as E4M3's lowest bits is that many times 2^-9. Even columns of a word come
+//         first, then the odd ones.
 template <bool kC4>
 struct SignCodec {
   static constexpr int kRowBytes = sm90::kRowBytes, kTokenChunks = 1, kTeams = 2;
   static constexpr bool kHasGroups = true;
+  static constexpr float kUnit = kC4 ? 1 : 512;
   using Lane = LaneE4m3;
-  // Bytes 0 to 3 and 4 to 7: 9/64, 13/32, 11/16, 1 and 11/8, 7/4, 9/4, 3, or 0, 1, 2, 3 and 4, 5, 6, 7.
-  static constexpr uint32_t kFirst = kC4 ? 0x38332D21 : 0x44403800, kLast = kC4 ? 0x44413E3B : 0x4E4C4A48;
 
-  // Columns 0 to 3 and 4 to 7 of a word's eight.
+  // Of a word's eight columns half and half.
   __device__ __forceinline__ static void decode(uint32_t codes, uint32_t& first, uint32_t& last) {
-    const uint32_t index = codes & 0x77777777, raised = codes << 4;
-    first = permute_bytes(kFirst, kLast, index) | (permute_bytes(raised, codes, 0x5140) & 0x80808080);
-    last = permute_bytes(kFirst, kLast, index >> 16) | (permute_bytes(raised, codes, 0x7362) & 0x80808080);
+    if constexpr (kC4) {
+      constexpr uint32_t kFirst = 0x38332D21, kLast = 0x44413E3B;  // 9/64, 13/32, 11/16, 1 and 11/8, 7/4, 9/4, 3
+      const uint32_t index = codes & 0x77777777, raised = codes << 4;
+      first = permute_bytes(kFirst, kLast, index) | (permute_bytes(raised, codes, 0x5140) & 0x80808080);
+      last = permute_bytes(kFirst, kLast, index >> 16) | (permute_bytes(raised, codes, 0x7362) & 0x80808080);
+    } else {
+      first = (codes & 0x07070707) | (codes << 4 & 0x80808080);
+      last = (codes >> 4 & 0x07070707) | (codes & 0x80808080);
+    }
+  }
+  // The same of eight columns of x.
+  __device__ __forceinline__ static void arrange(uint32_t low, uint32_t high, uint32_t& first, uint32_t& last) {
+    first = kC4 ? low : permute_bytes(low, high, 0x6420);
+    last = kC4 ? high : permute_bytes(low, high, 0x7531);
   }
 
   template <int kTiles>
@@ -81,8 +93,11 @@ struct SignCodec {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const uint4 x = load_16(tokens + t * (kRingTileTokens * kChunkBytes) + (c == 0 ? lane.first : lane.second));
-        mma_e4m3(sum[t], a[0], x.x, x.y);
-        mma_e4m3(sum[t], a[1], x.z, x.w);
+        uint32_t first, last;
+        arrange(x.x, x.y, first, last);
+        mma_e4m3(sum[t], a[0], first, last);
+        arrange(x.z, x.w, first, last);
+        mma_e4m3(sum[t], a[1], first, last);
       }
     }
   }
@@ -119,6 +134,7 @@ __device__ __forceinline__ uint32_t zero_pair(int zero) {
 struct OffsetE4m3Codec {
   static constexpr int kRowBytes = sm90::kRowBytes, kTokenChunks = 1, kTeams = 2;
   static constexpr bool kHasGroups = true;
+  static constexpr float kUnit = 1;
   using Lane = LaneE4m3;
 
   // Two neighbouring E4M3 as f16.
@@ -159,6 +175,7 @@ struct OffsetE4m3Codec {
 struct OffsetBf16Codec {
   static constexpr int kRowBytes = sm90::kRowBytes, kTokenChunks = 2, kTeams = 2;
   static constexpr bool kHasGroups = true;
+  static constexpr float kUnit = 1;
   // The lane's columns of a token are half of a 128-byte chunk, the first or the second of the piece.
   struct Lane {
     int codes, chunk, at[4];
@@ -292,13 +309,13 @@ Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec) {
 
 Status linear_nibble_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec) {
   if (parts.empty()) return {};
+  for (const LinearArgs& args : parts) HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
   const LinearArgs& first = parts.front();
   const int64_t m = first.x.rows();
   const bool is_rounded = first.x.dtype == DType::kE4m3;
   bool together = parts.size() <= sm90::kNarrowMostParts && m >= 1 && m <= sm90::kNarrowMostRows &&
                   sm90::rounds_x(first.weight->format) == is_rounded && sm90::in_vectors(first.x);
   for (const LinearArgs& args : parts) {
-    HEARTH_TRY(validate_on_device(args, RoundedX::kTaken));
     together = together && args.weight->format == first.weight->format &&
                supports_linear_nibble_sm90(args.weight->format, is_rounded ? DType::kBf16 : args.x.dtype) &&
                sm90::fits_weight(*args.weight);

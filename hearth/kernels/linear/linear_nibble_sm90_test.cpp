@@ -14,6 +14,7 @@
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
 #include "hearth/kernels/rounded_test.h"
+#include "hearth/kernels/some_cases_for_test.h"
 
 namespace hearth {
 namespace {
@@ -58,6 +59,7 @@ struct NibbleCase {
 
 // The reference in double; sums in f32 lose 2^-24 of the largest part of a sum a step, and bf16 rounds the result.
 void check(const NibbleCase& c, uint64_t seed) {
+  if (leave_out_case()) return;
   SCOPED_TRACE(fmt::format("seed {} {} m {} n {} k {} out {} extras {}", seed, to_string(c.format), c.m, c.n, c.k,
                            dtype_name(c.out), c.extras));
   ASSERT_TRUE(supports_linear_nibble_sm90(c.format, DType::kBf16));
@@ -120,7 +122,8 @@ TEST(LinearNibbleSm90, ARowIsItsOwn) {
   for (const WeightFormat& format : formats()) {
     SCOPED_TRACE(fmt::format("seed {} {}", ++seed, to_string(format)));
     Random random(seed);
-    constexpr int64_t kRows = 16, kCols = 200, kK = 512;
+    // Two tiles a block, and three stages a tile, which two teams share.
+    constexpr int64_t kRows = 16, kCols = 2200, kK = 3072;
     PlacedWeight placed(random_matrix(format, kCols, kK, false, random));
     const DeviceWeight device(placed);
     TestTensor x(DType::kBf16, kRows, kK), all(DType::kF32, kRows, kCols), some(DType::kF32, kRows, kCols);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // 4-bit weights by many tokens against the double reference: codes, zero points, types of scales, both activations,
-// edges of m, n and K; a row's bits; the order of x; rows that come rounded; bad rows. Label gpu: without a device every
-// test but that of the order fails.
+// edges of m, n and K; a row's bits; the order of x; rows that come rounded; bad rows. Label gpu: without a device
+// every test but that of the order fails.
 #include "hearth/kernels/linear/linear_nibble_wide_sm90.h"
 
 #include <gtest/gtest.h>
@@ -75,8 +75,8 @@ struct WideCase {
   sm90::WideTile tile = sm90::WideTile::kChosen;
 };
 
-// Frobenius norm of the error by that of the result. Products are exact. Of E4M3's sums Hopper's tensor cores keep about
-// 14 bits, of bf16's as many as f32 has; results in bf16 are rounded once.
+// Frobenius norm of the error by that of the result. Products are exact. Of E4M3's sums Hopper's tensor cores keep
+// about 14 bits, of bf16's as many as f32 has; results in bf16 are rounded once.
 double tolerance(const WeightFormat& format, DType out) {
   if (out == DType::kBf16) return 0x1p-8;
   return is_bf16(format) ? 1e-5 : 3e-4;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tile that is chosen is the one that was fastest on an H100, for every shape and number of tokens that was measured
-// (bench/results/linear-nibble-sm90.jsonl). Host code.
+// The tile that is chosen is the one that was fastest on an H100, for every shape and number of tokens that was
+// measured (bench/results/linear-nibble-sm90.jsonl). Host code.
 #include "hearth/kernels/linear/linear_nibble_wide_tile.h"
 
 #include <gtest/gtest.h>

@@ -12,6 +12,7 @@
 //   kRowBytes     of a row of W in a piece: 128, swizzled, or 64 in one piece of the copy
 //   kTokenChunks  128-byte chunks of a token's row in a piece, swizzled
 //   kHasGroups    W has scales for groups of K; a piece lies in one group
+//   kUnit         what 1 in a piece's sum stands for, where it has groups
 //   kTeams        the more, the longer a warp may take for a piece
 //   Lane          where a lane's part of a piece lies; made from its number once
 //   multiply<kTiles>(weight, tokens, lane, zeros, sum): adds the piece's products of W's rows r and r + 8 to sum, as
@@ -37,6 +38,8 @@ constexpr int kRingMostSlots = 24;
 constexpr int kRingBuffers = 2;  // of sums, and of scales: one is read while the other is written
 constexpr int kRingScaleThreads = 128, kRingEndThreads = 64;
 constexpr int kChunkBytes = 128;
+// Of a block: all that a multiprocessor has, less room for the barriers and small kernels.
+constexpr int kRingSharedBytes = 227 * 1024 - kSharedLeft;
 
 struct RingMaps {
   CUtensorMap x, weight[kNarrowMostParts];
@@ -51,8 +54,8 @@ struct RingParams {
   int scale_stride;  // groups, and one more where they are even: rows on different banks
 };
 
-// Shared memory: slots (for each piece of a stage 16 rows of W, then the tokens), and twice the warps' sums, and a tile's
-// scales and zeros.
+// Shared memory: slots (for each piece of a stage 16 rows of W, then the tokens), and twice the warps' sums, and a
+// tile's scales and zeros.
 template <class Codec, int kTiles>
 struct RingShape {
   static constexpr int kTokens = kTiles * kRingTileTokens;
@@ -73,10 +76,9 @@ struct RingShape {
   static constexpr int other_bytes(int scale_stride) {
     return kRingBuffers * (kSums * 4 + (Codec::kHasGroups ? kRingRows * scale_stride * 5 : 0));
   }
-  // All that a block may have, less room for alignment, the barriers and small kernels; whole teams, so that a slot is
-  // always the same team's.
+  // As many as fit; whole teams, so that a slot is always the same team's.
   static constexpr int slots(int scale_stride) {
-    const int fit = (226 * 1024 - kSharedLeft - other_bytes(scale_stride)) / kSlotBytes;
+    const int fit = (kRingSharedBytes - 1024 - other_bytes(scale_stride)) / kSlotBytes;
     return (fit < kRingMostSlots ? fit : kRingMostSlots) / Codec::kTeams * Codec::kTeams;
   }
   static constexpr int shared_bytes(int slots, int scale_stride) {
@@ -311,7 +313,8 @@ class RingBlock {
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        scales_at(buffer)[at[i]] = value_of_stored(scale[i], part.weight_scale_dtype);
+        if (begin + i * kRingScaleThreads >= all) continue;
+        scales_at(buffer)[at[i]] = Codec::kUnit * value_of_stored(scale[i], part.weight_scale_dtype);
         zeros_at(buffer)[at[i]] = zero[i];
       }
     }
@@ -382,7 +385,7 @@ inline Result<CUtensorMap> map_pieces(const void* base, int64_t rows, int row_by
 
 // REQUIRES: rows of whole pieces, in 16-byte vectors; ring_fits().
 template <class Codec, int kTiles>
-Status start_ring_tiles(const NarrowProduct& product, int multiprocessors, void* stream) {
+Status start_ring_tiles(const NarrowProduct& product, const CudaDeviceInfo& device, void* stream) {
   using Shape = RingShape<Codec, kTiles>;
   const int pieces = product.row_bytes / Codec::kRowBytes;
   RingParams params{.product = product, .first_tile = {}, .tiles = 0, .stages = 0, .slots = 0, .scale_stride = 0};
@@ -401,11 +404,16 @@ Status start_ring_tiles(const NarrowProduct& product, int multiprocessors, void*
                                                  Codec::kRowBytes, kRingWarps));
   }
   const auto kernel = linear_ring_kernel<Codec, kTiles>;
-  Launch how(dim3(static_cast<unsigned>(std::min(params.tiles, multiprocessors))), dim3(Shape::kThreads), stream);
+  Launch how(dim3(static_cast<unsigned>(std::min(params.tiles, device.multiprocessors))), dim3(Shape::kThreads),
+             stream);
   how.pdl = true;
   how.shared_bytes = Shape::shared_bytes(params.slots, params.scale_stride);
+  if (kRingSharedBytes > device.block_shared_bytes)
+    return unsupported("linear: a block of this GPU has {} bytes of shared memory, wanted {}",
+                       device.block_shared_bytes, kRingSharedBytes);
   HEARTH_TRY(enter_cuda_device());
-  HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared_bytes));
+  // The same for every product: another thread may be about to start this kernel.
+  HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kRingSharedBytes));
   return launch(how, kernel, params, maps);
 }
 
@@ -418,8 +426,8 @@ constexpr bool ring_fits(int64_t groups) {
 template <class Codec>
 Status start_ring(const NarrowProduct& product, void* stream) {
   HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
-  return product.m <= kRingTileTokens ? start_ring_tiles<Codec, 1>(product, device->multiprocessors, stream)
-                                      : start_ring_tiles<Codec, 2>(product, device->multiprocessors, stream);
+  return product.m <= kRingTileTokens ? start_ring_tiles<Codec, 1>(product, *device, stream)
+                                      : start_ring_tiles<Codec, 2>(product, *device, stream);
 }
 
 }  // namespace hearth::sm90

@@ -306,12 +306,11 @@ using Start = Status (*)(const StreamParams&, const StreamMaps&, void*);
 struct Instance {
   int tokens;
   Start start;
+  int64_t shared_bytes;
 };
-Instance instance_of(int tokens) {
-  if (tokens <= 16) return {16, start<16>};
-  if (tokens <= 32) return {32, start<32>};
-  return {64, start<64>};
-}
+template <int kTokens>
+constexpr Instance kInstance{kTokens, start<kTokens>, Config<kTokens>::kSharedBytes};
+Instance instance_of(int tokens) { return tokens <= 32 ? kInstance<32> : kInstance<64>; }
 
 static_assert(StagedMemory::kCounters >= kStreamMostBlocks, "a step's counters are the blocks' flags");
 constexpr int64_t kReadyBytes = kStreamMostBlocks * int64_t{sizeof(uint32_t)};
@@ -345,6 +344,9 @@ Status start_linear_stream(const NarrowProduct& product, std::span<std::byte> wo
   }
   params.partial = reinterpret_cast<float*>(workspace.data() + kReadyBytes);
   const Instance instance = instance_of(product.m);
+  if (instance.shared_bytes > device->block_shared_bytes)
+    return unsupported("linear: a block of this GPU has {} bytes of shared memory, wanted {}",
+                       device->block_shared_bytes, instance.shared_bytes);
   StreamMaps maps;
   HEARTH_TRY_ASSIGN(maps.x, map_rows(product.x, product.m, product.row_bytes, product.x_stride, instance.tokens));
   for (int i = 0, tile = 0; i < product.parts; ++i) {

@@ -2,8 +2,8 @@
 // Products on the tensor cores by one warp, and what brings their fragments from shared memory (PTX ISA 9.0, sections
 // "mma.sync" for m16n8k16 and m16n8k32, and "ldmatrix"). Lane l, r = l / 4, c = 2 (l % 4):
 //   D [16, 8] f32: d[0], d[1] at (r, c), (r, c + 1); d[2], d[3] eight rows further.
-//   A [16, 16] bf16 or f16: a[0] (r, c...), a[1] (r + 8, c...), a[2] (r, c + 8...), a[3] (r + 8, c + 8...); two columns each.
-//   B [16, 8] bf16 or f16: b[0] (c..., r), b[1] (c + 8..., r); two rows each.
+//   A [16, 16] bf16 or f16: a[0] (r, c...), a[1] (r + 8, c...), a[2] (r, c + 8...), a[3] (r + 8, c + 8...); two columns
+//   each. B [16, 8] bf16 or f16: b[0] (c..., r), b[1] (c + 8..., r); two rows each.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -77,19 +77,11 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Bytes of two words, `high` behind `low`: byte i of the result is the one that nibble i of the selector names, 0 to 7.
+// Bytes of two words, `high` behind `low`: byte i of the result is the one that bits 2..0 of nibble i of the selector
+// name, or with bit 3 that byte's sign eight times.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   uint32_t x;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(x) : "r"(low), "r"(high), "r"(selector));
-  return x;
-}
-
-// 16 bytes of global memory, past L1.
-__device__ __forceinline__ uint4 load_streamed(const void* at) {
-  uint4 x;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(__cvta_generic_to_global(at)));
   return x;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels' vocabulary says about order, on a GPU: programmatic dependent launch (pdl.cuh), flags between blocks
-// (flags.cuh), and waits that end (patience.cuh). Results are integers, compared with the same loops on the CPU; that
-// kernels really overlap is seen by the device's clock. Label gpu.
+// What the kernels' vocabulary says about order, on a GPU: programmatic dependent launch (pdl.cuh), flags between
+// blocks (flags.cuh), and waits that end (patience.cuh). Results are integers, compared with the same loops on the CPU;
+// that kernels really overlap is seen by the device's clock. Label gpu.
 #include "hearth/kernels/sm90/order_test.h"
 
 #include <gtest/gtest.h>

@@ -21,8 +21,8 @@ struct TensorMapShape {
   bool swizzle = true;            // boxes land with the 128-byte swizzle; else row behind row
 };
 
-// Of elements of `element_bytes` (1 or 2) at `base`, a multiple of 16. wgmma and swizzled_offset() (wgmma.cuh) find what
-// lies with the swizzle. Unavailable without a driver, Internal where it
+// Of elements of `element_bytes` (1 or 2) at `base`, a multiple of 16. wgmma and swizzled_offset() (wgmma.cuh) find
+// what lies with the swizzle. Unavailable without a driver, Internal where it
 // refuses.
 Result<CUtensorMap> encode_tensor_map(const void* base, int element_bytes, const TensorMapShape& shape);
 

@@ -34,8 +34,8 @@ Status launch(const Launch& how, void (*kernel)(Params...), Args&&... args) {
   if (how.pdl) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-    // The same split of L1 for all: a multiprocessor changes it only when it is empty, so kernels that ask for different
-    // ones do not run beside each other.
+    // The same split of L1 for all: a multiprocessor changes it only when it is empty, so kernels that ask for
+    // different ones do not run beside each other.
     attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   }
