@@ -169,7 +169,7 @@ class RingBlock {
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
       const int token = first_token + i * kTokenStep;
-      x_scale[i] = p_.product.x_scale != nullptr && token < m ? p_.product.x_scale[token] : 1.0f;
+      x_scale[i] = p_.product.x_scale != nullptr && token < m ? __ldcg(p_.product.x_scale + token) : 1.0f;
     }
     Buffer buffer;
     for (int tile = static_cast<int>(blockIdx.x); tile < p_.tiles; tile += static_cast<int>(gridDim.x), buffer.next()) {
