@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear for 4-bit weights with scales for groups of K on the tensor cores, straight from the canonical codes: a lane
 // takes the 16 bytes of a row that hold 32 columns of a group of 128, and the same columns of x, in the order in which
-// decoding brings them. Few rows go through the ring of linear_ring_sm90.cuh; what does not fit is
-// linear_quantized_sm90's.
+// decoding brings them. Few rows go through the ring of linear_ring_sm90.cuh, more through
+// linear_nibble_wide_sm90.h; what does not fit is linear_quantized_sm90's.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>

@@ -160,7 +160,7 @@ TEST(LinearNibbleSm90, BadRowsStayAlone) {
   }
 }
 
-// Rows that come rounded, few (this kernel) and many (the one on CUDA cores), and three weights in one launch.
+// Rows that come rounded, few (the ring) and many (the wide kernel), and three weights in one launch.
 TEST(LinearNibbleSm90, TakesRoundedRowsAndSeveralWeights) {
   constexpr uint64_t kSeed = 600;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
