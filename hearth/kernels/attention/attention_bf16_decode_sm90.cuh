@@ -210,6 +210,14 @@ struct DecodeSums {
     }
   }
 
+  // Of all products.
+  __device__ __forceinline__ uint32_t bits() const {
+    uint32_t all = __float_as_uint(total);
+#pragma unroll
+    for (const auto& pair : sum) all |= __float_as_uint(pair[0]);
+    return all;
+  }
+
   __device__ __forceinline__ void store(DecodeShared<kDim>& shared, int warp, int lane) const {
     const int row = lane / 4;
     const float all = quad_sum(total);
@@ -277,7 +285,7 @@ __device__ __forceinline__ void consume_decode(DecodeShared<kDim>& shared, const
           sums.add(q, shared_address(shared.stage[slot][0]), shared_address(shared.stage[slot][1]), warp, lane, key,
                    first, item.position, p.scale_log2);
         __syncwarp();
-        if (lane == 0) shared.empty[slot].arrive();
+        if (lane == 0) shared.empty[slot].arrive_behind_loads(sums.bits());
       }
       named_barrier(kBarrier, kThreads);  // the chunk before has been read
       sums.store(shared, warp, lane);

@@ -152,10 +152,9 @@ class RingBlock {
       stage -= p_.stages;  // the team's first one of the next tile
       barriers_.sums_empty[buffer.index].wait(buffer.parity ^ 1);
       leave(total, sums_at(buffer.index));
-      if (lane == 0) {
-        barriers_.sums_full[buffer.index].arrive();
-        if constexpr (Codec::kHasGroups) barriers_.scales_empty[buffer.index].arrive();
-      }
+      barriers_.sums_full[buffer.index].arrive();
+      // Scales are in `total`, which has been stored.
+      if constexpr (Codec::kHasGroups) barriers_.scales_empty[buffer.index].arrive();
     }
   }
 
@@ -197,8 +196,10 @@ class RingBlock {
 #pragma unroll
         for (int w = 0; w < Shape::kWarps; ++w)
           y[i] += sums[(w * Shape::kTokens + first_token + i * kTokenStep) * Shape::kSumStride + row_in_tile];
-      __syncwarp();
-      if (thread % 32 == 0) barriers_.sums_empty[buffer.index].arrive();
+      uint32_t outcome = 0;
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) outcome |= __float_as_uint(y[i]);
+      barriers_.sums_empty[buffer.index].arrive_behind_loads(outcome);
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
         if (!writes(i)) continue;
@@ -272,8 +273,11 @@ class RingBlock {
     float sum[kTiles][4] = {};
     Codec::template multiply<kTiles>(weight_at(slot) + warp * Shape::kPieceWeightBytes,
                                      tokens_at(slot) + warp * Shape::kPieceTokenBytes, part_of_piece, zero, sum);
+    uint32_t outcome = 0;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) outcome |= __float_as_uint(sum[t][0]);
     __syncwarp();
-    if (lane == 0) barriers_.empty[slot].arrive();
+    if (lane == 0) barriers_.empty[slot].arrive_behind_loads(outcome);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
@@ -291,7 +295,6 @@ class RingBlock {
         const int token = t * kRingTileTokens + lane % 4 * 2 + i % 2, row = lane / 4 + i / 2 * 8;
         sums[(warp * Shape::kTokens + token) * Shape::kSumStride + row] = total[t][i];
       }
-    __syncwarp();
   }
 
   // Many at once. Their type is known here, and no branch stands between the loads: they would wait for each other.
@@ -350,8 +353,8 @@ __global__ void __launch_bounds__(RingShape<Codec, kTiles>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.slots; ++i) barriers.full[i].init(1), barriers.empty[i].init(kRingWarps);
     for (int i = 0; i < kRingBuffers; ++i) {
-      barriers.scales_full[i].init(kRingScaleThreads), barriers.scales_empty[i].init(Shape::kWarps);
-      barriers.sums_full[i].init(Shape::kWarps), barriers.sums_empty[i].init(kRingEndThreads / 32);
+      barriers.scales_full[i].init(kRingScaleThreads), barriers.scales_empty[i].init(Shape::kMultipliers);
+      barriers.sums_full[i].init(Shape::kMultipliers), barriers.sums_empty[i].init(kRingEndThreads);
     }
     fence_barrier_init();
   }

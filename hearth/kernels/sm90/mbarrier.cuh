@@ -25,6 +25,14 @@ struct alignas(8) MBarrier {
   __device__ __forceinline__ void arrive() {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
+  // The same by threads that have loaded from shared memory what is overwritten once the phase has ended. `outcome`: bits
+  // that depend on all these loads. Without it the last of them are still under way when ptxas (CUDA 13.0) lets the
+  // thread arrive, and where several kernels or processes share a GPU, copies have overtaken them
+  // (two_models_cuda_test).
+  __device__ __forceinline__ void arrive_behind_loads(uint32_t outcome) {
+    const uint32_t zero = outcome & threadIdx.z;  // our blocks have one dimension; ptxas does not know it
+    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this) + zero) : "memory");
+  }
   // One arrival, and `bytes` that copies will bring in this phase.
   __device__ __forceinline__ void arrive_and_expect(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),

@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(128) bulk_copies_kernel(const std::byte* from,
   std::byte* const tile = aligned_shared(raw);
   __shared__ MBarrier full[2], empty[2];
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) full[i].init(1), empty[i].init(3);
+    for (int i = 0; i < 2; ++i) full[i].init(1), empty[i].init(96);
     fence_barrier_init();
   }
   __syncthreads();
@@ -254,11 +254,13 @@ __global__ void __launch_bounds__(128) bulk_copies_kernel(const std::byte* from,
   } else {
     for (int i = 0; i < rounds; ++i) {
       full[i % 2].wait_or_fault(i / 2 % 2);
-      for (int e = threadIdx.x - 32; e < bytes / 16; e += 96)
-        *reinterpret_cast<uint4*>(to + int64_t{i} * bytes + e * 16) =
-            *reinterpret_cast<const uint4*>(tile + i % 2 * bytes + e * 16);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) empty[i % 2].arrive();
+      uint32_t outcome = 0;
+      for (int e = threadIdx.x - 32; e < bytes / 16; e += 96) {
+        const uint4 vector = *reinterpret_cast<const uint4*>(tile + i % 2 * bytes + e * 16);
+        *reinterpret_cast<uint4*>(to + int64_t{i} * bytes + e * 16) = vector;
+        outcome |= vector.x;
+      }
+      empty[i % 2].arrive_behind_loads(outcome);
     }
   }
 }
