@@ -23,7 +23,7 @@ struct PlainCodec {
   struct Lane {
     int first, second;
     __device__ __forceinline__ explicit Lane(int lane)
-        : first(static_cast<int>(swizzled_offset(lane / 4, lane % 4 * 32))), second(first ^ 16) {}
+        : first(keep(static_cast<int>(swizzled_offset(lane / 4, lane % 4 * 32)))), second(keep(first ^ 16)) {}
   };
 
   template <int kTiles>

@@ -44,12 +44,18 @@ struct Codes {
 struct LaneE4m3 {
   int codes, first, second;
   __device__ __forceinline__ explicit LaneE4m3(int lane)
-      : codes(lane / 4 * kRowBytes + lane % 4 * 16),
-        first(static_cast<int>(swizzled_offset(lane / 4, lane % 4 * 32))),
-        second(first ^ 16) {}
+      : codes(keep(lane / 4 * kRowBytes + lane % 4 * 16)),
+        first(keep(static_cast<int>(swizzled_offset(lane / 4, lane % 4 * 32)))),
+        second(keep(first ^ 16)) {}
 };
 
-// Codes of a sign (bit 3) and three bits more, as E4M3; products of E4M3.
+// Products of E4M3, as f16: what ptxas makes of mma_e4m3(), but with one chain of sums.
+__device__ __forceinline__ void mma_widened(float (&sum)[4], uint32_t low, uint32_t high, uint32_t x) {
+  const WidePairs l = widen_e4m3x4(low), h = widen_e4m3x4(high), wide_x = widen_e4m3x4(x);
+  mma_f16(sum, {l.low, h.low, l.high, h.high}, wide_x.low, wide_x.high);
+}
+
+// Codes of a sign (bit 3) and three bits more, as E4M3.
 //   kC4: the three bits are an index into kC4Levels of quantized_matrix.h.
 //   else: a magnitude of 0 to 7, which as E4M3's lowest bits is that many times 2^-9. Even columns of a word come
 //         first, then the odd ones.
@@ -84,20 +90,22 @@ struct SignCodec {
     const Codes codes(weight + lane.codes);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      uint32_t a[2][4];
+      uint32_t low[2][2], high[2][2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        decode(codes.low[2 * c + i], a[i][0], a[i][2]);
-        decode(codes.high[2 * c + i], a[i][1], a[i][3]);
+        decode(codes.low[2 * c + i], low[i][0], low[i][1]);
+        decode(codes.high[2 * c + i], high[i][0], high[i][1]);
       }
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const uint4 x = load_16(tokens + t * (kRingTileTokens * kChunkBytes) + (c == 0 ? lane.first : lane.second));
-        uint32_t first, last;
-        arrange(x.x, x.y, first, last);
-        mma_e4m3(sum[t], a[0], first, last);
-        arrange(x.z, x.w, first, last);
-        mma_e4m3(sum[t], a[1], first, last);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          uint32_t first, last;
+          arrange(i == 0 ? x.x : x.z, i == 0 ? x.y : x.w, first, last);
+          mma_widened(sum[t], low[i][0], high[i][0], first);
+          mma_widened(sum[t], low[i][1], high[i][1], last);
+        }
       }
     }
   }
@@ -120,7 +128,7 @@ __device__ __forceinline__ void decode_offset(uint32_t codes, uint32_t zero_pair
   constexpr uint32_t kOne = kBf16 ? 0x43004300 : 0x64006400;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const uint32_t raised = (codes >> (4 * i) & 0x000F000F) | kOne;
+    const uint32_t raised = and_or(codes >> (4 * i), 0x000F000F, kOne);
     using Pair = std::conditional_t<kBf16, __nv_bfloat162, __half2>;
     pairs[i] = bits_of(__hsub2(of_bits<Pair>(raised), of_bits<Pair>(zero_pair)));
   }
@@ -136,12 +144,6 @@ struct OffsetE4m3Codec {
   static constexpr bool kHasGroups = true;
   static constexpr float kUnit = 1;
   using Lane = LaneE4m3;
-
-  // Two neighbouring E4M3 as f16.
-  __device__ __forceinline__ static uint32_t widen_pair(uint32_t pair) {
-    const __half2_raw wide = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
-    return static_cast<uint32_t>(wide.x) | static_cast<uint32_t>(wide.y) << 16;
-  }
 
   template <int kTiles>
   __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, const Lane& lane,
@@ -162,9 +164,10 @@ struct OffsetE4m3Codec {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
           const uint32_t first = i == 0 ? x[t].x : x[t].z, last = i == 0 ? x[t].y : x[t].w;
-          const uint32_t even = permute_bytes(first, last, 0x5140), odd = permute_bytes(first, last, 0x7362);
-          mma_f16(sum[t], {low[0], high[0], low[1], high[1]}, widen_pair(even), widen_pair(even >> 16));
-          mma_f16(sum[t], {low[2], high[2], low[3], high[3]}, widen_pair(odd), widen_pair(odd >> 16));
+          const WidePairs even = widen_e4m3x4(permute_bytes(first, last, 0x5140));
+          const WidePairs odd = widen_e4m3x4(permute_bytes(first, last, 0x7362));
+          mma_f16(sum[t], {low[0], high[0], low[1], high[1]}, even.low, even.high);
+          mma_f16(sum[t], {low[2], high[2], low[3], high[3]}, odd.low, odd.high);
         }
       }
     }
@@ -180,9 +183,10 @@ struct OffsetBf16Codec {
   struct Lane {
     int codes, chunk, at[4];
     __device__ __forceinline__ explicit Lane(int lane)
-        : codes(lane / 4 * kRowBytes + lane % 4 * 16), chunk(lane % 4 / 2 * (kRingTileTokens * kChunkBytes)) {
+        : codes(keep(lane / 4 * kRowBytes + lane % 4 * 16)),
+          chunk(keep(lane % 4 / 2 * (kRingTileTokens * kChunkBytes))) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) at[i] = static_cast<int>(swizzled_offset(lane / 4, lane % 2 * 64 + i * 16));
+      for (int i = 0; i < 4; ++i) at[i] = keep(static_cast<int>(swizzled_offset(lane / 4, lane % 2 * 64 + i * 16)));
     }
   };
 

@@ -138,14 +138,14 @@ class RingBlock {
   __device__ void multiply() {
     pdl_wait();
     const int team = threadIdx.x / (32 * kRingWarps), lane = threadIdx.x % 32;
-    const typename Codec::Lane part_of_piece(lane);
+    const Piece piece(threadIdx.x / 32 % kRingWarps, lane, p_.scale_stride);
     int slot = team, parity = 0, stage = team;
     Buffer buffer;
     for (int tile = static_cast<int>(blockIdx.x); tile < p_.tiles; tile += static_cast<int>(gridDim.x), buffer.next()) {
       if constexpr (Codec::kHasGroups) barriers_.scales_full[buffer.index].wait(buffer.parity);
       float total[kTiles][4] = {};
       for (; stage < p_.stages; stage += Codec::kTeams) {
-        multiply_stage(part_of_piece, stage, slot, parity, buffer.index, total);
+        multiply_stage(piece, stage, slot, parity, buffer.index, total);
         slot += Codec::kTeams;
         if (slot >= p_.slots) slot -= p_.slots, parity ^= 1;
       }
@@ -254,30 +254,44 @@ class RingBlock {
     return reinterpret_cast<uint8_t*>(scales_at(kRingBuffers)) + buffer * (kRingRows * p_.scale_stride);
   }
 
+  // Where a warp's piece of a stage lies, and the lane's part of that.
+  struct Piece {
+    const int warp, lane, weight, tokens;  // bytes in a slot
+    const int scale;                       // of the lane's row r
+    const typename Codec::Lane part;
+
+    __device__ __forceinline__ Piece(int w, int l, int scale_stride)
+        : warp(keep(w)),
+          lane(keep(l)),
+          weight(keep(w * Shape::kPieceWeightBytes)),
+          tokens(keep(Shape::kWeightBytes + w * Shape::kPieceTokenBytes)),
+          scale(keep(l / 4 * scale_stride)),
+          part(l) {}
+  };
+
   // A warp's piece of a stage.
-  __device__ __forceinline__ void multiply_stage(const typename Codec::Lane& part_of_piece, int stage, int slot,
-                                                 int parity, int buffer, float (&total)[kTiles][4]) const {
-    const int warp = threadIdx.x / 32 % kRingWarps, lane = threadIdx.x % 32;
+  __device__ __forceinline__ void multiply_stage(const Piece& piece, int stage, int slot, int parity, int buffer,
+                                                 float (&total)[kTiles][4]) const {
     float scale[2] = {1, 1};
     int zero[2] = {};
     if constexpr (Codec::kHasGroups) {
-      const int group = min((stage * kRingWarps + warp) >> p_.product.group_shift, p_.product.groups - 1);
+      const int group = min((stage * kRingWarps + piece.warp) >> p_.product.group_shift, p_.product.groups - 1);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int at = (lane / 4 + 8 * h) * p_.scale_stride + group;
+        const int at = piece.scale + 8 * h * p_.scale_stride + group;
         scale[h] = scales_at(buffer)[at], zero[h] = zeros_at(buffer)[at];
       }
     }
     barriers_.full[slot].wait(parity);
     // Sums in f32 outside of the tensor cores after each piece: their own sums of E4M3 have few bits.
     float sum[kTiles][4] = {};
-    Codec::template multiply<kTiles>(weight_at(slot) + warp * Shape::kPieceWeightBytes,
-                                     tokens_at(slot) + warp * Shape::kPieceTokenBytes, part_of_piece, zero, sum);
+    const std::byte* const at = weight_at(slot);
+    Codec::template multiply<kTiles>(at + piece.weight, at + piece.tokens, piece.part, zero, sum);
     uint32_t outcome = 0;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) outcome |= __float_as_uint(sum[t][0]);
     __syncwarp();
-    if (lane == 0) barriers_.empty[slot].arrive_behind_loads(outcome);
+    if (piece.lane == 0) barriers_.empty[slot].arrive_behind_loads(outcome);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll

@@ -47,6 +47,31 @@ __device__ __forceinline__ void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// (x & mask) | bits in one operation; left alone, the compiler makes two of it where both are constants. PTX ISA,
+// section "lop3".
+__device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+  return y;
+}
+
+// Four neighbours of E4M3 as f16, the lower and the upper two. PTX ISA, section "cvt".
+struct WidePairs {
+  uint32_t low, high;
+};
+__device__ __forceinline__ WidePairs widen_e4m3x4(uint32_t x) {
+  WidePairs pairs;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+      "}\n"
+      : "=r"(pairs.low), "=r"(pairs.high)
+      : "r"(x));
+  return pairs;
+}
+
 // Four matrices of 8 x 8 16-bit elements; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows, of 16 bytes each.
 // x[i] of lane l: row l / 4 of matrix i, columns 2 (l % 4) and the next.
 __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t address) {

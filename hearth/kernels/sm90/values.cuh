@@ -30,6 +30,12 @@ struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
   T at[kCount];
 };
 
+// x in a register from here on: the compiler does not compute it again where it is used.
+__device__ __forceinline__ int keep(int x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
 // The same sum in all lanes of a warp, added in a fixed order.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll

@@ -251,9 +251,9 @@ TEST(Vocabulary, SmallCopiesAreHandedOver) {
   EXPECT_EQ(device.get<uint8_t>(to), data) << "seed " << kSeed + 5;
 }
 
-// PTX ISA 9.0, section "prmt": the lower three bits of a nibble name a byte, the fourth takes its sign for all eight
-// bits; the upper half of the selector is not read.
-TEST(Vocabulary, PermutedBytes) {
+// Bytes permuted (PTX ISA 9.0, section "prmt": the lower three bits of a nibble name a byte, the fourth takes its sign
+// for all eight bits; the upper half of the selector is not read), bits put together, E4M3 widened.
+TEST(Vocabulary, Words) {
   Device device;
   ASSERT_TRUE(device.stream.handle());
   Random random(kSeed + 7);
@@ -271,14 +271,26 @@ TEST(Vocabulary, PermutedBytes) {
   // By hand: bytes 3, 1, 6 and the sign of byte 0, from the highest on.
   low.push_back(0x838281F0), high.push_back(0x07860504), selector.push_back(0x3168), wanted.push_back(0x838186FF);
   const DeviceBuffer from_low = device.put(low), from_high = device.put(high), by = device.put(selector);
-  const DeviceBuffer to = device.put(std::vector<uint32_t>(wanted.size(), 0xDDDDDDDD));
+  const DeviceBuffer to = device.put(std::vector<uint32_t>(4 * wanted.size(), 0xDDDDDDDD));
   const Status status = run_permutations(from_low.data(), from_high.data(), by.data(), to.data(),
                                          static_cast<int>(wanted.size()), device.stream.handle());
   ASSERT_TRUE(status) << status.error().message;
   const std::vector<uint32_t> found = device.get<uint32_t>(to);
-  for (size_t i = 0; i < wanted.size(); ++i)
-    ASSERT_EQ(found[i], wanted[i]) << "seed " << kSeed + 7 << std::hex << ", bytes " << low[i] << ", " << high[i]
-                                   << ", selector " << selector[i];
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed + 7 << std::hex << ", words " << low[i] << ", " << high[i]
+                                      << ", " << selector[i]);
+    ASSERT_EQ(found[4 * i], wanted[i]);
+    ASSERT_EQ(found[4 * i + 1], (low[i] & high[i]) | selector[i]);
+    for (int byte = 0; byte < 4; ++byte) {
+      const float value = e4m3{static_cast<uint8_t>(low[i] >> 8 * byte)}.to_float();
+      const auto bits = static_cast<uint16_t>(found[4 * i + 2 + static_cast<size_t>(byte) / 2] >> byte % 2 * 16);
+      if (std::isnan(value)) {
+        ASSERT_GT(bits & 0x7FFF, 0x7C00) << "byte " << byte;
+      } else {
+        ASSERT_EQ(bits, f16::from_float(value).bits) << "byte " << byte;
+      }
+    }
+  }
 }
 
 TEST(Vocabulary, ReductionsAndPowers) {

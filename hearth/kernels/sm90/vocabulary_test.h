@@ -57,7 +57,8 @@ Status run_bulk_copies(const void* from, void* to, int bytes, int rounds, void* 
 // which one side arrives and the other waits; piece i of round r arrives as zeros where i + r is a multiple of 3.
 Status run_small_copies(const void* from, void* to, int rounds, void* stream);
 
-// to[i] = permute_bytes(low[i], high[i], selector[i]) of 32-bit words.
+// Of 32-bit words, to[4 i]: permute_bytes(low[i], high[i], selector[i]); and_or() of the same; low[i] widened from E4M3,
+// two words.
 Status run_permutations(const void* low, const void* high, const void* selector, void* to, int count, void* stream);
 
 // to[0, 64) = 2^from, to[64, 96) = sums of quads of from[0, 32), to[96, 128) their largest; all f32.

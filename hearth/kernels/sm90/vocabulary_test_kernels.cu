@@ -267,7 +267,12 @@ __global__ void __launch_bounds__(128) bulk_copies_kernel(const std::byte* from,
 
 __global__ void __launch_bounds__(32)
     permutations_kernel(const uint32_t* low, const uint32_t* high, const uint32_t* selector, uint32_t* to, int count) {
-  for (int i = threadIdx.x; i < count; i += 32) to[i] = permute_bytes(low[i], high[i], selector[i]);
+  for (int i = threadIdx.x; i < count; i += 32) {
+    to[4 * i] = permute_bytes(low[i], high[i], selector[i]);
+    to[4 * i + 1] = and_or(low[i], high[i], selector[i]);
+    const WidePairs wide = widen_e4m3x4(low[i]);
+    to[4 * i + 2] = wide.low, to[4 * i + 3] = wide.high;
+  }
 }
 
 __global__ void __launch_bounds__(32) reductions_kernel(const float* from, float* to) {
