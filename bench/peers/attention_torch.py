@@ -43,36 +43,26 @@ def make_peers(torch, decode, shape, case):
     return graphs
 
 
-def compare(torch, ours, args, clocks, report):
+def compare(torch, ours, context):
     print(f"{'':8} {'batch':>5} {'length':>6} {'heads':>6} {'cudnn us':>9} {'flash us':>9} {'ours us':>9} {'ratio':>6}")
     for name, shapes in (("prefill", PREFILL), ("decode", DECODE)):
         for shape in shapes:
             batch, length, heads, kv_heads, dim = shape
             case = ours.make("attention", kv="bf16", batch=batch, heads=heads, kv_heads=kv_heads, head_dim=dim,
                              **{"context" if name == "decode" else "length": length})
-            peers = make_peers(torch, name == "decode", shape, case)
-            us, seen = turns.take_turns({"ours": case, **peers}, args.rounds, clocks)
-            line = turns.result_line(case, "ours", us, seen, list(peers))
-            none = float("nan")
-            print(f"{name:8} {batch:5} {length:6} {heads:3}/{kv_heads:<2} {line['peers'].get('cudnn', none):9.1f} "
-                  f"{line['peers'].get('flash', none):9.1f} {line['us']:9.1f} {line.get('ratio', none):6.2f}  "
-                  f"{turns.clocks_words(line)}", flush=True)
-            if peers:
-                report.write(line)
-            case.drop()
-            del peers
-            torch.cuda.empty_cache()
+            context.compare(case, make_peers(torch, name == "decode", shape, case), PEERS,
+                            f"{name:8} {batch:5} {length:6} {heads:3}/{kv_heads:<2}")
 
 
 def main():
     args = turns.parser_of(__doc__).parse_args()
     torch = turns.need_torch()
     versions = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()}
-    report = turns.Report(args, versions)
+    context = turns.Context(torch, args, versions)
     with turns.Ours(args.bench) as ours:
         turns.check_same_gpu(torch, ours)
         print(f"{torch.cuda.get_device_name(0)}, torch {versions['torch']}, cuDNN {versions['cudnn']}")
-        compare(torch, ours, args, turns.open_clocks(torch), report)
+        compare(torch, ours, context)
 
 
 if __name__ == "__main__":

@@ -155,13 +155,6 @@ def compare_format(torch, context, form, mine, weights):
             context.report.write(line)
 
 
-class Context:
-    """What all shapes share."""
-
-    def __init__(self, args, clocks, report):
-        self.args, self.clocks, self.report = args, clocks, report
-
-
 def compare(torch, ours, context, lists):
     models, layers, formats, tokens = lists
     print(f"{'model':10} {'layer':8} {'N':>6} {'K':>6} {'M':>5} {'ours':13} {'us':>9} {'ratio':>6}  peers, us")
@@ -193,11 +186,11 @@ def main():
     lists = (listed("--models", args.models, MODELS), listed("--layers", args.layers, LAYERS),
              listed("--formats", args.formats, FORMATS), token_counts(args.tokens))
     torch = turns.need_torch()
-    report = turns.Report(args, {"torch": torch.__version__})
+    context = turns.Context(torch, args, {"torch": torch.__version__})
     with turns.Ours(args.bench) as ours:
         turns.check_same_gpu(torch, ours)
         print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}, rounds {args.rounds}", flush=True)
-        compare(torch, ours, Context(args, turns.open_clocks(torch), report), lists)
+        compare(torch, ours, context, lists)
 
 
 if __name__ == "__main__":

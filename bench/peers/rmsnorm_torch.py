@@ -41,32 +41,19 @@ def make_peers(torch, ops, case, dtype):
     return graphs
 
 
-def compare(torch, ours, context, dtype):
-    args, clocks, report, ops = context
-    name = ours.about["dtype"]
-    none = float("nan")
+def compare(torch, ours, context, ops, dtype):
     for config, hidden in WIDTHS.items():
         for rows in ROWS:
             for residual in ("yes", "no"):
                 case = ours.make("rmsnorm", rows=rows, hidden=hidden, residual=residual, config=config)
-                peers = make_peers(torch, ops, case, dtype)
-                us, seen = turns.take_turns({"ours": case, **peers}, args.rounds, clocks)
-                line = turns.result_line(case, "ours", us, seen, list(peers))
-                print(f"{rows:6} {hidden:6} {name:>5} {residual:>8} {line['peers'].get('torch', none):9.2f} "
-                      f"{line['peers'].get('torch_compile', none):9.2f} {line['us']:9.2f} "
-                      f"{line.get('ratio', none):6.2f}  {turns.clocks_words(line)}", flush=True)
-                if peers:
-                    report.write(line)
-                case.drop()
-                del peers
-                torch.cuda.empty_cache()
+                context.compare(case, make_peers(torch, ops, case, dtype), ops,
+                                f"{rows:6} {hidden:6} {ours.about['dtype']:>5} {residual:>8}")
 
 
 def main():
     args = turns.parser_of(__doc__).parse_args()
     torch = turns.need_torch()
-    report = turns.Report(args, {"torch": torch.__version__})
-    clocks = turns.open_clocks(torch)
+    context = turns.Context(torch, args, {"torch": torch.__version__})
     eager = eager_of(torch)
     torch._dynamo.config.cache_size_limit = 1000
     ops = {"torch": eager, "torch_compile": torch.compile(eager, dynamic=False)}
@@ -76,7 +63,7 @@ def main():
     for name, dtype in (("bf16", torch.bfloat16), ("f32", torch.float32)):
         with turns.Ours(args.bench, dtype=name) as ours:
             turns.check_same_gpu(torch, ours)
-            compare(torch, ours, (args, clocks, report, ops), dtype)
+            compare(torch, ours, context, ops, dtype)
 
 
 if __name__ == "__main__":

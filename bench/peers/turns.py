@@ -331,6 +331,29 @@ def try_graph(torch, name, call, calls, sets, outs=1):
         return None
 
 
+class Context:
+    """What all cases of a comparison share; `versions` as Report has them."""
+
+    def __init__(self, torch, args, versions):
+        self.torch, self.args = torch, args
+        self.report, self.clocks = Report(args, versions), open_clocks(torch)
+
+    def compare(self, case, peers, names, words):
+        """Turns of a case of ours and of `peers`, {name: graph}, which are all let go then. A row of the table: `words`,
+        the medians of the peers called `names` and of ours, the ratio, the clocks; and a line for the report."""
+        us, seen = take_turns({"ours": case, **peers}, self.args.rounds, self.clocks)
+        line = result_line(case, "ours", us, seen, list(peers))
+        none = float("nan")
+        times = [line["peers"].get(name, none) for name in names] + [line["us"]]
+        print(f"{words} {' '.join(f'{time:9.2f}' for time in times)} {line.get('ratio', none):6.2f}  "
+              f"{clocks_words(line)}", flush=True)
+        if peers:
+            self.report.write(line)
+        case.drop()
+        peers.clear()
+        self.torch.cuda.empty_cache()
+
+
 def run_as_script(main):
     """main() with its troubles as messages: exit 1."""
     try:

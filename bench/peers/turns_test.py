@@ -4,11 +4,14 @@
 
 Run: python3 bench/peers/turns_test.py HEARTH   (ctest label unit)."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import turns
@@ -126,6 +129,33 @@ class Turns(unittest.TestCase):
         self.assertEqual(line["clocks"]["power_w"], [None] * 3)
         self.assertEqual(turns.clocks_words(line), "1002-1009 MHz power_cap")
         json.dumps(line)
+
+    def test_a_case_is_a_row_and_a_line(self):
+        class Case(Rival):
+            line = {"bytes": 6e3, "config": "small"}
+            dropped = False
+
+            def drop(self):
+                self.dropped = True
+
+        cuda = unittest.mock.Mock()
+        cuda.get_device_properties.return_value.uuid = "none such"  # no clocks, with and without NVML
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "lines"
+            args = turns.parser_of("").parse_args(["--bench", "x", "--out", str(out), "--rounds", "2"])
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+                context = turns.Context(unittest.mock.Mock(cuda=cuda), args, {"torch": "9"})
+                for peers in ({"a": Rival("a", 2.0, [])}, {}):
+                    case = Case("ours", 3.0, [])
+                    context.compare(case, peers, ["a", "b"], "words")
+                    self.assertEqual((case.dropped, peers), (True, {}))
+            context.report.file.close()
+            line, = map(json.loads, out.read_text().splitlines())  # without a peer none
+        self.assertEqual((line["us"], line["peers"], line["ratio"]), (3, {"a": 2}, 1.5))
+        self.assertEqual((line["config"], line["versions"]), ("small", {"torch": "9"}))
+        self.assertEqual([row.split() for row in said.getvalue().splitlines()],
+                         [["words", "2.00", "nan", "3.00", "1.50"], ["words", "nan", "nan", "3.00", "nan"]])
 
     def test_quantiles(self):
         self.assertEqual([turns.quantile([5, 1, 4, 2, 3], q) for q in (0, 0.1, 0.5, 0.9, 1)], [1, 1, 3, 5, 5])
