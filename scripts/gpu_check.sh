@@ -10,7 +10,7 @@
 #   build/gpu/gpu_check.sh profile   ncu's memory and occupancy sections of one call per shape
 # build/gpu stays in a checkout: the tests read models/fable-13m and tests/fixtures; HEARTH_DATA names the folder with
 # models/fable-82m and data/eval, if there. Results go to $OUT, or to `out` beside this script. ONLY: tests to run, and
-# no benchmarks; JOBS: how many at once under a sanitizer. Exit 1 if one fails, or without a GPU.
+# no benchmarks; JOBS: how many tests at once (4). Exit 1 if one fails, or without a GPU.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # Those that take longest under a sanitizer come first.
@@ -20,6 +20,10 @@ op_tests="linear_quantized_sm90_test attention_sm90_test linear_fp8_sm90_test li
     silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"
 tests="$op_tests cuda_memory_test model_cuda_test golden_cuda_test decode_step_cuda_test quantized_model_cuda_test
     rounding_cuda_test two_models_cuda_test server_cuda_test two_gpus_cuda_test quantize_pipeline_cuda_test"
+# Tests that want the GPU to themselves: they see by its clock which kernels overlap, or lose it on purpose.
+alone="sm90_vocabulary_test server_cuda_test"
+# Those that hold themselves to times, in tests called Costs.
+timed="sample_sm90_test"
 programs="$tests rmsnorm_bench linear_sm90_bench attention_sm90_bench"
 # What takes long under a sanitizer, calls CUDA wrongly or loses the device on purpose, or wants kernels that overlap.
 left_out="*ErrorsAreValues:*100000Cases:*Costs:*LongPrompt:*LongContexts:*MoreTilesThanBlocks:*OnModelShapes"
@@ -81,10 +85,10 @@ run_test() {
     if "$@" > "$out/$name.txt" 2>&1; then outcome=passed; else outcome=FAILED; fi
     count=$(sed -n 's/^\[==========\] \([0-9]* tests\{0,1\}\).*/\1/p' "$out/$name.txt" | tail -1)
     skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]* tests\{0,1\}\).*/\1/p' "$out/$name.txt" | tail -1)
-    {
-        echo "== $program"
-        grep -Ev '^(Note:|Running main|\[==========\])' "$out/$name.txt" | head -80 || true
-    }
+    said=$(grep -Ev '^(Note:|Running main|\[==========\])' "$out/$name.txt" | head -80)
+    # In one piece: others may be writing too.
+    printf '%s\n' "== $program${said:+
+$said}"
     row "$name" "$outcome" "${count:-?}" "${skipped:+$skipped off}" $(($(date +%s) - begin))
     [ "$outcome" = passed ]
 }
@@ -132,6 +136,12 @@ prepare() {
     export LD_LIBRARY_PATH
 }
 
+# $1 word, $2 words.
+is_one_of() { case " $2 " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+# $1 test: one of check(), without what it holds to times.
+test_one() { run_test "$1" "$1" timeout 300 "$here/$1" --gtest_brief=1 '--gtest_filter=-*Costs*'; }
+
 check() {
     prepare
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader 2> /dev/null || true
@@ -145,8 +155,16 @@ check() {
         tail -3 "$out/golden_bf16.txt"
         if [ -n "$HEARTH_BF16_LARGEST" ]; then export HEARTH_BF16_LARGEST; else unset HEARTH_BF16_LARGEST; fi
     fi
+    # Several at once, as most of their time is the CPU's; then those that no other may disturb.
     for test in ${ONLY:-$tests}; do
-        run_test "$test" "$test" timeout 300 "$here/$test" --gtest_brief=1 || failed=1
+        if ! is_one_of "$test" "$alone"; then echo "$test"; fi
+    done | OUT=$out xargs -r -P "${JOBS:-4}" -n 1 "$here/gpu_check.sh" test-one || failed=1
+    for test in ${ONLY:-$tests}; do
+        if is_one_of "$test" "$alone"; then test_one "$test" || failed=1; fi
+        if is_one_of "$test" "$timed"; then
+            run_test "$test-costs" "$test, its costs" timeout 300 "$here/$test" --gtest_brief=1 '--gtest_filter=*Costs*' ||
+                failed=1
+        fi
     done
     if [ -z "${ONLY:-}" ]; then benchmarks; fi
     cat "$out/table.txt"
@@ -246,6 +264,10 @@ check | full) check ;;
 peers) shift; peers_only "$@" ;;
 sanitize) shift; sanitize "$@" ;;
 sanitize-one) sanitize_one "$2" "$3" ;;
+test-one)
+    export LD_LIBRARY_PATH
+    cd "$(dirname "$(dirname "$here")")"
+    test_one "$2" ;;
 profile)
     export LD_LIBRARY_PATH
     mkdir -p "$out"
