@@ -15,7 +15,8 @@ constexpr int64_t kRounds = 20, kCalledSteps = 20, kWarmSteps = 3;
 class PartWork {
  public:
   PartWork(const Model& model, const KvLayout& kv, const ModelBenchTest& test)
-      : c_(model.config()),
+      : model_(model),
+        c_(model.config()),
         w_(model.weights()),
         kv_(kv),
         test_(test),
@@ -34,7 +35,11 @@ class PartWork {
                     2 * rows_ * hidden * act_;
         break;
       case StepPart::kRopeTable: row.bytes = tokens_ * static_cast<double>(c_.head_dim) * 4; break;
-      case StepPart::kNorm: row.bytes = 2 * (2 * layers_ * tokens_ + rows_) * hidden * act_; break;
+      case StepPart::kNorm:
+        row.bytes = (2 * layers_ * tokens_ + 2 * rows_) * hidden * act_;
+        for (int64_t layer = 0; layer < c_.layers; ++layer)
+          row.bytes += tokens_ * (input_bytes(layer, StepPart::kQkv) + input_bytes(layer, StepPart::kGateUp));
+        break;
       case StepPart::kRopeKvWrite: row.bytes = layers_ * tokens_ * (2 * q + 2 * kv) * act_ + tokens_ * kv_bytes; break;
       case StepPart::kAttention: {
         const auto depth = static_cast<double>(test_.depth), n = static_cast<double>(test_.tokens);
@@ -44,33 +49,48 @@ class PartWork {
         row.flops = 4 * layers_ * q * (test_.decode ? tokens_ * context : n * (depth + n / 2));
         break;
       }
-      case StepPart::kSiluMul: row.bytes = 3 * layers_ * tokens_ * ffn * act_; break;
+      case StepPart::kSiluMul:
+        row.bytes = 2 * layers_ * tokens_ * ffn * act_;
+        for (int64_t layer = 0; layer < c_.layers; ++layer) row.bytes += tokens_ * input_bytes(layer, StepPart::kDown);
+        break;
       case StepPart::kQkv:
       case StepPart::kO:
       case StepPart::kGateUp:
       case StepPart::kDown:
-        for (const LayerWeights& layer : w_.layers) add_linear(linear_of(layer, part), part, row);
+        for (int64_t layer = 0; layer < c_.layers; ++layer)
+          add(linear_of(layer, part), tokens_, input_bytes(layer, part),
+              act_ * (part == StepPart::kO || part == StepPart::kDown ? 2 : 1), row);
         break;
-      case StepPart::kLmHead: add(w_.lm_head, rows_, 4, false, row); break;
+      case StepPart::kLmHead: add(w_.lm_head, rows_, static_cast<double>(w_.lm_head.k()) * act_, 4, row); break;
     }
   }
 
  private:
-  static const Linear& linear_of(const LayerWeights& layer, StepPart part) {
-    if (part == StepPart::kQkv) return layer.qkv;
-    if (part == StepPart::kO) return layer.o;
-    const DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
+  const Linear& linear_of(int64_t layer, StepPart part) const {
+    const LayerWeights& weights = w_.layers[static_cast<size_t>(layer)];
+    if (part == StepPart::kQkv) return weights.qkv;
+    if (part == StepPart::kO) return weights.o;
+    const DenseFfn& ffn = std::get<DenseFfn>(weights.ffn);
     return part == StepPart::kGateUp ? ffn.gate_up : ffn.down;
   }
-  void add_linear(const Linear& linear, StepPart part, BudgetRow& row) const {
-    add(linear, tokens_, act_, part == StepPart::kO || part == StepPart::kDown, row);
+  // What a linear is given of a token: values, or codes and their scale where the op in front of it rounds.
+  double input_bytes(int64_t layer, StepPart part) const {
+    const BlockOps& ops = model_.layer_ops(layer);
+    const ActFormat act = part == StepPart::kQkv      ? ops.qkv_input
+                          : part == StepPart::kGateUp ? ops.gate_up_input
+                          : part == StepPart::kDown   ? ops.down_input
+                                                      : ActFormat::kNative;
+    const auto k = static_cast<double>(linear_of(layer, part).k());
+    return act == ActFormat::kNative ? k * act_ : k + 4;
   }
-  void add(const Linear& linear, double tokens, double out_bytes, bool residual, BudgetRow& row) const {
+  // `out_bytes`: of an output of a token, the residual that it is added to included.
+  static void add(const Linear& linear, double tokens, double in_bytes, double out_bytes, BudgetRow& row) {
     const auto n = static_cast<double>(linear.n()), k = static_cast<double>(linear.k());
-    row.bytes += static_cast<double>(linear.weight_bytes()) + tokens * (k * act_ + n * out_bytes * (residual ? 2 : 1));
+    row.bytes += static_cast<double>(linear.weight_bytes()) + tokens * (in_bytes + n * out_bytes);
     row.flops += 2 * tokens * n * k;
   }
 
+  const Model& model_;
   const ModelConfig& c_;
   const ModelWeights& w_;
   const KvLayout& kv_;

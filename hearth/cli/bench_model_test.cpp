@@ -139,6 +139,9 @@ TEST_F(DummyModel, ABudgetIsOfOneStep) {
   // 2 layers of 64 x 96 in bf16; the input, the output twice.
   EXPECT_EQ(part(*decode, StepPart::kDown).bytes, 2 * (64 * 96 * 2 + 5 * (96 + 2 * 64) * 4));
   EXPECT_EQ(part(*decode, StepPart::kDown).flops, 2.0 * 2 * 5 * 64 * 96);
+  // Nothing is rounded for a linear on the CPU: hidden in and out; gate, up and out.
+  EXPECT_EQ(part(*decode, StepPart::kNorm).bytes, 2 * (2 * 2 + 1) * 5 * 64 * 4);
+  EXPECT_EQ(part(*decode, StepPart::kSiluMul).bytes, 2 * 3 * 5 * 96 * 4);
   EXPECT_EQ(part(*decode, StepPart::kLmHead).bytes, 300 * 64 * 2 + 5 * (64 * 4 + 300 * 4));
 
   const auto prompt = run_budget(bench, {.tokens = 16});
