@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // silu_mul_sm90 on a GPU. Label gpu: without a device every test here fails.
+#include <fmt/core.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
 
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/rounded_test.h"
@@ -40,6 +44,57 @@ TEST(SiluMulSm90, AsExactAsANaiveLoop) {
         expect_as_exact_as(naive, out, wanted);
         EXPECT_TRUE(std::isnan(out.at(0, ffn))) << "padding was written";
       }
+}
+
+// All gates of bf16 by 40 numbers, in every kernel: half a unit of bf16 off the right result and what the fast
+// arithmetic's bound adds (silu_mul_sm90.cu), and the same bits in all.
+TEST(SiluMulSm90, EveryGate) {
+  constexpr int64_t kSlices = 4, kFfn = 65536 / kSlices, kUps = 40, kRows = kSlices * kUps;  // over 132: many tokens
+  TestTensor gate_up(DType::kBf16, kRows, 2 * kFfn), out(DType::kBf16, kRows, kFfn), both = out;
+  const auto up_of = [](int64_t row) { return 1 + static_cast<float>(row / kSlices * 3) / 128; };
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t i = 0; i < kFfn; ++i) {
+      const auto bits = static_cast<uint16_t>(r % kSlices * kFfn + i);
+      std::memcpy(gate_up.data() + 2 * (r * 2 * kFfn + i), &bits, 2);
+      gate_up.set(r, kFfn + i, up_of(r));
+    }
+  ASSERT_TRUE(run_sm90(gate_up, out));
+  int64_t finite = 0, other_bits = 0;
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t i = 0; i < kFfn; ++i) {
+      const double g = gate_up.at(r, i), wanted = g / (1 + std::exp(-g)) * up_of(r), found = out.at(r, i);
+      const float nearest = bf16::from_float(static_cast<float>(wanted)).to_float();
+      if (!std::isfinite(nearest)) {  // NaN for -infinity, as the definition has it
+        ASSERT_TRUE(found == nearest || (std::isnan(found) && std::isnan(nearest))) << g << ": " << found;
+        continue;
+      }
+      const double half_unit = wanted == 0 ? 0 : std::ldexp(1, std::ilogb(wanted) - 8);
+      const double bound = half_unit + (std::abs(g) <= 8 ? 0x1p-20 : 0x1p-17) * std::abs(wanted) + 0x1p-122;
+      ASSERT_LE(std::abs(found - wanted), bound) << "gate " << g << ", up " << up_of(r);
+      if (std::abs(wanted) < 0x1p-120) continue;
+      ++finite, other_bits += found != nearest;
+    }
+  fmt::print("{} of {} results are not the nearest\n", other_bits, finite);
+  EXPECT_LT(other_bits, finite / 1000);
+
+  for (const int64_t rows : {kRows, 2 * kSlices}) {  // a row in a block, and in a cluster
+    RoundedForTest rounded(rows, kFfn);
+    GpuExec gpu;
+    OnDevice device_in(gate_up), device_both(both), codes(rounded.codes), scales(rounded.scales);
+    const Status status = silu_mul_sm90({.gate_up = device_in.view().slice_rows(0, rows),
+                                         .out = device_both.view().slice_rows(0, rows),
+                                         .rounded = rounded.view(codes.view().data, scales.view().data)},
+                                        gpu.exec());
+    ASSERT_TRUE(status) << status.error().message;
+    ASSERT_TRUE(gpu.synchronize());
+    device_both.copy_back();
+    for (int64_t r = 0; r < rows; ++r) ASSERT_TRUE(both.same_row_bits(r, out, r)) << "row " << r << " of " << rows;
+  }
+  TestTensor padded(DType::kBf16, kSlices, 2 * kFfn, 5), channels(DType::kBf16, kSlices, kFfn);
+  for (int64_t r = 0; r < kSlices; ++r)
+    for (int64_t i = 0; i < 2 * kFfn; ++i) padded.set(r, i, gate_up.at(r, i));
+  ASSERT_TRUE(run_sm90(padded, channels));
+  for (int64_t r = 0; r < kSlices; ++r) EXPECT_TRUE(channels.same_row_bits(r, out, r)) << "channel by channel, " << r;
 }
 
 // The bits that the definition makes of the plain output, in every way to share out a row.

@@ -78,6 +78,30 @@ TEST(SiluMulSm90Select, SharesOutRows) {
   EXPECT_EQ(select(2, 1024, 8, 8), (sm90::SiluRoundConfig{8, 256, 1}));
 }
 
+// What silu_mul_sm90.cu computes of a gate of bf16, with an exponential `exp_units` and a reciprocal `units` of the
+// last place off the nearest: its bounds hold for all gates and all of what PTX allows the two.
+float silu_of_sm90(float gate, int exp_units, int units) {
+  const auto quick = [](double exact, int off) {
+    float x = static_cast<float>(exact);
+    for (int i = 0; i < std::abs(off); ++i) x = std::nextafter(x, off < 0 ? 0 : INFINITY);
+    return x < 0x1p-126f ? 0 : x;
+  };
+  const float e = quick(std::exp2(double{std::fma(gate, -1.44269504f, -4.0f)}), exp_units);
+  return gate * (quick(1 / double{e + 0x1p-4f}, units) * 0x1p-4f);
+}
+
+TEST(SiluMulSm90Formula, StaysWithinItsBounds) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const float gate = bf16{static_cast<uint16_t>(bits)}.to_float();
+    if (!std::isfinite(gate)) continue;
+    const double wanted = gate / (1 + std::exp(-double{gate}));
+    const double bound = (std::abs(gate) <= 8 ? 0x1p-20 : 0x1p-17) * std::abs(wanted) + 0x1p-123;
+    for (const int exp_units : {-2, 0, 2})
+      for (const int units : {-1, 1})
+        ASSERT_NEAR(silu_of_sm90(gate, exp_units, units), wanted, bound) << gate << ", " << exp_units << ", " << units;
+  }
+}
+
 TEST(SiluMulCpu, AsExactAsANaiveLoop) {
   constexpr uint64_t kSeed = 20270;
   Random random(kSeed);

@@ -27,36 +27,46 @@ __device__ __forceinline__ uint8_t round_e4m3(float x, float scale) {
   return isnan(scale) ? 0 : __nv_cvt_float_to_fp8(__fdiv_rn(x, scale), __NV_SATFINITE, __NV_E4M3);
 }
 
-template <class T, int kCount>
-__device__ __forceinline__ unsigned largest_magnitude(const Pack<T, kCount>& numbers, unsigned largest) {
+// The bits of the largest magnitude so far, in f32. kCount is even.
+template <int kCount>
+__device__ __forceinline__ unsigned largest_magnitude(const Pack<__nv_bfloat16, kCount>& numbers, unsigned largest) {
+  const auto* const pairs = reinterpret_cast<const uint32_t*>(numbers.at);
+  uint32_t of_pairs = 0;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) largest = max(largest, magnitude(widen(numbers.at[i])));
-  return largest;
+  for (int i = 0; i < kCount / 2; ++i) of_pairs = __vmaxu2(of_pairs, pairs[i] & 0x7FFF7FFFu);
+  return max(largest, max(of_pairs << 16, of_pairs & 0xFFFF0000u));
 }
 // Below the one, remainders of numbers that have a code may be too small to be exact; above the other, reciprocals.
 inline constexpr float kLeastQuickScale = 0x1p-90f, kLargestQuickScale = 0x1p100f;
 
-// x / scale to nearest from the scale's reciprocal to nearest, in three operations: the remainder of the first guess is
-// exact, and corrects it. For every mantissa of x in bf16 and of the scale in f32 that is the quotient to nearest (all
-// 2^30 pairs compared on a CPU); what is too small for that has code 0 either way, what is too large is cut off.
-__device__ __forceinline__ float quotient(__nv_bfloat16 x, float scale, float reciprocal) {
-  const float number = widen(x), guess = __fmul_rn(number, reciprocal);
-  const float corrected = __fmaf_rn(__fmaf_rn(-guess, scale, number), reciprocal, guess);
-  // Zeros keep their sign, and what is too large for a remainder its size.
-  return magnitude(guess) - 1 < __float_as_uint(0x1p20f) ? corrected : guess;
+// x / scale to nearest for an x >= 0 of bf16, from the scale's reciprocal to nearest: the remainder of the first guess
+// is exact, and corrects it. For every mantissa of x in bf16 and of the scale in f32 that is the quotient to nearest
+// (all 2^30 pairs compared on a CPU); what is too small for that has code 0 either way. A guess cut off at 2^20 comes
+// out as 2^20 or more, infinity or NaN, as x is.
+__device__ __forceinline__ float quotient(float x, float scale, float reciprocal) {
+  const float guess = fminf(__fmul_rn(x, reciprocal), 0x1p20f);
+  return __fmaf_rn(__fmaf_rn(-guess, scale, x), reciprocal, guess);
 }
 
-// Codes of neighbours. kCount is even.
+// Codes of neighbours. kCount is a multiple of 4.
 template <int kCount>
 __device__ __forceinline__ Pack<uint8_t, kCount> round_e4m3(const Pack<__nv_bfloat16, kCount>& numbers, float scale) {
+  static_assert(kCount % 4 == 0);
   Pack<uint8_t, kCount> codes;
   if (scale >= kLeastQuickScale && scale <= kLargestQuickScale) {
     const float reciprocal = __frcp_rn(scale);
+    const auto* const pairs = reinterpret_cast<const uint32_t*>(numbers.at);
+    const auto of_magnitudes = [&](uint32_t pair) -> uint32_t {
+      const float2 quotients = {quotient(__uint_as_float(pair << 16 & 0x7FFF0000u), scale, reciprocal),
+                                quotient(__uint_as_float(pair & 0x7FFF0000u), scale, reciprocal)};
+      return __nv_cvt_float2_to_fp8x2(quotients, __NV_SATFINITE, __NV_E4M3);
+    };
+    // Signs are put back afterwards, four at a time: zeros keep theirs.
 #pragma unroll
-    for (int i = 0; i < kCount; i += 2) {
-      const float2 pair = {quotient(numbers.at[i], scale, reciprocal), quotient(numbers.at[i + 1], scale, reciprocal)};
-      const __nv_fp8x2_storage_t both = __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
-      codes.at[i] = both & 0xFF, codes.at[i + 1] = both >> 8;
+    for (int i = 0; i < kCount / 4; ++i) {
+      const uint32_t low = pairs[2 * i], high = pairs[2 * i + 1];
+      reinterpret_cast<uint32_t*>(codes.at)[i] =
+          of_magnitudes(low) | of_magnitudes(high) << 16 | (__byte_perm(low, high, 0x7531) & 0x80808080u);
     }
   } else {
 #pragma unroll

@@ -101,6 +101,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// 1 / x, within 1 unit of the last place; 0 where that is below 2^-126. PTX ISA, section "rcp".
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Bytes of two words, `high` behind `low`: byte i of the result is the one that bits 2..0 of nibble i of the selector
 // name, or with bit 3 that byte's sign eight times.

@@ -300,7 +300,7 @@ TEST(Vocabulary, ReductionsAndPowers) {
   std::vector<float> x(64);
   for (float& v : x) v = random.uniform(-20, 20);
   x[40] = 0, x[41] = -INFINITY, x[42] = -1, x[43] = 8;
-  const DeviceBuffer from = device.put(x), to = device.put(std::vector<float>(128, NAN));
+  const DeviceBuffer from = device.put(x), to = device.put(std::vector<float>(192, NAN));
   const Status status = run_reductions(from.data(), to.data(), device.stream.handle());
   ASSERT_TRUE(status) << status.error().message;
   const std::vector<float> found = device.get<float>(to);
@@ -308,6 +308,9 @@ TEST(Vocabulary, ReductionsAndPowers) {
     const double wanted = std::exp2(static_cast<double>(x[i]));
     // PTX ISA, "ex2": 2 units of the last place.
     EXPECT_NEAR(found[i], wanted, wanted * 0x1p-22) << "2^" << x[i] << ", seed " << kSeed + 4;
+    const double reciprocal = 1 / static_cast<double>(x[i]);  // "rcp": 1 unit
+    if (x[i] == 0) continue;
+    EXPECT_NEAR(found[128 + i], reciprocal, std::abs(reciprocal) * 0x1p-23) << x[i] << ", seed " << kSeed + 4;
   }
   for (int i = 0; i < 32; ++i) {
     const float* quad = &x[i / 4 * 4];

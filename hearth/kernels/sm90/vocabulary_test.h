@@ -61,7 +61,8 @@ Status run_small_copies(const void* from, void* to, int rounds, void* stream);
 // two words.
 Status run_permutations(const void* low, const void* high, const void* selector, void* to, int count, void* stream);
 
-// to[0, 64) = 2^from, to[64, 96) = sums of quads of from[0, 32), to[96, 128) their largest; all f32.
+// to[0, 64) = 2^from, to[64, 96) = sums of quads of from[0, 32), to[96, 128) their largest, to[128, 192) = 1 / from;
+// all f32.
 Status run_reductions(const void* from, void* to, void* stream);
 
 }  // namespace hearth::sm90

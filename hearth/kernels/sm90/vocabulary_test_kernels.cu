@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(32)
 
 __global__ void __launch_bounds__(32) reductions_kernel(const float* from, float* to) {
   const int lane = threadIdx.x;
-  for (int i = lane; i < 64; i += 32) to[i] = exp2_fast(from[i]);
+  for (int i = lane; i < 64; i += 32) to[i] = exp2_fast(from[i]), to[128 + i] = reciprocal_fast(from[i]);
   to[64 + lane] = quad_sum(from[lane]);
   to[96 + lane] = quad_max(from[lane]);
 }
