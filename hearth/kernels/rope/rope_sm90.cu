@@ -17,8 +17,8 @@ namespace hearth {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int kLanePairs = 4;  // pairs of a head that a lane holds
-constexpr int kMaxHeadDim = 64 * kLanePairs;
+// Pairs of a head that a lane holds: 2 up to a head dim of 128, else 4.
+constexpr int kMostLanePairs = 4, kMaxHeadDim = 64 * kMostLanePairs;
 
 struct RopeTableParams {
   const int32_t* positions;
@@ -64,10 +64,10 @@ __device__ __forceinline__ float norm_weight(const void* weight, bool f32, int i
 }
 
 // Encodes a warp's head: channels i and i + half of lane i % 32 are a and b. Not for f32 and bf16.
-template <KvFormatId kFormat>
+template <KvFormatId kFormat, int kLanePairs>
 __device__ __forceinline__ void store_coded(const sm90::DeviceKv& kv, sm90::HeadPlace place, int kv_head, bool is_v,
                                             int head_dim, const float (&a)[kLanePairs], const float (&b)[kLanePairs]) {
-  __shared__ float heads[kWarps][kMaxHeadDim];
+  __shared__ float heads[kWarps][64 * kLanePairs];
   float* const x = heads[threadIdx.x / 32];
   const int lane = threadIdx.x % 32, half = head_dim / 2;
   const float *channel = nullptr, *offset = nullptr;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void store_coded(const sm90::DeviceKv& kv, sm90::Head
 }
 
 // A warp per task; tasks of a token are its Q, K and V heads.
-template <class T, KvFormatId kFormat>
+template <class T, KvFormatId kFormat, int kLanePairs>
 __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T> p) {
   sm90::pdl_launch_next();
   sm90::pdl_wait();
@@ -104,12 +104,25 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T> p
   T* const from = p.qkv + token * p.qkv_stride + int64_t{head} * p.head_dim;
   const bool is_q = head < p.heads, is_v = head >= p.heads + p.kv_heads;
 
-  float a[kLanePairs], b[kLanePairs];  // channels i and i + half
+  // All that the head needs is asked for at once: a warp waits for memory once, not for each in turn.
+  T low[kLanePairs], high[kLanePairs];  // channels i and i + half
+  float cosine[kLanePairs], sine[kLanePairs];
+  const float* const angles = p.cos_sin + token * p.cos_sin_stride;
+#pragma unroll
+  for (int v = 0; v < kLanePairs; ++v)
+    if (const int i = lane + v * 32; i < half) low[v] = from[i], high[v] = from[half + i];
+#pragma unroll
+  for (int v = 0; v < kLanePairs; ++v)
+    if (const int i = lane + v * 32; i < half && !is_v) cosine[v] = angles[i], sine[v] = angles[half + i];
+  const int kv_head = head - p.heads - (is_v ? p.kv_heads : 0);
+  sm90::HeadPlace place{};
+  if (!is_q) place = sm90::find_head(p.step, p.kv, sm90::find_token(p.step, token), kv_head);
+  float a[kLanePairs], b[kLanePairs];
 #pragma unroll
   for (int v = 0; v < kLanePairs; ++v) {
-    const int i = lane + v * 32;
-    a[v] = i < half ? sm90::widen(from[i]) : 0.0f;
-    b[v] = i < half ? sm90::widen(from[half + i]) : 0.0f;
+    const bool is_channel = lane + v * 32 < half;
+    a[v] = is_channel ? sm90::widen(low[v]) : 0.0f;
+    b[v] = is_channel ? sm90::widen(high[v]) : 0.0f;
   }
   const void* const norm = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
   if (norm != nullptr) {
@@ -127,14 +140,12 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T> p
     }
   }
   if (!is_v) {
-    const float* const row = p.cos_sin + token * p.cos_sin_stride;
 #pragma unroll
     for (int v = 0; v < kLanePairs; ++v) {
-      const int i = lane + v * 32;
-      if (i >= half) continue;
-      const float cosine = row[i], sine = row[half + i], x = a[v], y = b[v];
-      a[v] = fmaf(-y, sine, __fmul_rn(x, cosine));
-      b[v] = fmaf(x, sine, __fmul_rn(y, cosine));
+      if (lane + v * 32 >= half) continue;
+      const float x = a[v], y = b[v];
+      a[v] = fmaf(-y, sine[v], __fmul_rn(x, cosine[v]));
+      b[v] = fmaf(x, sine[v], __fmul_rn(y, cosine[v]));
     }
   }
   const auto store = [&](auto* to) {
@@ -148,8 +159,6 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeParams<T> p
     }
   };
   if (is_q) return store(from);
-  const int kv_head = head - p.heads - (is_v ? p.kv_heads : 0);
-  const sm90::HeadPlace place = sm90::find_head(p.step, p.kv, sm90::find_token(p.step, token), kv_head);
   if constexpr (kFormat == KvFormatId::kF32 || kFormat == KvFormatId::kBf16) {
     using Kv = std::conditional_t<kFormat == KvFormatId::kF32, float, __nv_bfloat16>;
     store(reinterpret_cast<Kv*>((is_v ? p.kv.value : p.kv.key) + place.codes));
@@ -178,7 +187,8 @@ Status start(const RopeKvWriteArgs& args, const KvScales& scales, ExecContext& e
                              .eps = args.norm_eps};
   Launch how(dim3(static_cast<unsigned>((params.tasks + kWarps - 1) / kWarps)), dim3(kThreads), exec.stream);
   how.pdl = true;
-  return launch(how, rope_kv_write_kernel<T, kFormat>, params);
+  if (args.head_dim <= 128) return launch(how, rope_kv_write_kernel<T, kFormat, 2>, params);
+  return launch(how, rope_kv_write_kernel<T, kFormat, kMostLanePairs>, params);
 }
 
 template <KvFormatId kFormat>
