@@ -15,14 +15,15 @@ bool is_aligned(const ConstTensorView& view, int64_t bytes) {
 }  // namespace
 
 int select_silu_round_config(const SiluMulArgs& args, int multiprocessors) {
-  constexpr int kFew = 0, kWide = 1, kMany = 2, kAny = 3;
+  constexpr int kFew = 0, kWide = 1, kSome = 2, kMany = 3, kAny = 4;
   static_assert(kAny == kSiluRoundConfigCount - 1 && kSiluRoundConfigs[kAny].vectors == 0, "it takes every row");
   const ConstTensorView codes = args.rounded.codes;
   const int64_t ffn = codes.cols(), vectors = ffn / 8;
   if (ffn % 8 != 0 || !is_aligned(args.gate_up, 16) || !is_aligned(codes, 8) || (args.out && !is_aligned(args.out, 16)))
     return kAny;
-  // One block for each row leaves multiprocessors idle until there are as many rows.
-  if (vectors <= kSiluRoundConfigs[kFew].max_vectors() && codes.rows() < multiprocessors) return kFew;
+  // One block for each row leaves multiprocessors idle; from a third of them on that is faster than to agree.
+  if (vectors <= kSiluRoundConfigs[kFew].max_vectors() && 3 * codes.rows() < multiprocessors) return kFew;
+  if (vectors <= kSiluRoundConfigs[kSome].max_vectors() && codes.rows() <= multiprocessors) return kSome;
   if (vectors <= kSiluRoundConfigs[kMany].max_vectors()) return kMany;
   return vectors <= kSiluRoundConfigs[kWide].max_vectors() ? kWide : kAny;
 }

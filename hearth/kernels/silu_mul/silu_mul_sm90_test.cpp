@@ -49,7 +49,7 @@ TEST(SiluMulSm90, AsExactAsANaiveLoop) {
 // All gates of bf16 by 40 numbers, in every kernel: half a unit of bf16 off the right result and what the fast
 // arithmetic's bound adds (silu_mul_sm90.cu), and the same bits in all.
 TEST(SiluMulSm90, EveryGate) {
-  constexpr int64_t kSlices = 4, kFfn = 65536 / kSlices, kUps = 40, kRows = kSlices * kUps;  // over 132: many tokens
+  constexpr int64_t kSlices = 4, kFfn = 65536 / kSlices, kUps = 40, kRows = kSlices * kUps;
   TestTensor gate_up(DType::kBf16, kRows, 2 * kFfn), out(DType::kBf16, kRows, kFfn), both = out;
   const auto up_of = [](int64_t row) { return 1 + static_cast<float>(row / kSlices * 3) / 128; };
   for (int64_t r = 0; r < kRows; ++r)
@@ -77,7 +77,7 @@ TEST(SiluMulSm90, EveryGate) {
   fmt::print("{} of {} results are not the nearest\n", other_bits, finite);
   EXPECT_LT(other_bits, finite / 1000);
 
-  for (const int64_t rows : {kRows, 2 * kSlices}) {  // a row in a block, and in a cluster
+  for (const int64_t rows : {kRows, 25 * kSlices, 2 * kSlices}) {  // rows in small blocks, large ones, clusters
     RoundedForTest rounded(rows, kFfn);
     GpuExec gpu;
     OnDevice device_in(gate_up), device_both(both), codes(rounded.codes), scales(rounded.scales);
@@ -104,10 +104,11 @@ TEST(SiluMulSm90, RoundsItsOutput) {
   struct Case {
     int64_t rows, ffn, gate_padding, codes_padding;
   };
-  for (const Case& c : {Case{1, 8, 0, 0}, Case{1, 64, 0, 0}, Case{5, 2048, 8, 8}, Case{1, 2056, 0, 0},
-                        Case{7, 14336, 0, 0}, Case{1, 16384, 0, 0}, Case{3, 16392, 0, 0}, Case{2, 28672, 16, 0},
-                        Case{1, 32768, 0, 0}, Case{2, 32776, 0, 0}, Case{3, 1021, 5, 3}, Case{4, 1024, 5, 0},
-                        Case{4, 1024, 0, 4}, Case{700, 1536, 0, 0}, Case{300, 14336, 0, 0}, Case{300, 2000, 8, 24}})
+  for (const Case& c :
+       {Case{1, 8, 0, 0}, Case{1, 64, 0, 0}, Case{5, 2048, 8, 8}, Case{1, 2056, 0, 0}, Case{7, 14336, 0, 0},
+        Case{1, 16384, 0, 0}, Case{3, 16392, 0, 0}, Case{2, 28672, 16, 0}, Case{1, 32768, 0, 0}, Case{2, 32776, 0, 0},
+        Case{3, 1021, 5, 3}, Case{4, 1024, 5, 0}, Case{4, 1024, 0, 4}, Case{50, 14336, 0, 8}, Case{132, 2000, 0, 0},
+        Case{700, 1536, 0, 0}, Case{300, 14336, 0, 0}, Case{300, 2000, 8, 24}})
     for (const bool is_static : {false, true}) {
       SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", [" << c.rows << ", " << c.ffn << "], paddings "
                                         << c.gate_padding << ", " << c.codes_padding << ", static " << is_static);

@@ -67,8 +67,10 @@ TEST(SiluMulSm90Select, SharesOutRows) {
   };
   const sm90::SiluRoundConfig any = sm90::kSiluRoundConfigs[sm90::kSiluRoundConfigCount - 1];
   EXPECT_EQ(select(1, 14336), (sm90::SiluRoundConfig{8, 256, 1}));
-  EXPECT_EQ(select(131, 16384), (sm90::SiluRoundConfig{8, 256, 1}));
-  EXPECT_EQ(select(132, 16384), (sm90::SiluRoundConfig{1, 512, 4}));
+  EXPECT_EQ(select(43, 16384), (sm90::SiluRoundConfig{8, 256, 1}));
+  EXPECT_EQ(select(44, 16384), (sm90::SiluRoundConfig{1, 1024, 2}));
+  EXPECT_EQ(select(132, 16384), (sm90::SiluRoundConfig{1, 1024, 2}));
+  EXPECT_EQ(select(133, 16384), (sm90::SiluRoundConfig{1, 512, 4}));
   EXPECT_EQ(select(1, 28672), (sm90::SiluRoundConfig{8, 256, 2}));
   EXPECT_EQ(select(4096, 28672), (sm90::SiluRoundConfig{8, 256, 2}));
   EXPECT_EQ(select(2, 32776), any);
