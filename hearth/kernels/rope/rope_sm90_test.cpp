@@ -170,10 +170,21 @@ TEST(RopeSm90, EncodesExtremesAsTheCpuDoes) {
 // multiplications and additions, as every host of such a GPU does.
 TEST(RopeSm90, WritesTheCpusBytes) {
   constexpr uint64_t kSeed = 20296;
+  std::vector<RopeCase> cases;
   for (KvFormatId format : {KvFormatId::kF32, KvFormatId::kBf16, KvFormatId::kFp8, KvFormatId::kInt4,
-                            KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw}) {
-    const RopeCase c{DType::kBf16, format, 6, 2, 64, 16, false, {{0, 70}, {40, 3}}};
-    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c));
+                            KvFormatId::kInt4Fireq, KvFormatId::kInt4Saw})
+    cases.push_back({DType::kBf16, format, 6, 2, 64, 16, false, {{0, 70}, {40, 3}}});
+  // Many tokens whose rows lie in vectors, and what keeps a step from that: rows, head dims, few tokens.
+  const std::vector<TestStep::Sequence> many{{0, 70}, {40, 3}, {5, 0}, {9, 200}};
+  for (const int64_t head_dim : {16, 48, 64, 128, 256})
+    cases.push_back({DType::kBf16, KvFormatId::kBf16, 8, 4, head_dim, 5, false, many, 8});
+  cases.push_back({DType::kBf16, KvFormatId::kBf16, 32, 8, 128, 16, false, many, 0});
+  cases.push_back({DType::kBf16, KvFormatId::kBf16, 8, 4, 128, 16, false, many, 4});
+  cases.push_back({DType::kBf16, KvFormatId::kBf16, 7, 1, 128, 16, false, many, 0});
+  cases.push_back({DType::kBf16, KvFormatId::kBf16, 8, 4, 40, 16, false, many, 0});
+  cases.push_back({DType::kBf16, KvFormatId::kBf16, 32, 8, 128, 16, false, {{0, 5}, {40, 1}}, 0});
+  for (const RopeCase& c : cases) {
+    SCOPED_TRACE(::testing::Message() << "seed " << kSeed << ", " << describe(c) << ", padding " << c.padding);
     RopeRun gpu(c, kSeed), cpu(c, kSeed);
     TestTensor gpu_rows = gpu.qkv, cpu_rows = cpu.qkv;
     ASSERT_TRUE(run_sm90(gpu, gpu_rows));

@@ -28,6 +28,7 @@ struct RopeCase {
   int64_t heads, kv_heads, head_dim, block_tokens;
   bool norm;
   std::vector<TestStep::Sequence> sequences;
+  int64_t padding = 4;  // between rows of qkv
 };
 
 // Inputs of a case, and runs of it over copies of them.
@@ -43,7 +44,7 @@ struct RopeRun {
       : c(rope_case),
         random(seed),
         step(c.format, 3, c.kv_heads, c.head_dim, c.block_tokens, c.sequences, random),
-        qkv(c.dtype, step.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim, 4),
+        qkv(c.dtype, step.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim, c.padding),
         cos_sin(DType::kF32, step.tokens(), c.head_dim),
         q_norm(DType::kF32, 1, c.head_dim),
         k_norm(DType::kBf16, 1, c.head_dim),
