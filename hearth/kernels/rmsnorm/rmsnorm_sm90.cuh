@@ -33,9 +33,20 @@ struct RmsNormParams {
   int64_t codes_stride;
 };
 
+// The sum of x [kCount], a power of two, as that many lanes would add it up by shuffles of halves, quarters and so on.
+template <int kCount, int kStep = 1>
+__device__ __forceinline__ float tree_sum(const float* x) {
+  if constexpr (kStep == kCount) {
+    return *x;
+  } else {
+    return tree_sum<kCount, 2 * kStep>(x) + tree_sum<kCount, 2 * kStep>(x + kStep);
+  }
+}
+
 // Sum over the row's threads, the same in all of them. kThreads is 32 or a multiple of it, at most 1024;
 // `partial` [kThreads / 32] is shared by the block, whose threads are exactly the row's if there is more
-// than one warp. The block's one __syncthreads(): every warp's lane 0 writes, then all read.
+// than one warp. The block's one __syncthreads(): every warp's lane 0 writes, then all read, which takes a warp less
+// time than shuffles.
 template <int kThreads>
 __device__ __forceinline__ float row_sum(float sum, float* partial) {
 #pragma unroll
@@ -45,16 +56,14 @@ __device__ __forceinline__ float row_sum(float sum, float* partial) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     if (lane == 0) partial[warp] = sum;
     __syncthreads();
-    sum = lane < kWarps ? partial[lane] : 0.0f;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, step);
+    sum = tree_sum<kWarps>(partial);
   }
   return sum;
 }
 
 // Shared by the warps of a row.
 struct RmsNormShared {
-  float partial[32];
+  alignas(16) float partial[32];
   unsigned largest[32];
 };
 
@@ -97,12 +106,19 @@ __device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, in
 #pragma unroll
   for (int v = 0; v < kVectors; ++v)
     if (const int i = thread + v * kThreads; i < vectors) {
+      float x[kCount];
+      widen(sum[v], x);
+      if (p.residual != nullptr) {
+        float more[kCount];
+        widen(residual[v], more);
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) {
-        if (p.residual != nullptr) sum[v].at[c] = narrow<T>(widen(sum[v].at[c]) + widen(residual[v].at[c]));
-        squares = fmaf(widen(sum[v].at[c]), widen(sum[v].at[c]), squares);
+        for (int c = 0; c < kCount; ++c) x[c] += more[c];
+        narrow(x, sum[v]);
+        widen(sum[v], x);
+        residual_row[i] = sum[v];
       }
-      if (p.residual != nullptr) residual_row[i] = sum[v];
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) squares = fmaf(x[c], x[c], squares);
     }
   const float scale = 1.0f / sqrtf(row_sum<kThreads>(squares, shared.partial) / static_cast<float>(p.hidden) + p.eps);
   unsigned largest = 0;
@@ -110,17 +126,21 @@ __device__ __forceinline__ void rmsnorm_vectors(const RmsNormParams<T, W>& p, in
   for (int v = 0; v < kVectors; ++v)
     if (const int i = thread + v * kThreads; i < vectors) {
       if constexpr (!kEarlyWeights) weight[v] = weight_row[i];
+      float x[kCount], by[kCount];
+      widen(sum[v], x), widen(weight[v], by);
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) sum[v].at[c] = narrow<T>(widen(sum[v].at[c]) * scale * widen(weight[v].at[c]));
+      for (int c = 0; c < kCount; ++c) x[c] = x[c] * scale * by[c];
+      narrow(x, sum[v]);
       if constexpr (kRounds) largest = largest_magnitude(sum[v], largest);
       if (!kRounds || p.out != nullptr) reinterpret_cast<Pack<T, kCount>*>(p.out + row * p.out_stride)[i] = sum[v];
     }
   if constexpr (kRounds) {
     const float code_scale = row_scale<kThreads>(p, row, thread, largest, shared);
+    const E4m3Rounding rounding(code_scale, largest);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
       if (const int i = thread + v * kThreads; i < vectors)
-        reinterpret_cast<Pack<uint8_t, kCount>*>(p.codes + row * p.codes_stride)[i] = round_e4m3(sum[v], code_scale);
+        reinterpret_cast<Pack<uint8_t, kCount>*>(p.codes + row * p.codes_stride)[i] = rounding(sum[v]);
   }
 }
 

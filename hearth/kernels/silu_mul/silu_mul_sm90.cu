@@ -124,10 +124,11 @@ __global__ void __launch_bounds__(sm90::kSiluRoundConfigs[kIndex].threads,
   }
   const float scale = p.static_scale != nullptr ? *p.static_scale : sm90::e4m3_scale_of(largest);
   if (rank == 0 && threadIdx.x == 0) p.scales[row] = scale;
+  const sm90::E4m3Rounding rounding(scale, largest);
 #pragma unroll
   for (int v = 0; v < kVectors; ++v)
     if (const int i = first + v * kConfig.threads; i < end)
-      reinterpret_cast<Codes*>(p.codes + row * p.codes_stride)[i] = sm90::round_e4m3(value[v], scale);
+      reinterpret_cast<Codes*>(p.codes + row * p.codes_stride)[i] = rounding(value[v]);
 }
 
 // A block a row, channel by channel.

@@ -120,6 +120,11 @@ TEST(SiluMulSm90, RoundsItsOutput) {
         gate_up.set(1, c.ffn + c.ffn / 2, NAN);
         for (int64_t i = 0; i < c.ffn; ++i) gate_up.set(2, i, 0);
       }
+      // Far over what has a code, and infinite.
+      if (is_static && c.rows > 2) {
+        gate_up.set(2, 1, 3e4f), gate_up.set(2, c.ffn + 1, -3e4f);
+        gate_up.set(2, 2, INFINITY), gate_up.set(2, c.ffn + 2, 1);
+      }
       // The largest magnitude in each block of a cluster in turn.
       if (c.rows > 4) gate_up.set(4, c.ffn * (random.below(8)) / 8, 500), gate_up.set(3, 0, 500);
       ASSERT_TRUE(run_sm90(gate_up, plain));

@@ -39,40 +39,57 @@ __device__ __forceinline__ unsigned largest_magnitude(const Pack<__nv_bfloat16, 
 // Below the one, remainders of numbers that have a code may be too small to be exact; above the other, reciprocals.
 inline constexpr float kLeastQuickScale = 0x1p-90f, kLargestQuickScale = 0x1p100f;
 
-// x / scale to nearest for an x >= 0 of bf16, from the scale's reciprocal to nearest: the remainder of the first guess
-// is exact, and corrects it. For every mantissa of x in bf16 and of the scale in f32 that is the quotient to nearest
-// (all 2^30 pairs compared on a CPU); what is too small for that has code 0 either way. A guess cut off at 2^20 comes
-// out as 2^20 or more, infinity or NaN, as x is.
-__device__ __forceinline__ float quotient(float x, float scale, float reciprocal) {
-  const float guess = fminf(__fmul_rn(x, reciprocal), 0x1p20f);
-  return __fmaf_rn(__fmaf_rn(-guess, scale, x), reciprocal, guess);
-}
+// Rounds packs whose magnitudes are at most `largest` (its bits) by one scale.
+class E4m3Rounding {
+ public:
+  __device__ __forceinline__ E4m3Rounding(float scale, unsigned largest) : scale_(scale) {
+    reciprocal_ = __frcp_rn(scale);
+    is_quick_ = scale >= kLeastQuickScale && scale <= kLargestQuickScale &&
+                __fmul_rn(__uint_as_float(largest), reciprocal_) <= 0x1p20f;
+  }
 
-// Codes of neighbours. kCount is a multiple of 4.
+  // Codes of neighbours. kCount is a multiple of 4.
+  template <int kCount>
+  __device__ __forceinline__ Pack<uint8_t, kCount> operator()(const Pack<__nv_bfloat16, kCount>& numbers) const {
+    static_assert(kCount % 4 == 0);
+    Pack<uint8_t, kCount> codes;
+    if (is_quick_) {
+      const auto* const pairs = reinterpret_cast<const uint32_t*>(numbers.at);
+      // Signs are put back afterwards, four at a time: zeros keep theirs.
+#pragma unroll
+      for (int i = 0; i < kCount / 4; ++i) {
+        const uint32_t low = pairs[2 * i], high = pairs[2 * i + 1];
+        reinterpret_cast<uint32_t*>(codes.at)[i] =
+            of_magnitudes(low) | of_magnitudes(high) << 16 | (__byte_perm(low, high, 0x7531) & 0x80808080u);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) codes.at[i] = round_e4m3(widen(numbers.at[i]), scale_);
+    }
+    return codes;
+  }
+
+ private:
+  // x / scale to nearest for an x >= 0 of bf16, from the scale's reciprocal to nearest: the remainder of the first guess
+  // is exact, and corrects it. For every mantissa of x in bf16 and of the scale in f32 that is the quotient to nearest
+  // (all 2^30 pairs compared on a CPU); what is too small for that has code 0 either way.
+  __device__ __forceinline__ float quotient(float x) const {
+    const float guess = __fmul_rn(x, reciprocal_);
+    return __fmaf_rn(__fmaf_rn(-guess, scale_, x), reciprocal_, guess);
+  }
+  __device__ __forceinline__ uint32_t of_magnitudes(uint32_t pair) const {
+    const float2 quotients = {quotient(__uint_as_float(pair << 16 & 0x7FFF0000u)),
+                              quotient(__uint_as_float(pair & 0x7FFF0000u))};
+    return __nv_cvt_float2_to_fp8x2(quotients, __NV_SATFINITE, __NV_E4M3);
+  }
+
+  float scale_, reciprocal_;
+  bool is_quick_;
+};
+
 template <int kCount>
 __device__ __forceinline__ Pack<uint8_t, kCount> round_e4m3(const Pack<__nv_bfloat16, kCount>& numbers, float scale) {
-  static_assert(kCount % 4 == 0);
-  Pack<uint8_t, kCount> codes;
-  if (scale >= kLeastQuickScale && scale <= kLargestQuickScale) {
-    const float reciprocal = __frcp_rn(scale);
-    const auto* const pairs = reinterpret_cast<const uint32_t*>(numbers.at);
-    const auto of_magnitudes = [&](uint32_t pair) -> uint32_t {
-      const float2 quotients = {quotient(__uint_as_float(pair << 16 & 0x7FFF0000u), scale, reciprocal),
-                                quotient(__uint_as_float(pair & 0x7FFF0000u), scale, reciprocal)};
-      return __nv_cvt_float2_to_fp8x2(quotients, __NV_SATFINITE, __NV_E4M3);
-    };
-    // Signs are put back afterwards, four at a time: zeros keep theirs.
-#pragma unroll
-    for (int i = 0; i < kCount / 4; ++i) {
-      const uint32_t low = pairs[2 * i], high = pairs[2 * i + 1];
-      reinterpret_cast<uint32_t*>(codes.at)[i] =
-          of_magnitudes(low) | of_magnitudes(high) << 16 | (__byte_perm(low, high, 0x7531) & 0x80808080u);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) codes.at[i] = round_e4m3(widen(numbers.at[i]), scale);
-  }
-  return codes;
+  return E4m3Rounding(scale, largest_magnitude(numbers, 0u))(numbers);
 }
 
 // The largest over the threads of a block of kWarps warps, in all of them. `of_warp` [kWarps] is shared by the block.

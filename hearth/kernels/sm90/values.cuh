@@ -36,6 +36,34 @@ __device__ __forceinline__ int keep(int x) {
   return x;
 }
 
+// All of a pack. Those of bf16 move as words: number by number, the compiler gives each half a register of its own.
+template <int kCount>
+__device__ __forceinline__ void widen(const Pack<float, kCount>& pack, float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) x[i] = pack.at[i];
+}
+template <int kCount>
+__device__ __forceinline__ void widen(const Pack<__nv_bfloat16, kCount>& pack, float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const uint32_t pair = reinterpret_cast<const uint32_t*>(pack.at)[i];
+    x[2 * i] = __uint_as_float(pair << 16), x[2 * i + 1] = __uint_as_float(pair & 0xFFFF0000u);
+  }
+}
+template <int kCount>
+__device__ __forceinline__ void narrow(const float (&x)[kCount], Pack<float, kCount>& pack) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) pack.at[i] = x[i];
+}
+template <int kCount>
+__device__ __forceinline__ void narrow(const float (&x)[kCount], Pack<__nv_bfloat16, kCount>& pack) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    reinterpret_cast<uint32_t*>(pack.at)[i] = *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
 // The same sum in all lanes of a warp, added in a fixed order.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
