@@ -27,8 +27,13 @@ constexpr int kMostSegments = kMostCtas * kWarps;
 enum Slot { kSlotLargest, kSlotChanged = 2, kSlotRaw = 4, kSlotKept, kSlotCut, kSlots };
 constexpr int kListEach = 2;  // keys of a thread in a sort
 constexpr int kListKeys = kListEach * kThreads;
-constexpr int kDrawEach = 4;  // ids of a thread in a draw from one segment
-static_assert(kMaxPackedVocab <= int64_t{kDrawEach} * kThreads * kLeastCtas * kWarps);
+// Places of a segment, whole blocks: ends of rows alone are edges.
+__host__ __device__ constexpr int segment_places(int vocab, int segments) {
+  return ((vocab + kVector - 1 + segments - 1) / segments + kBlockIds - 1) / kBlockIds * kBlockIds;
+}
+constexpr int kMostEach = segment_places(kMaxPackedVocab, kLeastCtas* kWarps);
+constexpr int kDrawEach = 5;  // ids of a thread in a draw from one segment
+static_assert(kMostEach <= kDrawEach * kThreads);
 static_assert(kMaxTopLogprobs <= kThreads && kMostSegments <= kThreads);
 
 // Histogram of exact sums (sample_cut_sm90.cuh): two digits a thread. A mass has 41 bits; its parts of 14 add up in 32
@@ -46,7 +51,7 @@ constexpr int kFineEach = 8, kFineDigits = kFineEach * kThreads;
 // Counters of the tokens that change, by turns; and how many changed logits fit in shared memory.
 constexpr int kCounters = 8192, kValues = 8192;
 // Words of a bit for each place of a CTA.
-constexpr int kMostWords = kMaxPackedVocab / kLeastCtas / 32 + 2 * kWarps;
+constexpr int kMostWords = kMostEach * kWarps / 32;
 
 struct RowStorage {
   union {  // one after the other, cluster barriers between
@@ -143,7 +148,7 @@ class RowWork {
         vocab(p.vocab),
         shift(static_cast<int>(reinterpret_cast<uintptr_t>(logits) / sizeof(float) % kVector)),
         rank(static_cast<int>(cluster.block_rank())),
-        each(((vocab + kVector - 1 + kSegments - 1) / kSegments + 31) / 32 * 32) {
+        each(segment_places(vocab, kSegments)) {
     begin = min(vocab + shift, segment() * each);
     end = min(vocab + shift, begin + each);
     const PackedSampleRow& row = this_row(p);
@@ -164,7 +169,7 @@ class RowWork {
   const int vocab;
   const int shift;  // a place less its id
   const int rank;
-  const int each;  // places of a segment: whole words of the bitsets
+  const int each;  // places of a segment
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   int begin, end;                     // the warp's places
   const uint32_t* allowed = nullptr;  // a bitset: other tokens count as -inf; null: all
@@ -490,16 +495,9 @@ class RowWork {
       return;
     }
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      const int place = at + 32 * kVector * k;
-      float* const to = v + kVector * k;
-      if (place >= shift && place + kVector <= end) {
-        load_vector(place, to);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kVector; ++j)
-          to[j] = place + j >= shift && place + j < end ? __ldcg(logits + (place + j - shift)) : -INFINITY;
-      }
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int place = at + offset(u);
+      v[u] = place >= shift && place < end ? __ldcg(logits + (place - shift)) : -INFINITY;
     }
   }
   __device__ __forceinline__ void load_vector(int place, float* to) const {

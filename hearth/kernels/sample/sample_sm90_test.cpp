@@ -200,7 +200,8 @@ TEST(SampleSm90, EqualsTheCpuWithLongHistories) {
 
 TEST(SampleSm90, EqualsTheCpuIn100000Cases) {
   int64_t cases = 0, drawn = 0;
-  for (const auto& [vocab, share] : {std::pair{32000, 50000}, {128256, 30000}, {152064, 20000}}) {
+  for (const auto& [vocab, share] :
+       {std::pair{int64_t{32000}, 50000}, {128256, 30000}, {152064, 20000}, {kMaxPackedVocab, 1000}}) {
     const auto begin = std::chrono::steady_clock::now();
     Bench bench(80, vocab);
     compare_many(bench, 80, share, 8, 90 + static_cast<uint64_t>(vocab));
