@@ -47,7 +47,8 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
                                             .max_context = served->max_context,
                                             .max_block_entries = options.max_sequences *
                                                                  blocks_for(served->max_context, options.block_tokens),
-                                            .samples = true},
+                                            .samples = true,
+                                            .sample_slots = options.max_sequences},
                                            pool));
   auto state = std::make_shared<ModelState>(std::move(buffers));
   state->max_sequences = options.max_sequences;
@@ -72,6 +73,7 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
   if (options.decode_graphs)
     HEARTH_TRY(state->buffers.record_decode(*served->model, state->kv, decode_batches(options.max_sequences)));
   state->sampled.resize(static_cast<size_t>(options.max_sequences));
+  state->tenants.resize(static_cast<size_t>(options.max_sequences));
   for (int64_t place = options.max_sequences - 1; place >= 0; --place) state->free_places.push_back(place);
   state->served = std::move(served);
   return state;

@@ -161,7 +161,8 @@ TEST(Engine, UnderLoadEveryTextIsItsSingleRun) {
 }
 
 // The CPU's ops on a device that is none: pool, buffers, step arrays and rows to be sampled go the way of a GPU, decode
-// steps are padded and replayed, and every bit is the CPU's.
+// steps are padded and replayed, and every bit is the CPU's; also of sequences that were preempted, whose histories are
+// brought anew.
 TEST(Engine, OnADeviceEveryTextIsTheSame) {
   OpTable ops = cpu_ops();
   ops.memory = testing::fake_device;
@@ -174,7 +175,14 @@ TEST(Engine, OnADeviceEveryTextIsTheSame) {
   const auto on_device = small_model("device", 1, ops);
   auto& counts = testing::FakeDevice::instance().counts;
   counts.reset();
-  auto engine = make_engine({.threads = 2, .max_sequences = 6, .step_tokens = 48, .block_tokens = 4});
+  struct Counter final : EngineObserver {
+    std::atomic<int64_t> preemptions = 0;
+    void on_step(const StepRecord& record) override { preemptions += record.preemptions; }
+    void on_choice(const ChoiceRecord&) override {}
+  } counter;
+  auto engine = make_engine(
+      {.threads = 2, .max_sequences = 6, .step_tokens = 48, .block_tokens = 4, .kv_bytes = kv_bytes_for(kContext)},
+      &counter);
   const Status added = engine->add_model(on_device);
   ASSERT_TRUE(added) << added.error().message;
   EXPECT_EQ(counts.recorded, 4);  // 1, 2, 4 and 6 sequences
@@ -205,6 +213,8 @@ TEST(Engine, OnADeviceEveryTextIsTheSame) {
   EXPECT_GT(counts.replayed, 20);
   EXPECT_EQ(counts.allocations, allocations) << "a step allocated";
   EXPECT_GT(packed, 20);
+  engine.reset();
+  EXPECT_GT(counter.preemptions, 0) << "the pool was not small enough for this test";
 }
 
 TEST(Engine, ChoicesShareTheirPromptsBlocks) {

@@ -39,6 +39,7 @@ struct ModelState {
   // What a place of the batch has sampled: the ids stay where they were made, and the next step takes its
   // input from here without the planner having seen it.
   std::vector<std::vector<int32_t>> sampled;  // [max_sequences] outputs of the sequence in that place
+  std::vector<uint64_t> tenants;              // [max_sequences] sequences that the place has had, the present one too
 
   // ---- the planner's
   std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of service

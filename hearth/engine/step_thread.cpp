@@ -75,8 +75,10 @@ void StepThread::work() {
 
 Status StepThread::compute(Step& step) {
   ModelState& model = *step.model;
-  for (Step::NewPlace& place : step.new_places)
+  for (Step::NewPlace& place : step.new_places) {
     model.sampled[static_cast<size_t>(place.place)] = std::move(place.outputs);
+    ++model.tenants[static_cast<size_t>(place.place)];
+  }
   for (const Step::FromPlace& from : step.from_place) {
     step.tokens[static_cast<size_t>(from.token)] = model.sampled[static_cast<size_t>(from.place)].back();
   }
@@ -88,9 +90,13 @@ Status StepThread::compute(Step& step) {
                         .block_table_stride = step.block_table_stride,
                         .logit_rows = step.logit_rows};
   try {
-    for (size_t r = 0; r < step.rows.size(); ++r)
-      if (step.owners[r].prompt_index == 0)
-        step.rows[r].output_tokens = model.sampled[static_cast<size_t>(step.owners[r].place)];
+    for (size_t r = 0; r < step.rows.size(); ++r) {
+      if (step.owners[r].prompt_index > 0) continue;
+      const auto place = static_cast<size_t>(step.owners[r].place);
+      step.rows[r].output_tokens = model.sampled[place];
+      step.rows[r].slot = step.owners[r].place;
+      step.rows[r].sequence = model.tenants[place];
+    }
     Status sampled =
         forward_and_sample(*model.served->model, batch, model.kv, model.comm, model.buffers, step.rows, step.results);
     // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.

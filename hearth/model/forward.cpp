@@ -206,7 +206,9 @@ Status ForwardBuffers::plan_copies(const Model& model, ThreadPool& pool) {
                                                       {.rows = limits_.max_logit_rows,
                                                        .vocab = model.config().vocab_size,
                                                        .adjusted_rows = std::min(limits_.max_logit_rows, kAdjustedRows),
-                                                       .list_words = kListWords}));
+                                                       .list_words = std::max(kListWords, 4 * limits_.max_context),
+                                                       .slots = limits_.sample_slots,
+                                                       .context = limits_.max_context}));
   }
   step_exec_.stream = queue_->stream();
   step_exec_.staged = staging_.memory();

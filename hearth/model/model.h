@@ -85,6 +85,9 @@ struct StepLimits {
   // Entries of the block table of a step, for a backend that must copy it; 0: max_tokens contexts in blocks of 16.
   int64_t max_block_entries = 0;
   bool samples = false;  // plan for forward_and_sample() on a device
+  // Slots of rows to be sampled (SampleRow::slot), each with a list of max_context tokens at most on the device,
+  // 8 bytes each.
+  int64_t sample_slots = 0;
 };
 
 // Memory of one step loop. One owner; a step uses all of it.

@@ -15,8 +15,9 @@ class DeviceSampler {
  public:
   struct Plan {
     int64_t rows = 0, vocab = 0;
-    int64_t adjusted_rows = 0;  // that change logits: bias, penalties, allowed or banned tokens
-    int64_t list_words = 0;     // of all rows' lists together
+    int64_t adjusted_rows = 0;       // that change logits: bias, penalties, allowed or banned tokens
+    int64_t list_words = 0;          // of all rows' lists together
+    int64_t slots = 0, context = 0;  // of the histories that stay on the device, and their tokens
   };
   DeviceSampler() = default;
   // ResourceExhausted where it does not fit. REQUIRES: plan.vocab at most kMaxPackedVocab.
@@ -32,11 +33,16 @@ class DeviceSampler {
   SamplePackedArgs packed(ConstTensorView logits) const;
 
  private:
+  Status validate_fresh(const SampleArgs& args);
+
   Plan plan_;
   SamplePackedOp op_ = nullptr;
-  Buffer host_block_, block_;      // the packed rows
-  Buffer host_results_, results_;  // verdicts, then candidates
-  Buffer scratch_;                 // adjusted logits
+  SampleHistories known_;
+  std::vector<SampleRow> fresh_rows_;  // of a call, with what the device does not know of their histories
+  Buffer host_block_, block_;          // the packed rows
+  Buffer host_results_, results_;      // verdicts, then candidates
+  Buffer scratch_;                     // of changed logits
+  Buffer histories_;
 };
 
 }  // namespace hearth

@@ -50,13 +50,17 @@ struct SampleRow {
   int64_t position = 0;                    // position of the token to be sampled in its sequence, >= 0
   std::span<const int32_t> prompt_tokens;  // for repetition_penalty; read only if a penalty is set
   std::span<const int32_t> output_tokens;  // for all three penalties; read only if a penalty is set
-  std::span<const LogitBias> logit_bias;   // each token at most once
-  std::span<const int32_t> banned;         // tokens that may not be chosen (min_tokens, bad words); may repeat
-  std::span<const uint32_t> allowed;       // bitset over the vocabulary, bit t % 32 of word t / 32; empty: all.
-                                           // ceil(vocab / 32) words or more; bits past the vocabulary are ignored
-  int32_t forced_token = -1;               // >= 0: this token is taken, nothing is drawn (scoring a given text)
-  int32_t top_logprobs = 0;                // how many of the most likely tokens to report, at most kMaxTopLogprobs;
-                                           // kNoLogprobs: not even the logprob of the token (saves a pass)
+  // A device keeps these tokens from call to call, in a slot that no other row of a call has: a sequence has the same
+  // tokens as in the last call and more outputs behind them. -1: none, and the CPU samples the row if it has penalties.
+  int64_t slot = -1;
+  uint64_t sequence = 0;                  // in the slot, by a number that none there had before; not 0
+  std::span<const LogitBias> logit_bias;  // each token at most once
+  std::span<const int32_t> banned;        // tokens that may not be chosen (min_tokens, bad words); may repeat
+  std::span<const uint32_t> allowed;      // bitset over the vocabulary, bit t % 32 of word t / 32; empty: all.
+                                          // ceil(vocab / 32) words or more; bits past the vocabulary are ignored
+  int32_t forced_token = -1;              // >= 0: this token is taken, nothing is drawn (scoring a given text)
+  int32_t top_logprobs = 0;               // how many of the most likely tokens to report, at most kMaxTopLogprobs;
+                                          // kNoLogprobs: not even the logprob of the token (saves a pass)
 };
 
 struct TokenLogprob {

@@ -15,10 +15,11 @@ using namespace sampling;
 
 static_assert(std::is_trivially_copyable_v<PackedSampleRow> && sizeof(PackedSampleRow) % 8 == 0);
 static_assert(sizeof(LogitBias) == 8 && offsetof(LogitBias, bias) == 4);
+static_assert(sizeof(HistoryEntry) == 8 && offsetof(HistoryEntry, how) == 4);
 
 bool masks(const SampleRow& row) { return row.forced_token < 0 && !row.allowed.empty(); }
 
-// Changes single logits, which takes a copy of the row.
+// Changes single logits.
 bool adjusts(const SampleRow& row) {
   return row.forced_token < 0 && (!row.logit_bias.empty() || !row.banned.empty() || row.params.penalises());
 }
@@ -26,11 +27,16 @@ bool adjusts(const SampleRow& row) {
 int64_t allowed_words(int64_t vocab) { return (vocab + 31) / 32; }
 
 // Of all lists but `allowed`.
-int64_t words_of(const SampleRow& row) {
+int64_t words_of(const SampleRow& row, const SampleHistories& histories) {
   if (!adjusts(row)) return 0;
-  int64_t words = std::ssize(row.banned) + 2 * std::ssize(row.logit_bias);
-  if (row.params.penalises()) words += std::ssize(row.prompt_tokens) + std::ssize(row.output_tokens);
-  return words;
+  const int64_t words = std::ssize(row.banned) + 2 * std::ssize(row.logit_bias);
+  return reads_history(row) ? words + histories.most_words(row) : words;
+}
+
+bool can_pack(const SampleRow& row, const SampleHistories& histories) {
+  if (!adjusts(row)) return true;
+  return std::ssize(row.banned) + std::ssize(row.logit_bias) <= kMostListedChanges &&
+         (!reads_history(row) || histories.fits(row));
 }
 
 // Appends words behind each other.
@@ -53,7 +59,7 @@ class Words {
 };
 
 // All but `allowed`.
-PackedSampleRow pack(const SampleRow& row, int64_t vocab, Words& words) {
+PackedSampleRow pack(const SampleRow& row, int64_t vocab, SampleHistories& histories, Words& words) {
   const SamplingParams& p = row.params;
   PackedSampleRow out;
   out.random = draw_bits(p.seed, p.choice, row.position);
@@ -73,38 +79,45 @@ PackedSampleRow pack(const SampleRow& row, int64_t vocab, Words& words) {
   out.flags |= PackedSampleRow::kAdjusts;
   out.bias = words.put(row.logit_bias.data(), std::ssize(row.logit_bias), 2);
   out.banned = words.put(row.banned.data(), std::ssize(row.banned));
-  if (p.penalises()) {
+  if (reads_history(row)) {
     out.flags |= PackedSampleRow::kPenalises;
     out.repetition_penalty = p.repetition_penalty;
     out.presence_penalty = p.presence_penalty;
     out.frequency_penalty = p.frequency_penalty;
-    out.prompt = words.put(row.prompt_tokens.data(), std::ssize(row.prompt_tokens));
-    out.output = words.put(row.output_tokens.data(), std::ssize(row.output_tokens));
+    const SampleHistories::Brought brought = histories.bring(row);
+    out.history = brought.before;
+    out.added = words.put(brought.added.data(), std::ssize(brought.added), 2);
+    out.bumped = words.put(brought.bumped.data(), std::ssize(brought.bumped));
   }
   return out;
 }
 
 }  // namespace
 
-std::optional<int64_t> packed_bytes(std::span<const SampleRow> rows, int64_t vocab, const PackedLimits& limits) {
+bool reads_history(const SampleRow& row) { return row.forced_token < 0 && row.params.penalises(); }
+
+std::optional<int64_t> packed_bytes(std::span<const SampleRow> rows, int64_t vocab, const PackedLimits& limits,
+                                    const SampleHistories& histories) {
   int64_t bytes = std::ssize(rows) * static_cast<int64_t>(sizeof(PackedSampleRow)), adjusted = 0;
   const uint32_t* mask = nullptr;  // rows one behind the other often share theirs
   for (const SampleRow& row : rows) {
-    bytes += 4 * words_of(row);
+    if (!can_pack(row, histories)) return std::nullopt;
+    bytes += 4 * words_of(row, histories);
     if (masks(row) && row.allowed.data() != std::exchange(mask, row.allowed.data())) bytes += 4 * allowed_words(vocab);
     adjusted += adjusts(row);
   }
   return bytes <= limits.block_bytes && adjusted <= limits.adjusted_rows ? std::optional(bytes) : std::nullopt;
 }
 
-void pack_samples(std::span<const SampleRow> rows, int64_t vocab, std::span<std::byte> block) {
+void pack_samples(std::span<const SampleRow> rows, int64_t vocab, SampleHistories& histories,
+                  std::span<std::byte> block) {
   constexpr auto kRowBytes = static_cast<int64_t>(sizeof(PackedSampleRow));
   Words words(block, std::ssize(rows) * kRowBytes);
   int32_t adjusted = 0;
   const uint32_t* mask = nullptr;
   PackedList allowed;
   for (size_t r = 0; r < rows.size(); ++r) {
-    PackedSampleRow row = pack(rows[r], vocab, words);
+    PackedSampleRow row = pack(rows[r], vocab, histories, words);
     if (row.flags & PackedSampleRow::kAdjusts) row.scratch_row = adjusted++;
     if (masks(rows[r])) {
       if (rows[r].allowed.data() != std::exchange(mask, rows[r].allowed.data()))
@@ -151,6 +164,7 @@ namespace {
 struct RefRow {
   const PackedSampleRow& row;
   const std::byte* block;
+  std::span<const HistoryEntry> history;
 
   uint32_t word(int64_t index) const {
     uint32_t value;
@@ -175,16 +189,25 @@ struct RefRow {
       const SamplingParams params{.repetition_penalty = row.repetition_penalty,
                                   .presence_penalty = row.presence_penalty,
                                   .frequency_penalty = row.frequency_penalty};
-      std::vector<uint32_t> counts(z.size()), seen(z.size());
-      for (const int32_t t : tokens(row.prompt)) seen[static_cast<size_t>(t)] = 1;
-      for (const int32_t t : tokens(row.output)) ++counts[static_cast<size_t>(t)];
-      for (size_t t = 0; t < z.size(); ++t)
-        if (seen[t] || counts[t]) z[t] = penalised(z[t], params, true, counts[t]);
+      for (const auto& [token, how] : history) {
+        float& one = z[static_cast<size_t>(token)];
+        one = penalised(one, params, true, how & ~HistoryEntry::kOfPrompt);
+      }
     }
     for (const int32_t t : tokens(row.banned)) z[static_cast<size_t>(t)] = -INFINITY;
     return z;
   }
 };
+
+// What the row's history is now.
+std::span<const HistoryEntry> update_history(const SamplePackedArgs& args, const PackedSampleRow& row) {
+  const auto before = static_cast<size_t>(row.history.entries), added = static_cast<size_t>(row.added.count);
+  const std::span history(args.histories + row.history.begin, before + added);
+  if (added > 0) std::memcpy(&history[before], args.block + 4 * row.added.begin, added * sizeof(HistoryEntry));
+  for (const int32_t token : RefRow{row, args.block, {}}.tokens(row.bumped))
+    ++std::ranges::find(history, token, &HistoryEntry::token)->how;
+  return history;
+}
 
 std::vector<uint64_t> sorted_keys(std::span<const float> z) {
   std::vector<uint64_t> keys;
@@ -225,6 +248,7 @@ Status sample_packed_ref(const SamplePackedArgs& args, ExecContext&) {
   for (int64_t r = 0; r < args.logits.rows(); ++r) {
     PackedSampleRow row;
     std::memcpy(&row, args.block + r * static_cast<int64_t>(sizeof(row)), sizeof(row));
+    const std::span<const HistoryEntry> history = update_history(args, row);
     const std::span<const float> logits(args.logits.row<float>(r), static_cast<size_t>(vocab));
     SampleVerdict& verdict = args.verdicts[r] = {};
     const auto fine = [](float logit) { return logit < INFINITY; };
@@ -242,7 +266,7 @@ Status sample_packed_ref(const SamplePackedArgs& args, ExecContext&) {
     verdict.outcome = SampleVerdict::Outcome::kToken;
     verdict.token = row.forced_token;
     if (row.forced_token < 0) {
-      const std::vector<float> z = RefRow{row, args.block}.adjust(logits);
+      const std::vector<float> z = RefRow{row, args.block, history}.adjust(logits);
       if (*std::ranges::max_element(z) == -INFINITY) {
         verdict.outcome = SampleVerdict::Outcome::kNothingLeft;
         continue;

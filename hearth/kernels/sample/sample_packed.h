@@ -10,7 +10,7 @@
 #include <span>
 
 #include "hearth/kernels/exec.h"
-#include "hearth/kernels/sample/sample.h"
+#include "hearth/kernels/sample/sample_histories.h"
 
 namespace hearth {
 
@@ -33,10 +33,12 @@ struct PackedSampleRow {
   int32_t top_k = 0;  // 0: all
   int32_t forced_token = -1;
   int32_t top_logprobs = 0;
-  int32_t scratch_row = -1;           // of the scratch, with kAdjusts; in the order of rows
-  PackedList prompt, output, banned;  // token ids
-  PackedList bias;                    // pairs of words: id, the float's bits; count of pairs
-  PackedList allowed;                 // a bitset; with kAllowed, which alone is no adjustment
+  int32_t scratch_row = -1;  // of the scratch, with kAdjusts; in the order of rows
+  PackedHistory history;     // with kPenalises: what the device has
+  PackedList added, bumped;  // SampleHistories::Brought: entries of two words, token ids
+  PackedList banned;         // token ids
+  PackedList bias;           // pairs of words: id, the float's bits; count of pairs
+  PackedList allowed;        // a bitset; with kAllowed, which alone is no adjustment
 };
 
 // What a device found for a row.
@@ -56,16 +58,20 @@ struct SampleCandidate {
 
 // What a device can do; other rows are the CPU's.
 inline constexpr int64_t kMaxPackedVocab = int64_t{1} << 18;
+inline constexpr int64_t kMostListedChanges = 4096;  // biases and banned tokens of a row
 
-// logits [rows, vocab] f32, vocab at most kMaxPackedVocab; rows: `block` as pack_samples() filled it;
+// logits [rows, vocab] f32, vocab at most kMaxPackedVocab: rows with kAdjusts are changed meanwhile, and then as before;
+// rows: `block` as pack_samples() filled it, to be used once where it has bumped tokens;
 // verdicts [rows]; candidates [rows, kMaxTopLogprobs], most likely first, top_logprobs of each row written;
-// all on the device. adjusted [most, vocab] f32: scratch of the rows that change logits.
+// all on the device. adjusted [most, vocab + kMostListedChanges] f32: scratch of the rows that change logits.
+// histories [slots, entries]: brought up to date.
 struct SamplePackedArgs {
   ConstTensorView logits;
   const std::byte* block = nullptr;
   SampleVerdict* verdicts = nullptr;
   SampleCandidate* candidates = nullptr;
   float* adjusted = nullptr;
+  HistoryEntry* histories = nullptr;
 };
 
 struct PackedLimits {
@@ -73,9 +79,13 @@ struct PackedLimits {
   int64_t adjusted_rows = 0;
 };
 // The bytes of the block; nullopt: more than the limits allow.
-std::optional<int64_t> packed_bytes(std::span<const SampleRow> rows, int64_t vocab, const PackedLimits& limits);
+std::optional<int64_t> packed_bytes(std::span<const SampleRow> rows, int64_t vocab, const PackedLimits& limits,
+                                    const SampleHistories& histories);
 // REQUIRES: validated, packed_bytes() of them in `block`, aligned to 8.
-void pack_samples(std::span<const SampleRow> rows, int64_t vocab, std::span<std::byte> block);
+void pack_samples(std::span<const SampleRow> rows, int64_t vocab, SampleHistories& histories,
+                  std::span<std::byte> block);
+// Whether a device needs the row's prompt and output tokens.
+bool reads_history(const SampleRow& row);
 // Results, as sample_cpu gives them, and their status. candidates [rows, kMaxTopLogprobs].
 Status unpack_samples(const SampleArgs& args, std::span<const SampleVerdict> verdicts,
                       std::span<const SampleCandidate> candidates);

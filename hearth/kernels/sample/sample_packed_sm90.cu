@@ -17,143 +17,145 @@ using namespace sampling_sm90;
 constexpr int kSharedBytes = sizeof(RowStorage);
 static_assert(kSharedBytes <= 227 * 1024);
 
-// The sparse changes: a bit for each token that has a changed logit, and these logits in the order of bits. Every CTA
-// takes the tokens of its own places from all lists, so that barriers of the CTA are enough. Tokens of histories are
-// counted by the same order; histories of more different tokens than there are counters are read again.
+// The sparse changes, made where the logits lie and taken back: biases, penalties, bans, in this order, each of what the
+// one before left. Every CTA takes the tokens of its own places from all lists, so that its barriers are enough.
 template <int kCtas>
-class Adjustment {
+class Changes {
  public:
-  __device__ explicit Adjustment(const KernelParams& p)
-      : work(p, true),
-        s(work.s),
+  __device__ explicit Changes(const KernelParams& p)
+      : s(row_storage()),
         row(this_row(p)),
-        ids(kWarps * work.each),
-        first_id(work.rank * ids - work.shift),
-        prompt{list_at(p, row.prompt), row.prompt.count},
-        output{list_at(p, row.output), row.output.count},
-        banned{list_at(p, row.banned), row.banned.count},
-        bias(list_at(p, row.bias)) {}
+        logits(p.logits + blockIdx.y * p.row_stride),
+        bias(list_at(p, row.bias)),
+        banned(list_at(p, row.banned)),
+        bumped(list_at(p, row.bumped)),
+        added(list_at(p, row.added)),
+        history(p.histories + row.history.begin),
+        held(static_cast<int>(row.history.entries)),
+        entries(held + row.added.count) {
+    const RowWork<kCtas> work(p);
+    ids = kWarps * work.each;
+    first_id = work.rank * ids - work.shift;
+    const int changes = row.bias.count + entries + row.banned.count;
+    kept = changes <= kKeptShared ? s.kept : p.adjusted + row.scratch_row * int64_t{p.vocab + kMostListedChanges};
+  }
 
-  // By all threads.
-  __device__ void apply(const KernelParams& p) {
-    mark_all();
-    work.use_adjusted(p);
-    values = const_cast<float*>(work.values);
-    each_bias([&](int token, float by) { values[index(token)] = biased(work.allowed_at(token), by); });
-    if (row.flags & PackedSampleRow::kPenalises)
-      for (int begin = 0; begin < s.changed_count; begin += kCounters) penalise(begin);
-    if (banned.count > 0) {
-      __syncthreads();
-      each_of(banned, [&](int token, float) { values[index(token)] = -INFINITY; });
+  // By all threads of the CTA, as take_back(). Also of a bad row: what its history gains is kept by this.
+  __device__ void apply() {
+    bool finite = false;
+    for (int i = tid(); i < row.bias.count; i += kThreads)
+      if (is_mine(bias[2 * i])) finite |= change(i, bias[2 * i], [&](float z) { return biased(z, by(i)); });
+    __syncthreads();
+    finite |= penalise();
+    __syncthreads();
+    for (int i = tid(); i < row.banned.count; i += kThreads)
+      if (is_mine(banned[i]))
+        finite |= change(row.bias.count + entries + i, banned[i], [](float) { return -INFINITY; });
+    finite = __syncthreads_or(finite);
+    if (tid() == 0) s.hides_finite = finite;
+    __syncthreads();
+  }
+
+  // After a cluster barrier behind the last pass, in the reverse order. Whoever has the token of the verdict corrects
+  // its logit.
+  __device__ void take_back(SampleVerdict* verdict) const {
+    for (int i = tid(); i < row.banned.count; i += kThreads) {
+      // A token may be there twice: one of them kept what was there, the other perhaps what the first one wrote.
+      const float was = is_mine(banned[i]) ? kept[row.bias.count + entries + i] : -INFINITY;
+      if (was != -INFINITY) logits[banned[i]] = was;
     }
     __syncthreads();
+    for (int i = tid(); i < entries; i += kThreads) {
+      const int token = entry(i).token;
+      if (is_mine(token)) logits[token] = kept[row.bias.count + i];
+    }
+    __syncthreads();
+    for (int i = tid(); i < row.bias.count; i += kThreads)
+      if (is_mine(bias[2 * i])) logits[bias[2 * i]] = kept[i];
+    __syncthreads();
+    if (tid() == 0) {
+      const int token = __ldcg(&verdict->token);
+      if (token >= 0 && is_mine(token)) verdict->logit = __ldcg(logits + token);
+    }
   }
 
  private:
-  static constexpr uint32_t kSeen = 0x80000000u, kBiased = 0x40000000u;
-  static constexpr int kTokensAtOnce = 4;
-  struct List {
-    const int* tokens;
-    int count;
-  };
+  static constexpr int kAtATime = 4;
 
-  RowWork<kCtas> work;
   RowStorage& s;
   const PackedSampleRow& row;
-  const int ids, first_id;
-  const List prompt, output, banned;
+  float* const logits;
   const int* const bias;
-  float* values = nullptr;
+  const int* const banned;
+  const int* const bumped;
+  const int* const added;
+  HistoryEntry* const history;
+  const int held, entries;  // of the history: before, and with those added now
+  int ids, first_id;
+  float* kept;  // of biases, then of the history, then of bans
 
-  __device__ int place(int token) const { return token - first_id; }
+  __device__ static int tid() { return static_cast<int>(threadIdx.x); }
   __device__ bool is_mine(int token) const {
-    return token >= 0 && static_cast<uint32_t>(place(token)) < static_cast<uint32_t>(ids);
+    return static_cast<uint32_t>(token - first_id) < static_cast<uint32_t>(ids);
   }
-  __device__ uint32_t index(int token) const {
-    const int at = place(token);
-    return work.index_of(s.bits_before[at / 32], s.changed[at / 32], at);
+  __device__ float by(int i) const { return __int_as_float(bias[2 * i + 1]); }
+  __device__ __forceinline__ HistoryEntry entry(int i) const {
+    if (i >= held) return {added[2 * (i - held)], static_cast<uint32_t>(added[2 * (i - held) + 1])};
+    const int2 words = __ldcg(reinterpret_cast<const int2*>(history + i));
+    return {words.x, static_cast<uint32_t>(words.y)};
   }
 
-  // f(token, its logit without changes) for those of this CTA; kLogits false: without the logit.
-  template <bool kLogits = false, class F>
-  __device__ __forceinline__ void each_of(const List& list, const F& f) const {
-    for (int i = work.tid; i < list.count; i += kTokensAtOnce * kThreads) {
-      int token[kTokensAtOnce];
-      float logit[kTokensAtOnce] = {};
-#pragma unroll
-      for (int u = 0; u < kTokensAtOnce; ++u)
-        token[u] = i + u * kThreads < list.count ? __ldg(list.tokens + i + u * kThreads) : -1;
-#pragma unroll
-      for (int u = 0; u < kTokensAtOnce; ++u)
-        if (kLogits && is_mine(token[u])) logit[u] = work.allowed_at(token[u]);
-#pragma unroll
-      for (int u = 0; u < kTokensAtOnce; ++u)
-        if (is_mine(token[u])) f(token[u], logit[u]);
-    }
-  }
-  // f(token, bias).
+  // Whether the logit was finite. A NaN or infinity stays, so that the row is found bad.
   template <class F>
-  __device__ __forceinline__ void each_bias(const F& f) const {
-    for (int i = work.tid; i < row.bias.count; i += kThreads)
-      if (is_mine(bias[2 * i])) f(bias[2 * i], __int_as_float(bias[2 * i + 1]));
+  __device__ __forceinline__ bool change(int at, int token, const F& f) const {
+    return change(at, token, __ldcg(logits + token), f);
+  }
+  template <class F>
+  __device__ __forceinline__ bool change(int at, int token, float was, const F& f) const {
+    kept[at] = was;
+    if (was < INFINITY) logits[token] = f(was);
+    return was > -INFINITY;
   }
 
-  // The bits, how many they are, and how many stand in the words before each word.
-  __device__ void mark_all() {
-    const int words = ids / 32;
-    for (int i = work.tid; i < words; i += kThreads) s.changed[i] = 0;
-    __syncthreads();
-    const auto mark = [&](int token, float) { atomicOr(&s.changed[place(token) / 32], 1u << (place(token) % 32)); };
-    each_bias(mark);
-    each_of(prompt, mark);
-    each_of(output, mark);
-    each_of(banned, mark);
-    __syncthreads();
-    const int of_thread = (words + kThreads - 1) / kThreads;
-    const int from = min(words, work.tid * of_thread), to = min(words, from + of_thread);
-    int mine = 0;
-    for (int i = from; i < to; ++i) mine += __popc(s.changed[i]);
-    const Sums sums = work.scan(static_cast<uint64_t>(mine));
-    auto before = static_cast<uint32_t>(sums.before);
-    for (int i = from; i < to; ++i) {
-      s.bits_before[i] = before;
-      before += __popc(s.changed[i]);
-    }
-    if (work.tid == 0) s.changed_count = static_cast<int>(sums.all);
-    __syncthreads();
-  }
-
-  // The changed tokens that are kCounters from `begin` on.
-  __device__ void penalise(int begin) {
-    for (int i = work.tid; i < min(kCounters, s.changed_count - begin); i += kThreads) s.counters[i] = 0;
-    __syncthreads();
-    // f(counter, index).
-    const auto count = [&](int token, auto f) {
-      const uint32_t at = index(token);
-      if (at - static_cast<uint32_t>(begin) < kCounters) f(&s.counters[at - static_cast<uint32_t>(begin)], at);
-    };
-    each_bias([&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicOr(at, kBiased); }); });
-    each_of(prompt, [&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicOr(at, kSeen); }); });
-    each_of(output, [&](int token, float) { count(token, [](uint32_t* at, uint32_t) { atomicAdd(at, 1); }); });
-    __syncthreads();
+  // Several tokens of a thread at a time, as each of them is two reads one after the other.
+  __device__ bool penalise() const {
     const Penalties penalties{row.repetition_penalty, row.presence_penalty, row.frequency_penalty};
-    // Whoever takes a token's count applies it.
-    const auto take = [&](int token, float logit) {
-      count(token, [&](uint32_t* at, uint32_t value) {
-        const uint32_t taken = atomicExch(at, 0);
-        if ((taken & ~kBiased) == 0) return;
-        const float z = taken & kBiased ? values[value] : logit;
-        values[value] = penalised(z, penalties, taken & ~(kSeen | kBiased));
-      });
-    };
-    each_of<true>(prompt, take);
-    each_of<true>(output, take);
-    __syncthreads();
+    bool finite = false;
+#pragma unroll 1
+    for (int first = tid(); first < entries; first += kAtATime * kThreads) {
+      HistoryEntry one[kAtATime];
+      float z[kAtATime];
+#pragma unroll
+      for (int u = 0; u < kAtATime; ++u) {
+        const int i = first + u * kThreads;
+        one[u] = i < entries ? entry(i) : HistoryEntry{-1, 0};
+        if (one[u].token < 0 || !is_mine(one[u].token)) one[u].token = -1;
+      }
+#pragma unroll
+      for (int u = 0; u < kAtATime; ++u)
+        if (one[u].token >= 0) z[u] = __ldcg(logits + one[u].token);
+#pragma unroll
+      for (int u = 0; u < kAtATime; ++u) {
+        const int i = first + u * kThreads;
+        if (one[u].token < 0) continue;
+        uint32_t how = one[u].how;
+#pragma unroll 1
+        for (int b = 0; b < row.bumped.count; ++b) how += bumped[b] == one[u].token ? 1 : 0;
+        if (i >= held || how != one[u].how) history[i] = {one[u].token, how};
+        finite |= change(row.bias.count + i, one[u].token, z[u],
+                         [&](float was) { return penalised(was, penalties, how & ~HistoryEntry::kOfPrompt); });
+      }
+    }
+    return finite;
   }
 };
 template <int kCtas>
-__device__ __noinline__ void adjust(const KernelParams& p) {
-  Adjustment<kCtas>(p).apply(p);
+__device__ __noinline__ void apply_changes(const KernelParams& p) {
+  Changes<kCtas>(p).apply();
+}
+template <int kCtas>
+__device__ __noinline__ void take_back_changes(const KernelParams& p) {
+  Changes<kCtas>(p).take_back(p.verdicts + blockIdx.y);
 }
 
 // The most likely tokens of the raw logits.
@@ -211,7 +213,6 @@ __device__ __forceinline__ Kept all_of(const PackedSampleRow& row, uint64_t larg
 template <int kCtas>
 __device__ __noinline__ bool choose_of_few(const KernelParams& p, uint64_t largest) {
   RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
   const PackedSampleRow& row = this_row(p);
   const uint64_t guess = work.guess_of(row.top_k);
   if (guess == 0) return false;
@@ -224,7 +225,6 @@ __device__ __noinline__ bool choose_of_few(const KernelParams& p, uint64_t large
 template <int kCtas>
 __device__ __noinline__ BracketOutcome bracket(const KernelParams& p, uint64_t largest) {
   RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
   const PackedSampleRow& row = this_row(p);
   return BracketCut<kCtas>(work, row, all_of(row, largest)).find();
 }
@@ -232,7 +232,6 @@ __device__ __noinline__ BracketOutcome bracket(const KernelParams& p, uint64_t l
 template <int kCtas>
 __device__ __noinline__ bool choose_by_bracket(const KernelParams& p, uint64_t largest) {
   RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
   const PackedSampleRow& row = this_row(p);
   return BracketCut<kCtas>(work, row, all_of(row, largest)).draw(p.verdicts + blockIdx.y);
 }
@@ -244,7 +243,6 @@ __device__ __noinline__ uint64_t sum_raw(const KernelParams& p, float largest) {
 template <int kCtas>
 __device__ __noinline__ uint64_t sum_kept(const KernelParams& p, uint64_t largest, uint64_t cut) {
   RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
   Kept kept = all_of(this_row(p), largest);
   kept.cut = cut;
   return work.sum_masses(kept, 1);
@@ -255,7 +253,6 @@ template <int kCtas>
 __device__ __noinline__ uint64_t find_cut(const KernelParams& p, uint64_t largest, Measure measure, uint64_t goal,
                                           uint64_t low, uint64_t cut) {
   RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
   Kept kept = all_of(this_row(p), largest);
   kept.cut = cut;
   return ExactCut<kCtas>(work).find(measure, goal, low, largest, kept);
@@ -279,7 +276,6 @@ __device__ uint64_t find_cuts(const KernelParams& p, const PackedSampleRow& row,
 template <int kCtas>
 __device__ __noinline__ void draw_kept(const KernelParams& p, uint64_t largest, uint64_t cut, int segments) {
   RowWork<kCtas> work(p, true);
-  work.use_adjusted(p);
   const PackedSampleRow& row = this_row(p);
   Kept kept = all_of(row, largest);
   kept.cut = cut;
@@ -302,41 +298,36 @@ __device__ void choose(const KernelParams& p, const PackedSampleRow& row, uint64
   if (first) draw_kept<kCtas>(p, largest, cut, summed ? 0 : 1);
 }
 
-// With the row's changes, or of the raw logits.
+// With the row's mask and changes, or of the raw logits.
 template <int kCtas>
 __device__ __noinline__ Largest find_largest(const KernelParams& p, bool changed, Slot slot) {
   RowWork<kCtas> work(p, changed);
-  if (changed) work.use_adjusted(p);
-  return work.find_largest(slot);
+  const bool hides_finite = changed && this_row(p).flags & PackedSampleRow::kAdjusts && work.s.hides_finite;
+  return work.find_largest(slot, hides_finite);
 }
 
-// Grid kCtas x rows, a cluster a row.
+// One row. Whether it has changes to be taken back.
 template <int kCtas>
-__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads)
-    sample_kernel(const __grid_constant__ KernelParams p) {
-  sm90::pdl_wait();
-  sm90::pdl_launch_next();
-  const PackedSampleRow& row = this_row(p);
-  const cg::cluster_group cluster = cg::this_cluster();
-  const bool first = cluster.block_rank() == 0, leads = first && threadIdx.x == 0;
+__device__ __forceinline__ bool sample_row(const KernelParams& p, const PackedSampleRow& row, bool first) {
+  const bool leads = first && threadIdx.x == 0;
   SampleVerdict* const verdict = p.verdicts + blockIdx.y;
   const bool adjusts = row.flags & PackedSampleRow::kAdjusts, masks = row.flags & PackedSampleRow::kAllowed;
-  const bool logprobs = row.flags & PackedSampleRow::kLogprobs;
+  const bool logprobs = row.flags & PackedSampleRow::kLogprobs, reports = row.top_logprobs > 0;
 
-  // Changes are in the first pass already, unless the most likely ones of the raw logits are asked for.
-  const bool reports = row.top_logprobs > 0;
-  if (adjusts && !reports) adjust<kCtas>(p);
-  const Largest found = find_largest<kCtas>(p, !reports, kSlotLargest);
+  // Changes come before the first pass, unless the logits as the model gave them are asked for.
+  const bool raw_first = reports || (logprobs && adjusts);
+  if (adjusts && !raw_first) apply_changes<kCtas>(p);
+  const Largest found = find_largest<kCtas>(p, !raw_first, kSlotLargest);
   if (found.bad) {
     if (leads) *verdict = {-1, SampleVerdict::Outcome::kBadLogits, 0, 0, 0};
-    cluster.sync();  // no CTA ends while another reads its memory
-    return;
+    if (adjusts && raw_first) apply_changes<kCtas>(p);
+    return adjusts;
   }
   const uint64_t total = logprobs ? sum_raw<kCtas>(p, found.raw) : 0;
   uint64_t largest = found.key;
-  if (reports) {
-    report_top<kCtas>(p, found.key);
-    if (adjusts) adjust<kCtas>(p);
+  if (raw_first) {
+    if (reports) report_top<kCtas>(p, found.key);
+    if (adjusts) apply_changes<kCtas>(p);
     if (adjusts || masks) largest = find_largest<kCtas>(p, true, kSlotChanged).key;
   }
   const bool forced = row.forced_token >= 0, greedy = row.flags & PackedSampleRow::kGreedy;
@@ -351,7 +342,20 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads)
     const bool summed = logprobs && !adjusts && !masks && row.inverse_temperature == 1 && row.mass_least == 0;
     choose<kCtas>(p, row, largest, summed, first);
   }
-  cluster.sync();
+  return adjusts;
+}
+
+// Grid kCtas x rows, a cluster a row.
+template <int kCtas>
+__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads)
+    sample_kernel(const __grid_constant__ KernelParams p) {
+  sm90::pdl_wait();
+  sm90::pdl_launch_next();
+  const PackedSampleRow& row = this_row(p);
+  const cg::cluster_group cluster = cg::this_cluster();
+  const bool changed = sample_row<kCtas>(p, row, cluster.block_rank() == 0);
+  cluster.sync();  // no CTA ends while another reads its memory, nor takes changes back while one reads the row
+  if (changed) take_back_changes<kCtas>(p);
 }
 
 template <int kCtas>
@@ -372,12 +376,13 @@ Status sample_packed_sm90(const SamplePackedArgs& args, ExecContext& exec) {
   if (vocab < 1 || vocab > kMaxPackedVocab || rows > 65535)
     return unsupported("sample: {} rows of {} logits, wanted at most 65535 of {}", rows, vocab, kMaxPackedVocab);
   if (rows == 0) return {};
-  const KernelParams params{static_cast<const float*>(args.logits.data),
+  const KernelParams params{static_cast<float*>(const_cast<void*>(args.logits.data)),
                             args.logits.row_stride,
                             args.block,
                             args.verdicts,
                             args.candidates,
                             args.adjusted,
+                            args.histories,
                             static_cast<int>(vocab)};
   // One CTA to a multiprocessor, at least two to a row: an H100 has 132, in groups of 16 and 18.
   if (rows <= 12) return start<8>(params, rows, exec);

@@ -48,22 +48,17 @@ struct ExactHistogram {
 };
 // Histogram that brackets (sample_bracket_sm90.cuh): eight digits a thread.
 constexpr int kFineEach = 8, kFineDigits = kFineEach * kThreads;
-// Counters of the tokens that change, by turns; and how many changed logits fit in shared memory.
-constexpr int kCounters = 8192, kValues = 8192;
-// Words of a bit for each place of a CTA.
-constexpr int kMostWords = kMostEach * kWarps / 32;
+// Changed logits, as they were before, that fit in shared memory.
+constexpr int kKeptShared = 8192;
 
 struct RowStorage {
   union {  // one after the other, cluster barriers between
     ExactHistogram exact;
     alignas(16) uint32_t fine[kFineDigits];
     uint64_t sorting[2][kListKeys];  // rank 0's, by turns
-    uint32_t counters[kCounters];    // of the ids in `changed`, in their order
   };
   uint64_t list[kListKeys];             // this CTA's keys
-  uint32_t changed[kMostWords];         // bits of this CTA's places that have a changed logit
-  uint32_t bits_before[kMostWords];     // in the words of `changed` before
-  float values[kValues];                // the changed logits in the order of bits, where there are no more
+  float kept[kKeptShared];              // what was where a change is, where there are no more
   uint64_t segments[2][kMostSegments];  // rank 0's: masses of the segments, of raw logits and of what is kept
   uint64_t counted[kMostSegments];      // rank 0's: masses that count for top-p
   uint32_t more_low[kMostSegments], more_high[kMostSegments];  // rank 0's: added to the segments, 64 bits in two halves
@@ -80,18 +75,19 @@ struct RowStorage {
   uint32_t members;   // tokens in the fine histogram
   float least;        // bracket: no logit below it has a mass that counts
   float floors[4];    // bracket: see list_bracket()
-  int changed_count;  // bits in `changed`
+  bool hides_finite;  // a change was of a finite logit
   int list_count, crossing_digit, crossing_members, place;
   int first_digit, last_digit, kth_digit, kth_rest, kth_members;
 };
 
 struct KernelParams {
-  const float* logits;
+  float* logits;
   int64_t row_stride;
   const std::byte* block;
   SampleVerdict* verdicts;
   SampleCandidate* candidates;
   float* adjusted;
+  HistoryEntry* histories;
   int vocab;
 };
 
@@ -130,9 +126,6 @@ __device__ __forceinline__ const PackedSampleRow& this_row(const KernelParams& p
 __device__ __forceinline__ const int* list_at(const KernelParams& p, const PackedList& list) {
   return reinterpret_cast<const int*>(p.block) + list.begin;
 }
-__device__ __forceinline__ int64_t scratch_of(const KernelParams& p, const PackedSampleRow& row) {
-  return static_cast<int64_t>(row.scratch_row) * p.vocab;
-}
 
 // Holds no state of its own: a function that is not inlined makes one.
 template <int kCtas>
@@ -155,13 +148,6 @@ class RowWork {
     if (masked && row.flags & PackedSampleRow::kAllowed)
       allowed = reinterpret_cast<const uint32_t*>(list_at(p, row.allowed));
   }
-  // After adjust().
-  __device__ __forceinline__ void use_adjusted(const KernelParams& p) {
-    const PackedSampleRow& row = this_row(p);
-    if (!(row.flags & PackedSampleRow::kAdjusts)) return;
-    spilled = p.adjusted + scratch_of(p, row);
-    values = s.changed_count <= kValues ? s.values : spilled_of(rank);
-  }
 
   RowStorage& s;
   const cg::cluster_group cluster;
@@ -173,22 +159,18 @@ class RowWork {
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   int begin, end;                     // the warp's places
   const uint32_t* allowed = nullptr;  // a bitset: other tokens count as -inf; null: all
-  float* spilled = nullptr;           // changed logits that do not fit in shared memory; null: nothing is changed
-  const float* values = nullptr;      // this CTA's changed logits, in the order of its bits; null: there are none
 
   __device__ int segment() const { return rank * kWarps + warp; }
   __device__ int segment_of(int id) const { return (id + shift) / each; }
   // Whether this warp owns the id, which it got from a pass.
   __device__ bool has(int id) const { return id >= 0 && id + shift < end; }
-  // A CTA's part of `spilled`: as many as it has ids.
-  __device__ float* spilled_of(int owner) const { return spilled + max(0, owner * kWarps * each - shift); }
 
   // f(logits, id) for all ids of this warp, eight at once: logits[u] is that of id + offset(u), and -inf where has()
   // says no. g(logits) before that, with the logits as the model gave them.
   __device__ static constexpr int offset(int u) { return u / kVector * (32 * kVector) + u % kVector; }
   template <class F, class G>
   __device__ __forceinline__ void for_blocks(const F& f, const G& g) const {
-    if (allowed == nullptr && values == nullptr)
+    if (allowed == nullptr)
       walk<false>(f, g);
     else
       walk<true>(f, g);
@@ -206,29 +188,9 @@ class RowWork {
     });
   }
 
-  // The logit of any id; another CTA's changes are read where they lie.
   __device__ float logit_at(int id) const {
-    if (spilled != nullptr) {
-      const int owner = (id + shift) / (each * kWarps), at = id + shift - owner * each * kWarps;
-      const uint32_t word = cluster.map_shared_rank(s.changed, owner)[at / 32];
-      if (word >> (at % 32) & 1) {
-        const uint32_t index = index_of(cluster.map_shared_rank(s.bits_before, owner)[at / 32], word, at);
-        return *cluster.map_shared_rank(&s.changed_count, owner) <= kValues
-                   ? cluster.map_shared_rank(s.values, owner)[index]
-                   : __ldcg(spilled_of(owner) + index);
-      }
-    }
-    return allowed_at(id);
-  }
-  // Before adjustment.
-  __device__ float allowed_at(int id) const {
     return allowed == nullptr || (allowed[id / 32] >> (id % 32) & 1) ? __ldcg(logits + id) : -INFINITY;
   }
-  // Where a changed logit stands in the order of bits.
-  __device__ static uint32_t index_of(uint32_t bits_before, uint32_t word, int place) {
-    return bits_before + __popc(word & ((1u << (place % 32)) - 1));
-  }
-
   template <class Op>
   __device__ __forceinline__ static uint64_t reduce_warp(uint64_t v, const Op& op) {
 #pragma unroll
@@ -288,9 +250,10 @@ class RowWork {
     return {inclusive - v + sum_warp(lane < warp ? of_warp : 0), sum_warp(of_warp)};
   }
 
-  // A cluster barrier. Leaves the largest keys of the segments in s.maxima.
-  __device__ Largest find_largest(Slot slot) {
-    float best = -INFINITY, raw = -INFINITY;
+  // A cluster barrier. Leaves the largest keys of the segments in s.maxima. hides_finite: a change may have made a
+  // finite logit -inf, which is not the model's fault.
+  __device__ Largest find_largest(Slot slot, bool hides_finite) {
+    float best = -INFINITY, raw = hides_finite ? -0x1.fffffep127f : -INFINITY;
     int best_id = 0;
     bool bad = false;
     for_blocks(
@@ -475,14 +438,14 @@ class RowWork {
   }
 
  private:
-  template <bool kChanges, class F, class G>
+  template <bool kMasked, class F, class G>
   __device__ __forceinline__ void walk(const F& f, const G& g) const {
 #pragma unroll 1
     for (int first = begin; first < end; first += kBlockIds) {
       float v[kAtOnce];
       load(first, v);
       g(v);
-      if (kChanges) change(first + kVector * lane, v);
+      if (kMasked) mask(first + kVector * lane, v);
       f(v, first + kVector * lane - shift);
     }
   }
@@ -504,33 +467,19 @@ class RowWork {
     const float4 four = __ldcg(reinterpret_cast<const float4*>(logits + (place - shift)));
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   }
-  // Masked and changed logits of the places from `at` on.
-  __device__ __forceinline__ void change(int at, float (&v)[kAtOnce]) const {
+  // The logits of the places from `at` on.
+  __device__ __forceinline__ void mask(int at, float (&v)[kAtOnce]) const {
     const int words = (vocab + 31) / 32;
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      const int place = at + 32 * kVector * k;
-      float* const to = v + kVector * k;
-      if (allowed != nullptr) {
-        // Four bits, which may begin in one word and end in the next.
-        const int id = place - shift, word = id >> 5;
-        const uint32_t low = word >= 0 && word < words ? allowed[word] : 0;
-        const uint32_t high = word + 1 < words ? allowed[word + 1] : 0;
-        const uint32_t bits = __funnelshift_r(low, high, id & 31);
+      // Four bits, which may begin in one word and end in the next.
+      const int id = at + 32 * kVector * k - shift, word = id >> 5;
+      const uint32_t low = word >= 0 && word < words ? allowed[word] : 0;
+      const uint32_t high = word + 1 < words ? allowed[word + 1] : 0;
+      const uint32_t bits = __funnelshift_r(low, high, id & 31);
 #pragma unroll
-        for (int j = 0; j < kVector; ++j)
-          if (!(bits >> j & 1)) to[j] = -INFINITY;
-      }
-      if (values != nullptr) {
-        const int own = place - rank * kWarps * each;
-        const uint32_t word = place < end ? s.changed[own / 32] : 0;
-        const uint32_t bits = word >> (own % 32);
-        uint32_t index = 0;
-        if ((bits & ((1 << kVector) - 1)) != 0) index = index_of(s.bits_before[own / 32], word, own);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j)
-          if (bits >> j & 1) to[j] = values[index++];
-      }
+      for (int j = 0; j < kVector; ++j)
+        if (!(bits >> j & 1)) v[kVector * k + j] = -INFINITY;
     }
   }
 };

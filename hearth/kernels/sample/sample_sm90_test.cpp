@@ -21,7 +21,6 @@ class Bench {
   Bench(int64_t row_count, int64_t vocab_size, int64_t history = 4000)
       : rows_(row_count), vocab_(vocab_size), pool_(0) {
     host_.resize(static_cast<size_t>(row_count * vocab_size));
-    extras_.resize(static_cast<size_t>(row_count));
     auto buffer = DeviceBuffer::allocate(row_count * vocab_size * 4);
     EXPECT_TRUE(buffer) << buffer.error().message;
     device_ = *std::move(buffer);
@@ -30,7 +29,9 @@ class Bench {
                                          {.rows = row_count,
                                           .vocab = vocab_size,
                                           .adjusted_rows = row_count,
-                                          .list_words = row_count * (history + 1200 + (vocab_size + 31) / 32)});
+                                          .list_words = row_count * (2 * history + 1200 + (vocab_size + 31) / 32),
+                                          .slots = row_count,
+                                          .context = history});
     EXPECT_TRUE(sampler) << sampler.error().message;
     sampler_ = *std::move(sampler);
     memory_.resize(static_cast<size_t>(sample_cpu_workspace_bytes(vocab_size, pool_.size()) + 64));
@@ -59,9 +60,11 @@ class Bench {
     ASSERT_TRUE(queue_->synchronize());
   }
 
-  // Both samplers over the first `count` rows. Seconds of the CPU's.
-  void compare(std::span<const SampleRow> rows) {
+  // Both samplers over the first rows; those without a slot are of new sequences.
+  void compare(std::vector<SampleRow> rows) {
     const size_t count = rows.size();
+    for (size_t r = 0; r < count; ++r)
+      if (rows[r].slot < 0) rows[r].slot = static_cast<int64_t>(r), rows[r].sequence = ++sequences_;
     std::vector<SampleResult> wanted(count), found(count);
     std::vector<TokenLogprob> tops(2 * count * kMaxTopLogprobs);
     for (size_t r = 0; r < count; ++r) {
@@ -121,10 +124,10 @@ class Bench {
   int64_t rows_, vocab_;
   ThreadPool pool_;
   std::vector<float> host_;
-  std::vector<Extras> extras_;
   DeviceBuffer device_;
   std::unique_ptr<Queue> queue_;
   DeviceSampler sampler_;
+  uint64_t sequences_ = 0;
   std::vector<std::byte> memory_;
 };
 
@@ -198,6 +201,45 @@ TEST(SampleSm90, EqualsTheCpuWithLongHistories) {
   }
 }
 
+// Histories that grow from call to call, in clusters of every size; now and then another sequence takes a slot.
+TEST(SampleSm90, HistoriesStayOnTheDevice) {
+  for (const int64_t count : {64, 20, 5}) {
+    constexpr int64_t kVocab = 20011;
+    const uint64_t seed = 6100 + static_cast<uint64_t>(count);
+    SCOPED_TRACE(fmt::format("seed {}, {} rows", seed, count));
+    Bench bench(count, kVocab, 12000);
+    bench.refill(0, count, seed);
+    Random random(seed);
+    std::vector<SampleRow> rows(static_cast<size_t>(count));
+    std::vector<Extras> extras(rows.size());
+    const auto more = [&](std::vector<int32_t>& to, int64_t tokens) {
+      for (; tokens > 0; --tokens) to.push_back(static_cast<int32_t>(random.below(kVocab) / (1 + random.below(50))));
+    };
+    for (int step = 0; step < 40; ++step) {
+      SCOPED_TRACE(fmt::format("step {}", step));
+      for (size_t r = 0; r < rows.size(); ++r) {
+        Extras& own = extras[r];
+        if (step == 0 || random.below(12) == 0) {
+          const uint64_t sequence = rows[r].sequence + 1;
+          own = {};
+          rows[r] = {};
+          fill_row(random, kVocab, rows[r], own);
+          rows[r].params.repetition_penalty = 1.1f;
+          rows[r].forced_token = -1;
+          rows[r].slot = count - 1 - static_cast<int64_t>(r);
+          rows[r].sequence = sequence;
+          more(own.prompt, random.below(10000));
+        }
+        more(own.output, random.below(30) == 0 ? 20 : 1 + random.below(2));
+        rows[r].prompt_tokens = own.prompt;
+        rows[r].output_tokens = own.output;
+      }
+      bench.compare(rows);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST(SampleSm90, EqualsTheCpuIn100000Cases) {
   int64_t cases = 0, drawn = 0;
   for (const auto& [vocab, share] :
@@ -237,6 +279,7 @@ TEST(SampleSm90, Costs) {
   for (const int64_t vocab : {32000, 128256, 152064}) {
     Bench bench(64, vocab, 32000);
     std::vector<int32_t> history;
+    uint64_t sequence = 0;
     Random random(8);
     for (int i = 0; i < 16000; ++i) history.push_back(static_cast<int32_t>(random.below(vocab)));
     for (const bool flat : {false, true}) {
@@ -254,11 +297,14 @@ TEST(SampleSm90, Costs) {
       bench.upload(0, 64);
       for (const Mode& mode : modes) {
         std::vector<SampleRow> rows(64);
+        ++sequence;
         for (size_t r = 0; r < rows.size(); ++r)
           rows[r] = {.params = mode.params,
                      .position = static_cast<int64_t>(r),
                      .prompt_tokens = std::span(history).first(mode.history),
                      .output_tokens = std::span(history).first(mode.history),
+                     .slot = static_cast<int64_t>(r),
+                     .sequence = sequence,
                      .top_logprobs = mode.top_logprobs};
         const auto [us, whole_us] = bench.time(rows);
         const auto [one_us, one_whole_us] = bench.time({rows.data(), 1});

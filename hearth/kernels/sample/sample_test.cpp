@@ -18,10 +18,8 @@
 
 #include "hearth/base/random.h"
 #include "hearth/kernels/cpu/test_targets.h"
-#include "hearth/kernels/sample/device_sampler.h"
 #include "hearth/kernels/sample/sample_math.h"
 #include "hearth/kernels/sample/sample_test_cases.h"
-#include "hearth/memory/fake_device_for_test.h"
 
 namespace hearth {
 namespace {
@@ -93,71 +91,6 @@ TEST(Sample, CpuEqualsReferenceOnRandomRows) {
     total += count;
   }
   EXPECT_GT(ended_well, total * 3 / 4) << "most random rows must mean something";
-}
-
-// Rows that travel packed, sampled by the obvious loops over the block, are the same rows.
-TEST(Sample, PackedRowsGiveTheSameResults) {
-  constexpr uint64_t kSeed = 21;
-  SCOPED_TRACE(fmt::format("seed {}", kSeed));
-  Random random(kSeed);
-  ThreadPool pool(1);
-  const Memory& memory = hearth::testing::fake_device();
-  auto queue = memory.create_queue();
-  ASSERT_TRUE(queue);
-  for (const int64_t vocab : {1, 31, 129, 1009}) {
-    const int64_t count = 200;
-    Batch wanted(count, vocab);
-    std::vector<Extras> extras(count);
-    for (int64_t r = 0; r < count; ++r) {
-      fill_logits(random, wanted.row(r));
-      fill_row(random, vocab, wanted.rows[r], extras[r]);
-    }
-    const Status status = wanted.run(sample_ref, pool);
-    Batch found = wanted;
-    auto sampler = DeviceSampler::create(
-        memory, sample_packed_ref, {.rows = count, .vocab = vocab, .adjusted_rows = count, .list_words = count * 1000});
-    ASSERT_TRUE(sampler) << sampler.error().message;
-    ASSERT_TRUE(sampler->takes(found.rows));
-    for (int64_t r = 0; r < count; ++r) found.results[r] = {.top = found.tops[r]};
-    const Status found_status = sampler->sample(
-        {ConstTensorView(found.logits.data(), DType::kF32, Shape{count, vocab}), found.rows, found.results}, **queue,
-        {});
-    EXPECT_EQ(status.has_value(), found_status.has_value());
-    for (int64_t r = 0; r < count; ++r) {
-      SCOPED_TRACE(fmt::format("vocab {} row {}", vocab, r));
-      expect_same(wanted.results[r], found.results[r], wanted.rows[r]);
-      if (::testing::Test::HasFatalFailure()) return;
-    }
-  }
-}
-
-TEST(Sample, ADeviceSamplerTakesWhatItIsPlannedFor) {
-  auto sampler = DeviceSampler::create(hearth::testing::fake_device(), sample_packed_ref,
-                                       {.rows = 2, .vocab = 100, .adjusted_rows = 1, .list_words = 10});
-  ASSERT_TRUE(sampler) << sampler.error().message;
-  const std::vector<int32_t> banned(6, 3);
-  std::vector<SampleRow> rows(2);
-  EXPECT_TRUE(sampler->takes(rows));
-  rows[0].banned = banned;
-  EXPECT_TRUE(sampler->takes(rows));
-  rows[1].banned = std::span(banned).first(1);
-  EXPECT_FALSE(sampler->takes(rows)) << "two rows that change logits";
-  rows[1] = {};
-  rows[0].prompt_tokens = rows[0].output_tokens = banned;
-  EXPECT_TRUE(sampler->takes(rows)) << "a history that no penalty reads";
-  rows[0].params.presence_penalty = 1;
-  EXPECT_FALSE(sampler->takes(rows)) << "18 words";
-  rows = std::vector<SampleRow>(2);
-  const std::vector<uint32_t> allowed(8, 3);
-  rows[0].allowed = rows[1].allowed = std::span(allowed).first(4);
-  EXPECT_TRUE(sampler->takes(rows)) << "a mask that both share changes no single logit";
-  rows[1].banned = std::span(banned).first(2);
-  EXPECT_TRUE(sampler->takes(rows));
-  rows[1].allowed = std::span(allowed).last(4);
-  rows[1].banned = std::span(banned).first(3);
-  EXPECT_FALSE(sampler->takes(rows)) << "11 words";
-  EXPECT_FALSE(sampler->takes(std::vector<SampleRow>(3)));
-  EXPECT_FALSE(DeviceSampler().takes({}));
 }
 
 // Runs the body for the reference and for sample_cpu on every target.
