@@ -60,13 +60,87 @@ class BracketCut {
     return BracketOutcome::kFound;
   }
 
-  // After find(): a token of what top-k and top-p keep to the verdict, rank 0's last work. False where the bracket
-  // holds too many tokens.
-  __device__ bool draw(SampleVerdict* verdict) {
-    const int count = list_bracket();
-    if (count > kListKeys) return false;
-    if (work.rank == 0) draw_kept(count, verdict);
-    return true;
+  // Lists the tokens of the bracket, [from, to) in places, and of the k-th's digit, [again, end). Sums by segments what
+  // is above the bracket, and what is above the k-th's digit, which is what counts for top-p. After find(). Returns how
+  // many are listed; more than kListKeys: draw() cannot be.
+  __device__ int list_bracket() {
+    const int kth = s.kth_digit, last = kth >= 0 ? min(s.last_digit, kth) : s.last_digit;
+    const int first = min(s.first_digit, last);
+    // Places in order are logits in order: the smallest ones before `from`, `to`, `again`, `end`.
+    if (work.warp < 4) {
+      const int digit = work.warp == 0 ? first : work.warp == 1 ? last + 1 : work.warp == 2 ? kth : kth + 1;
+      float floor = s.least;
+      if (work.warp < 2 || kth >= 0)
+        floor = fmaxf(floor, floor_of([&](float z) { return is_before(z, digit << kPlaceBits); }));
+      if (work.lane == 0) s.floors[work.warp] = floor;
+    }
+    __syncthreads();
+    const float from = s.floors[0], to = s.floors[1], again = s.floors[2], end = s.floors[3];
+    uint64_t above = 0, counted = 0;
+    work.for_blocks([&](const float(&v)[kAtOnce], int id) {
+      uint32_t marks = 0;
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const uint64_t mass = mass_from(again, v[u], kept.max, kept.inverse_temperature);
+        counted += mass;
+        if (v[u] >= from) above += mass;
+        if ((v[u] >= to && v[u] < from) || (v[u] >= end && v[u] < again)) marks |= 1u << u;
+      }
+      work.append(v, id, marks);
+    });
+    above = work.sum_warp(above);
+    counted = work.sum_warp(counted);
+    if (work.lane == 0) {
+      work.cluster.map_shared_rank(s.segments[1], 0)[work.segment()] = above;
+      work.cluster.map_shared_rank(s.counted, 0)[work.segment()] = counted;
+    }
+    work.cluster.sync();
+    return work.listed();
+  }
+
+  // After list_bracket(): a token of what top-k and top-p keep to the verdict. By rank 0 alone, as its last work.
+  __device__ void draw(int count, SampleVerdict* verdict) {
+    const int tid = work.tid;
+    const bool has_segment = tid < RowWork<kCtas>::kSegments;
+    const uint64_t of_segment = has_segment ? s.segments[1][tid] : 0;
+    if (has_segment) s.more_low[tid] = s.more_high[tid] = 0;
+    if (tid == 0) s.cut = ~uint64_t{0};
+    uint64_t key[kListEach], mass[kListEach], mine = 0;
+    work.load_sorted_pairs(count, key);
+    // Of the k-th's digit, which is the last in the list, top-k keeps a part.
+    const int limit = s.kth_digit >= 0 ? count - s.kth_members + s.kth_rest : count;
+#pragma unroll
+    for (int u = 0; u < kListEach; ++u) {
+      mass[u] = kListEach * tid + u < limit ? mass_of(key_logit(key[u]), kept.max, kept.inverse_temperature) : 0;
+      mine += mass[u];
+    }
+    const uint64_t above = work.scan(of_segment).all;
+    uint64_t goal = ~uint64_t{0};
+    if (row.top_p < sampling::kMassOne) {
+      uint64_t counted = has_segment ? s.counted[tid] : 0;
+#pragma unroll
+      for (int u = 0; u < kListEach; ++u)
+        if (s.kth_digit >= 0 && kListEach * tid + u >= count - s.kth_members) counted += mass[u];
+      goal = goal_of(row.top_p, work.scan(counted).all);
+    }
+    uint64_t before = above + work.scan(mine).before;
+#pragma unroll
+    for (int u = 0; u < kListEach; ++u) {
+      const int at = kListEach * tid + u;
+      if (at < limit && before < goal) {
+        const int segment = work.segment_of(key_token(key[u]));
+        const auto low = static_cast<uint32_t>(mass[u]);
+        const uint32_t old = atomicAdd(&s.more_low[segment], low);
+        atomicAdd(&s.more_high[segment], static_cast<uint32_t>(mass[u] >> 32) + (old + low < old ? 1 : 0));
+        if (at + 1 == limit || before + mass[u] >= goal) s.cut = key[u];
+      }
+      before += mass[u];
+    }
+    __syncthreads();
+    Kept rest = kept;
+    rest.cut = s.cut;
+    const uint64_t more = has_segment ? static_cast<uint64_t>(s.more_high[tid]) << 32 | s.more_low[tid] : 0;
+    work.draw(rest, of_segment + more, row.random, verdict);
   }
 
  private:
@@ -245,88 +319,6 @@ class BracketCut {
       to.kth_rest = static_cast<int>(rest);
       to.kept_mass = mass_above;
     });
-  }
-
-  // Lists the tokens of the bracket, [from, to) in places, and of the k-th's digit, [again, end). Sums by segments what
-  // is above the bracket, and what is above the k-th's digit, which is what counts for top-p.
-  __device__ int list_bracket() {
-    const int kth = s.kth_digit, last = kth >= 0 ? min(s.last_digit, kth) : s.last_digit;
-    const int first = min(s.first_digit, last);
-    // Places in order are logits in order: the smallest ones before `from`, `to`, `again`, `end`.
-    if (work.warp < 4) {
-      const int digit = work.warp == 0 ? first : work.warp == 1 ? last + 1 : work.warp == 2 ? kth : kth + 1;
-      float floor = s.least;
-      if (work.warp < 2 || kth >= 0)
-        floor = fmaxf(floor, floor_of([&](float z) { return is_before(z, digit << kPlaceBits); }));
-      if (work.lane == 0) s.floors[work.warp] = floor;
-    }
-    __syncthreads();
-    const float from = s.floors[0], to = s.floors[1], again = s.floors[2], end = s.floors[3];
-    uint64_t above = 0, counted = 0;
-    work.for_blocks([&](const float(&v)[kAtOnce], int id) {
-      uint32_t marks = 0;
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const uint64_t mass = mass_from(again, v[u], kept.max, kept.inverse_temperature);
-        counted += mass;
-        if (v[u] >= from) above += mass;
-        if ((v[u] >= to && v[u] < from) || (v[u] >= end && v[u] < again)) marks |= 1u << u;
-      }
-      work.append(v, id, marks);
-    });
-    above = work.sum_warp(above);
-    counted = work.sum_warp(counted);
-    if (work.lane == 0) {
-      work.cluster.map_shared_rank(s.segments[1], 0)[work.segment()] = above;
-      work.cluster.map_shared_rank(s.counted, 0)[work.segment()] = counted;
-    }
-    work.cluster.sync();
-    return work.listed();
-  }
-
-  // By rank 0 alone.
-  __device__ void draw_kept(int count, SampleVerdict* verdict) {
-    const int tid = work.tid;
-    const bool has_segment = tid < RowWork<kCtas>::kSegments;
-    const uint64_t of_segment = has_segment ? s.segments[1][tid] : 0;
-    if (has_segment) s.more_low[tid] = s.more_high[tid] = 0;
-    if (tid == 0) s.cut = ~uint64_t{0};
-    uint64_t key[kListEach], mass[kListEach], mine = 0;
-    work.load_sorted_pairs(count, key);
-    // Of the k-th's digit, which is the last in the list, top-k keeps a part.
-    const int limit = s.kth_digit >= 0 ? count - s.kth_members + s.kth_rest : count;
-#pragma unroll
-    for (int u = 0; u < kListEach; ++u) {
-      mass[u] = kListEach * tid + u < limit ? mass_of(key_logit(key[u]), kept.max, kept.inverse_temperature) : 0;
-      mine += mass[u];
-    }
-    const uint64_t above = work.scan(of_segment).all;
-    uint64_t goal = ~uint64_t{0};
-    if (row.top_p < sampling::kMassOne) {
-      uint64_t counted = has_segment ? s.counted[tid] : 0;
-#pragma unroll
-      for (int u = 0; u < kListEach; ++u)
-        if (s.kth_digit >= 0 && kListEach * tid + u >= count - s.kth_members) counted += mass[u];
-      goal = goal_of(row.top_p, work.scan(counted).all);
-    }
-    uint64_t before = above + work.scan(mine).before;
-#pragma unroll
-    for (int u = 0; u < kListEach; ++u) {
-      const int at = kListEach * tid + u;
-      if (at < limit && before < goal) {
-        const int segment = work.segment_of(key_token(key[u]));
-        const auto low = static_cast<uint32_t>(mass[u]);
-        const uint32_t old = atomicAdd(&s.more_low[segment], low);
-        atomicAdd(&s.more_high[segment], static_cast<uint32_t>(mass[u] >> 32) + (old + low < old ? 1 : 0));
-        if (at + 1 == limit || before + mass[u] >= goal) s.cut = key[u];
-      }
-      before += mass[u];
-    }
-    __syncthreads();
-    Kept rest = kept;
-    rest.cut = s.cut;
-    const uint64_t more = has_segment ? static_cast<uint64_t>(s.more_high[tid]) << 32 | s.more_low[tid] : 0;
-    work.draw(rest, of_segment + more, row.random, verdict);
   }
 };
 

@@ -228,12 +228,17 @@ __device__ __noinline__ BracketOutcome bracket(const KernelParams& p, uint64_t l
   const PackedSampleRow& row = this_row(p);
   return BracketCut<kCtas>(work, row, all_of(row, largest)).find();
 }
-// False where the bracket holds too many tokens.
 template <int kCtas>
-__device__ __noinline__ bool choose_by_bracket(const KernelParams& p, uint64_t largest) {
+__device__ __noinline__ int list_bracket(const KernelParams& p, uint64_t largest) {
   RowWork<kCtas> work(p, true);
   const PackedSampleRow& row = this_row(p);
-  return BracketCut<kCtas>(work, row, all_of(row, largest)).draw(p.verdicts + blockIdx.y);
+  return BracketCut<kCtas>(work, row, all_of(row, largest)).list_bracket();
+}
+template <int kCtas>
+__device__ __noinline__ void draw_of_bracket(const KernelParams& p, uint64_t largest, int count) {
+  RowWork<kCtas> work(p, true);
+  const PackedSampleRow& row = this_row(p);
+  BracketCut<kCtas>(work, row, all_of(row, largest)).draw(count, p.verdicts + blockIdx.y);
 }
 
 template <int kCtas>
@@ -290,7 +295,13 @@ __device__ void choose(const KernelParams& p, const PackedSampleRow& row, uint64
   if (row.top_k > 0 && row.top_k <= RowWork<kCtas>::kSegments && choose_of_few<kCtas>(p, largest)) return;
   if (row.top_k > 0 || row.top_p < sampling::kMassOne) {
     const BracketOutcome outcome = bracket<kCtas>(p, largest);
-    if (outcome == BracketOutcome::kFound && choose_by_bracket<kCtas>(p, largest)) return;
+    if (outcome == BracketOutcome::kFound) {
+      const int count = list_bracket<kCtas>(p, largest);
+      if (count <= kListKeys) {
+        if (first) draw_of_bracket<kCtas>(p, largest, count);
+        return;
+      }
+    }
     if (outcome != BracketOutcome::kAllKept) cut = find_cuts<kCtas>(p, row, largest);
   }
   summed = summed && cut == 0;

@@ -359,10 +359,14 @@ class RowWork {
     }
   }
 
-  // Sorts numbers, the largest first (a bitonic network): place u * kThreads + tid is v[u] of thread tid, and places
-  // from `count` on hold 0. By rank 0 alone.
+  // Sorts numbers that differ but for zeros, the largest first: place u * kThreads + tid is v[u] of thread tid, and
+  // places from `count` on hold 0. By rank 0 alone.
   template <int kEach>
   __device__ void sort(uint64_t (&v)[kEach], int count) {
+    if (count <= kThreads / 2) {
+      v[0] = sorted_by_rank(v[0], count);
+      return;
+    }
     int size = 2;
     while (size < count) size *= 2;
     int buffer = 0;
@@ -438,6 +442,26 @@ class RowWork {
   }
 
  private:
+  // Few numbers: each is compared with all, by two threads. Places from kThreads on get nothing.
+  __device__ uint64_t sorted_by_rank(uint64_t v, int count) {
+    __syncthreads();  // s.sorting may still be read
+    if (tid < kThreads / 2) {
+      s.sorting[0][tid] = v;
+      s.sorting[1][tid] = 0;
+    }
+    __syncthreads();
+    const int at = tid / 2;
+    const uint64_t mine = s.sorting[0][at];
+    int larger_ones = 0;
+    if (at - lane / 2 < count)  // whole warps
+#pragma unroll 8
+      for (int i = tid % 2; i < count; i += 2) larger_ones += s.sorting[0][i] > mine ? 1 : 0;
+    larger_ones += __shfl_xor_sync(~0u, larger_ones, 1);
+    if (tid % 2 == 0 && mine != 0) s.sorting[1][larger_ones] = mine;
+    __syncthreads();
+    return tid < kThreads / 2 ? s.sorting[1][tid] : 0;
+  }
+
   template <bool kMasked, class F, class G>
   __device__ __forceinline__ void walk(const F& f, const G& g) const {
 #pragma unroll 1
