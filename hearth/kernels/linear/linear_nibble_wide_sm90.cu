@@ -156,7 +156,8 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
   const auto tiles = static_cast<int>((w.n + instance.rows - 1) / instance.rows) * token_tiles;
   const auto chunks = static_cast<int>((w.k + 2 * kFragmentGroup - 1) / (2 * kFragmentGroup));
   WideParams params{.part = narrow_part(args),
-                    .plan = WidePlan(tiles, chunks, std::min(multiprocessors, kMostBlocks)),
+                    // With one tile of tokens nobody reads a row of W again.
+                    .plan = WidePlan(tiles, chunks, std::min(multiprocessors, kMostBlocks), token_tiles > 1),
                     .m = static_cast<int>(rows),
                     .token_tiles = token_tiles};
   NarrowPart& part = params.part;

@@ -2,15 +2,14 @@
 // The kernel of linear_nibble_wide_sm90.h. A warp copies, two groups of 128 columns of W and of the tokens a stage; two
 // warpgroups multiply, each 64 rows of W by all tokens of the tile, W from registers: shared memory gives the packed
 // codes, a decoder (linear_nibble_fragments_sm90.cuh) the fragments. A group's sums are added to a tile's in f32, times
-// its scale. All multiprocessors get the same number of units (tile, two groups), as in linear_stream_sm90.cu; the
-// warpgroups exchange sums and end tiles each for itself.
+// its scale. All multiprocessors get the same number of units (tile, two groups), in shares of tiles as in
+// linear_stream_sm90.cu and in whole tiles; the warpgroups exchange sums and end tiles each for itself.
 #pragma once
-
-#include <algorithm>
 
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 #include "hearth/kernels/linear/linear_nibble_fragments_sm90.cuh"
+#include "hearth/kernels/linear/linear_nibble_wide_plan_sm90.cuh"
 #include "hearth/kernels/sm90/block.cuh"
 #include "hearth/kernels/sm90/flags.cuh"
 #include "hearth/kernels/sm90/mbarrier.cuh"
@@ -29,29 +28,6 @@ constexpr int kWideOutTokens = 32;    // that go through shared memory at once o
 constexpr int kWideOutStride = kWideHalfRows + 4;
 constexpr int kWideOutBytes = kWideTeams * kWideOutTokens * kWideOutStride * 4;
 constexpr int kWideVector = 8;  // outputs of a thread at once
-
-// How blocks share out the units of all tiles, as StreamPlan: in 32 bits, for divisions in 64 are calls.
-struct WidePlan {
-  int chunks, blocks;
-  int each, more;  // units of a block, and blocks that have one more
-
-  WidePlan(int tiles, int chunks_of_tile, int most_blocks)
-      : chunks(chunks_of_tile),
-        blocks(std::min(tiles * chunks, most_blocks)),
-        each(tiles * chunks / blocks),
-        more(tiles * chunks % blocks) {}
-  // The first unit of a block, and behind the last one of the block before.
-  __device__ __forceinline__ int begin(int block) const { return block * each + min(block, more); }
-};
-
-// Chunks [first, last) of a tile, the highest of units [begin, end). The block that has a tile's last chunk ends the
-// tile: it adds up what blocks of lower numbers have of it.
-struct WideSegment {
-  int tile, first, last;
-
-  __device__ __forceinline__ WideSegment(int begin, int end, int chunks)
-      : tile((end - 1) / chunks), first(max(begin - tile * chunks, 0)), last(end - tile * chunks) {}
-};
 
 struct WideMaps {
   CUtensorMap x, weight;
@@ -101,51 +77,55 @@ class WideBlock {
   using Scales = WideScales<kHalves>;
   static constexpr int kStages = Shape::kStages, kSums = kTokens / 2, kSlices = Codec::kBf16 ? 8 : 4;
 
-  __device__ WideBlock(const WideParams& p, std::byte* shared, const uint4* tables, MBarrier* full, MBarrier* empty)
+  __device__ WideBlock(const WideParams& p, std::byte* shared, const uint4* tables, MBarrier* barriers)
       : p_(p),
-        shared_(shared),
+        shared_(shared_address_once(shared)),
         tables_(tables),
-        full_(full),
-        empty_(empty),
+        barriers_(shared_address_once(barriers)),
         team_(static_cast<int>(threadIdx.x) / kWideTeamThreads),
         lane_(static_cast<int>(threadIdx.x) % 32),
         row_(static_cast<int>(threadIdx.x) % kWideTeamThreads / 32 * 16 + row_of_lane(lane_)) {}
 
   // One thread.
   __device__ void copy(const WideMaps& maps) {
-    const int held = min(kStages, end_unit() - first_unit());
-    for_each_unit([&](int unit, int row, int, int chunk) {
-      if (unit < held) copy_weight(maps, unit % kStages, row, chunk);
+    const int held = min(kStages, p_.plan.units(block_here()));
+    for_each_unit([&](int unit, int stage, int, int row, int, int chunk) {
+      if (unit < held) copy_weight(maps, stage, row, chunk);
     });
     pdl_wait();
-    for_each_unit([&](int unit, int row, int token, int chunk) {
-      const int stage = unit % kStages;
+    for_each_unit([&](int unit, int stage, int parity, int row, int token, int chunk) {
       if (unit >= held) {
-        empty_[stage].wait_or_fault(unit / kStages % 2 ^ 1);
+        empty(stage).wait_or_fault(parity ^ 1);
         copy_weight(maps, stage, row, chunk);
       }
-      copy_tensor(tokens_at(stage), maps.x, 0, token, chunk * Shape::kTokenChunks, full_[stage]);
+      copy_tensor(tokens_at(stage), maps.x, 0, token, chunk * Shape::kTokenChunks, full(stage));
     });
   }
 
   // The multipliers.
   __device__ void multiply() {
-    Scales ahead = ask_scales(end_unit());
+    WideWork work(p_.plan, block_here());
+    WideSegment segment = work.here(p_.plan, block_here());
+    Scales asked = ask_scales(segment);
     pdl_wait();
-    int unit = 0;
-    for (int end = end_unit(); end > first_unit();) {
-      const WideSegment segment(first_unit(), end, p_.plan.chunks);
+    Stage stage;
+    UnitScales scales;
+    widen_scales(asked, scales);
+    for (bool more = true; more;) {
+      work.advance(p_.plan, block_here(), segment);
+      more = work.has_more(p_.plan, block_here());
       const int first_row = first_row_of(segment.tile);
-      end -= segment.last - segment.first;
       float total[kHalves][kSums] = {};
-      for (int chunk = segment.first; chunk < segment.last; ++chunk, ++unit) {
-        const Scales scales = ahead;
-        if (chunk + 1 < segment.last) {
-          ahead = ask_scales(first_row, chunk + 1);
-        } else if (end > first_unit()) {
-          ahead = ask_scales(end);
+      for (int chunk = segment.first; chunk < segment.last; ++chunk) {
+        const bool ends = chunk + 1 == segment.last;
+        if (!ends) {
+          asked = ask_scales(first_row, chunk + 1);
+        } else if (more) {
+          asked = ask_scales(work.here(p_.plan, block_here()));
         }
-        multiply_unit(unit, scales, total);
+        multiply_unit(stage, scales, total);
+        widen_scales(asked, scales);
+        stage = stage.next();
       }
       if (segment.last < p_.plan.chunks) {
         leave(total);
@@ -153,6 +133,7 @@ class WideBlock {
         collect(segment, total);
         write(segment.tile, total);
       }
+      if (more) segment = work.here(p_.plan, block_here());
     }
   }
 
@@ -160,36 +141,60 @@ class WideBlock {
   // Of 8: so that lanes of two rows that read at the same time find them in different halves of the banks.
   __device__ __forceinline__ static int row_of_lane(int lane) { return lane / 8 | lane / 4 % 2 << 2; }
 
-  __device__ __forceinline__ int first_unit() const { return p_.plan.begin(block_here()); }
-  __device__ __forceinline__ int end_unit() const { return p_.plan.begin(block_here() + 1); }
+  // Counts through the stages.
+  struct Stage {
+    int at = 0, parity = 0;
+    __device__ __forceinline__ Stage next() const {
+      return at + 1 == kStages ? Stage{0, parity ^ 1} : Stage{at + 1, parity};
+    }
+  };
+  // Of a pass: W's registers, and the scales of rows r and r + 8.
+  struct Fragments {
+    uint32_t at[kSlices][4];
+    float low, high;
+  };
+  // As Scales, of the unit that is multiplied.
+  struct UnitScales {
+    float number[kHalves];
+    uint32_t zero[kHalves];
+  };
 
   template <class F>
   __device__ __forceinline__ void for_each_unit(const F& f) const {
     int unit = 0;
+    Stage stage;
+    WideWork work(p_.plan, block_here());
 #pragma unroll 1
-    for (int end = end_unit(); end > first_unit();) {
-      const WideSegment segment(first_unit(), end, p_.plan.chunks);
+    while (work.has_more(p_.plan, block_here())) {
+      const WideSegment segment = work.here(p_.plan, block_here());
       const int row_tile = segment.tile / p_.token_tiles, token_tile = segment.tile - row_tile * p_.token_tiles;
+      const int row = row_tile * Shape::kRows;
 #pragma unroll 1
-      for (int chunk = segment.first; chunk < segment.last; ++chunk)
-        f(unit++, row_tile * Shape::kRows, token_tile * kTokens, chunk);
-      end -= segment.last - segment.first;
+      for (int chunk = segment.first; chunk < segment.last; ++chunk, stage = stage.next())
+        f(unit++, stage.at, stage.parity, row, token_tile * kTokens, chunk);
+      work.advance(p_.plan, block_here(), segment);
     }
   }
-  __device__ __forceinline__ std::byte* weight_at(int stage) const { return shared_ + stage * Shape::kStageBytes; }
+  __device__ __forceinline__ MBarrier& full(int stage) const {
+    return *static_cast<MBarrier*>(__cvta_shared_to_generic(barriers_ + stage * sizeof(MBarrier)));
+  }
+  __device__ __forceinline__ MBarrier& empty(int stage) const { return full(kStages + stage); }
+  __device__ __forceinline__ std::byte* weight_at(int stage) const {
+    return static_cast<std::byte*>(__cvta_shared_to_generic(shared_ + stage * Shape::kStageBytes));
+  }
   __device__ __forceinline__ std::byte* tokens_at(int stage) const { return weight_at(stage) + Shape::kWeightBytes; }
   __device__ __forceinline__ float* out_at() const {
-    return reinterpret_cast<float*>(shared_ + kStages * Shape::kStageBytes) + team_ * kWideOutTokens * kWideOutStride;
+    return reinterpret_cast<float*>(weight_at(kStages)) + team_ * kWideOutTokens * kWideOutStride;
   }
   __device__ __forceinline__ void team_barrier() const { named_barrier(1 + team_, kWideTeamThreads); }
   __device__ __forceinline__ bool leads() const { return threadIdx.x % kWideTeamThreads == 0; }
 
   __device__ __forceinline__ void copy_weight(const WideMaps& maps, int stage, int row, int chunk) {
-    full_[stage].arrive_and_expect(Shape::kStageBytes);
+    full(stage).arrive_and_expect(Shape::kStageBytes);
     if (p_.token_tiles == 1) {
-      copy_tensor_once(weight_at(stage), maps.weight, chunk * kWideChunkBytes, row, full_[stage]);
+      copy_tensor_once(weight_at(stage), maps.weight, chunk * kWideChunkBytes, row, full(stage));
     } else {
-      copy_tensor(weight_at(stage), maps.weight, chunk * kWideChunkBytes, row, full_[stage]);
+      copy_tensor(weight_at(stage), maps.weight, chunk * kWideChunkBytes, row, full(stage));
     }
   }
 
@@ -217,9 +222,8 @@ class WideBlock {
     }
     return scales;
   }
-  // Of the first unit of the segment that ends at `end`.
-  __device__ __forceinline__ Scales ask_scales(int end) const {
-    const WideSegment segment(first_unit(), end, p_.plan.chunks);
+  // Of a segment's first unit.
+  __device__ __forceinline__ Scales ask_scales(const WideSegment& segment) const {
     return ask_scales(first_row_of(segment.tile), segment.first);
   }
   __device__ __forceinline__ float widen_scale(uint32_t bits) const {
@@ -234,50 +238,67 @@ class WideBlock {
     words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
   }
 
-  __device__ __forceinline__ void multiply_unit(int unit, const Scales& scales, float (&total)[kHalves][kSums]) {
-    const int stage = unit % kStages;
-    const std::byte* const weight = weight_at(stage) + (team_ * Shape::kTeamRows + row_) * kWideChunkBytes;
-    const uint32_t tokens = shared_address(tokens_at(stage));
-    float scale[kHalves];
+  __device__ __forceinline__ void widen_scales(const Scales& asked, UnitScales& scales) const {
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) scale[half] = widen_scale(scales.bits[half]);
-    full_[stage].wait_or_fault(unit / kStages % 2);
+    for (int half = 0; half < kHalves; ++half)
+      scales.number[half] = widen_scale(asked.bits[half]), scales.zero[half] = asked.zero[half];
+  }
+
+  // A pass is a group of 64 rows: one chain of products.
+  static constexpr int kPasses = 2 * kHalves;
+
+  // What pass `pass` of the unit in `stage` multiplies.
+  __device__ __forceinline__ void load(int stage, int pass, const UnitScales& scales, Fragments& a) const {
+    const int group = pass / kHalves, half = pass % kHalves;
+    const std::byte* const at = weight_at(stage) +
+                                (team_ * Shape::kTeamRows + half * kWideHalfRows + row_) * kWideChunkBytes +
+                                ((group * 4 + lane_ % 4) ^ row_ % 8) * 16;
+    uint32_t low[4], high[4];
+    load_words(at, low);
+    load_words(at + 8 * kWideChunkBytes, high);
+    const int from_low = (lane_ & ~3) | group, from_high = from_low | 2;
+    a.low = __shfl_sync(~0u, scales.number[half], from_low);
+    a.high = __shfl_sync(~0u, scales.number[half], from_high);
+    const typename Codec::State state_low(__shfl_sync(~0u, scales.zero[half], from_low), tables_);
+    const typename Codec::State state_high(__shfl_sync(~0u, scales.zero[half], from_high), tables_);
 #pragma unroll
-    for (int group = 0; group < 2; ++group) {
-      const int from_low = (lane_ & ~3) | group, from_high = from_low | 2;
-      const uint32_t group_tokens = tokens + group * (Shape::kTokenChunks / 2 * Shape::kTokenBytes);
-      const int at = ((group * 4 + lane_ % 4) ^ row_ % 8) * 16;
+    for (int slice = 0; slice < kSlices; ++slice) {
+      Codec::decode(low, slice, state_low, a.at[slice][0], a.at[slice][2]);
+      Codec::decode(high, slice, state_high, a.at[slice][1], a.at[slice][3]);
+    }
+  }
+
+  __device__ __forceinline__ void multiply_unit(const Stage& stage, const UnitScales& scales,
+                                                float (&total)[kHalves][kSums]) {
+    // Operands differ in the address alone, the lowest 14 bits.
+    const uint64_t first_tokens = wgmma_operand(shared_address(tokens_at(0)));
+    const uint32_t tokens = static_cast<uint32_t>(first_tokens) + stage.at * (Shape::kStageBytes / 16);
+    full(stage.at).wait_or_fault(stage.parity);
 #pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        const float scale_low = __shfl_sync(~0u, scale[half], from_low);
-        const float scale_high = __shfl_sync(~0u, scale[half], from_high);
-        const typename Codec::State state_low(__shfl_sync(~0u, scales.zero[half], from_low), tables_);
-        const typename Codec::State state_high(__shfl_sync(~0u, scales.zero[half], from_high), tables_);
-        uint32_t low[4], high[4], a[kSlices][4];
-        load_words(weight + half * kWideHalfRows * kWideChunkBytes + at, low);
-        load_words(weight + (half * kWideHalfRows + 8) * kWideChunkBytes + at, high);
-        float sum[kSums];  // the first product writes it
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int group = pass / kHalves, half = pass % kHalves;
+      Fragments a;
+      load(stage.at, pass, scales, a);
+      const uint32_t x = tokens + group * (Shape::kTokenChunks / 2 * Shape::kTokenBytes / 16);
+      float sum[kSums];  // the first product writes it
+      wgmma_begin();
 #pragma unroll
-        for (int slice = 0; slice < kSlices; ++slice) {
-          Codec::decode(low, slice, state_low, a[slice][0], a[slice][2]);
-          Codec::decode(high, slice, state_high, a[slice][1], a[slice][3]);
-          const uint64_t x = wgmma_operand(group_tokens + slice / 4 * Shape::kTokenBytes + slice % 4 * 32);
-          wgmma_begin();
-          if constexpr (Codec::kBf16) {
-            wgmma_bf16<kTokens>(sum, a[slice], x, slice > 0);
-          } else {
-            wgmma_e4m3<kTokens>(sum, a[slice], x, slice > 0);
-          }
+      for (int slice = 0; slice < kSlices; ++slice) {
+        const uint64_t slice_x =
+            (first_tokens & ~uint64_t{0xFFFFFFFF}) | (x + (slice / 4 * Shape::kTokenBytes + slice % 4 * 32) / 16);
+        if constexpr (Codec::kBf16) {
+          wgmma_bf16<kTokens>(sum, a.at[slice], slice_x, slice > 0);
+        } else {
+          wgmma_e4m3<kTokens>(sum, a.at[slice], slice_x, slice > 0);
         }
-        wgmma_commit();
-        wgmma_wait<0>();
-        pin_registers(sum);
-        pin_registers(a);
-        if (group == 1 && half == kHalves - 1 && lane_ == 0) empty_[stage].arrive();
-#pragma unroll
-        for (int i = 0; i < kSums; ++i)
-          total[half][i] = fmaf(i / 2 % 2 == 0 ? scale_low : scale_high, sum[i], total[half][i]);
       }
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin_registers(sum);
+      pin_registers(a.at);
+      if (pass == kPasses - 1 && lane_ == 0) empty(stage.at).arrive();
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) total[half][i] = fmaf(i / 2 % 2 == 0 ? a.low : a.high, sum[i], total[half][i]);
     }
   }
 
@@ -299,7 +320,7 @@ class WideBlock {
   // Adds what the blocks before this one have of the tile, the lowest first.
   __device__ void collect(const WideSegment& segment, float (&total)[kHalves][kSums]) {
     const int tile_begin = segment.tile * p_.plan.chunks, end = block_here();
-    if (first_unit() <= tile_begin) return;
+    if (segment.first == 0) return;
     int first = end - 1;
     while (p_.plan.begin(first) > tile_begin) --first;
     for (int block = first; block < end; ++block)
@@ -319,18 +340,24 @@ class WideBlock {
   __device__ void write(int tile, const float (&total)[kHalves][kSums]) {
     const int first_row = first_row_of(tile), first_token = tile % p_.token_tiles * kTokens;
     float* const out = out_at();
+    const int thread = threadIdx.x % kWideTeamThreads;
+    // A token's scale lies behind its rows.
+    const float x_scale = p_.x_scale == nullptr || thread >= kTokens || first_token + thread >= p_.m
+                              ? 1
+                              : p_.x_scale[first_token + thread];
     constexpr int kPieces = kTokens / kWideOutTokens, kVectors = kWideHalfRows / kWideVector;
 #pragma unroll 1
     for (int i = 0; i < kHalves * kPieces; ++i) {
       const int token = first_token + i % kPieces * kWideOutTokens, row = first_row + i / kPieces * kWideHalfRows;
       const int tokens = min(kWideOutTokens, p_.m - token);
       place(i, total, out);
+      if (thread / kWideOutTokens == i % kPieces)
+        out[thread % kWideOutTokens * kWideOutStride + kWideHalfRows] = x_scale;
       team_barrier();
 #pragma unroll 1
-      for (int e = threadIdx.x % kWideTeamThreads; e < tokens * kVectors; e += kWideTeamThreads) {
+      for (int e = thread; e < tokens * kVectors; e += kWideTeamThreads) {
         const int at = e % kVectors * kWideVector;
-        if (row + at < p_.part.n)
-          write_vector(token + e / kVectors, row + at, out + e / kVectors * kWideOutStride + at);
+        if (row + at < p_.part.n) write_vector(token + e / kVectors, row + at, out + e / kVectors * kWideOutStride, at);
       }
       team_barrier();  // before it is written again
     }
@@ -347,12 +374,15 @@ class WideBlock {
               total[one / kPieces][one % kPieces * kSumsOfPiece + i];
   }
 
-  __device__ __forceinline__ void write_vector(int token, int row, const float* from) const {
+  __device__ __forceinline__ void write_vector(int token, int row, const float* from, int at) const {
     const NarrowPart& part = p_.part;
     float y[kWideVector];
-    const float x_scale = p_.x_scale != nullptr ? p_.x_scale[token] : 1.0f;
+    const float x_scale = from[kWideHalfRows];
 #pragma unroll
-    for (int i = 0; i < kWideVector; ++i) y[i] = from[i] * x_scale;
+    for (int i = 0; i < kWideVector; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + at + i);
+      y[i] = four.x * x_scale, y[i + 1] = four.y * x_scale, y[i + 2] = four.z * x_scale, y[i + 3] = four.w * x_scale;
+    }
     if (part.bias != nullptr)
 #pragma unroll
       for (int i = 0; i < kWideVector; ++i)
@@ -389,9 +419,8 @@ class WideBlock {
   }
 
   const WideParams& p_;
-  std::byte* const shared_;
+  const uint32_t shared_, barriers_;  // addresses in shared memory; of full, then of empty
   const uint4* const tables_;
-  MBarrier *const full_, *const empty_;
   const int team_, lane_;
   const int row_;  // of 64: the lane's first
 };
@@ -402,18 +431,19 @@ __global__ void __launch_bounds__(WideShape<Codec, kTokens, kHalves>::kThreads, 
   extern __shared__ std::byte raw[];
   using Shape = WideShape<Codec, kTokens, kHalves>;
   constexpr int kStages = Shape::kStages;
-  // full: the copying thread, once, and the bytes; the multipliers wait. empty: each of their warps; that thread waits.
-  __shared__ MBarrier full[kStages], empty[kStages];
+  // Of each stage full: the copying thread, once, and the bytes; the multipliers wait. Then of each stage empty: each of
+  // their warps; that thread waits.
+  __shared__ MBarrier barriers[2 * kStages];
   __shared__ uint4 tables[16];
   std::byte* const shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) full[i].init(1), empty[i].init(kWideMultipliers / 32);
+    for (int i = 0; i < kStages; ++i) barriers[i].init(1), barriers[kStages + i].init(kWideMultipliers / 32);
     fence_barrier_init();
   }
   fill_zero_tables(tables);
   __syncthreads();
   pdl_launch_next();
-  WideBlock<Codec, kTokens, kHalves> block(p, shared, tables, full, empty);
+  WideBlock<Codec, kTokens, kHalves> block(p, shared, tables, barriers);
   if (threadIdx.x < kWideMultipliers) {
     if constexpr (Shape::kMovesRegisters) take_registers<kWideRegisters>();
     block.multiply();

@@ -220,6 +220,15 @@ TEST(LinearNibbleWideSm90, EveryTileMatchesTheReference) {
       }
 }
 
+// Tiles in waves behind those that are shared, and none but those (of 132 multiprocessors).
+TEST(LinearNibbleWideSm90, WavesMatchTheReference) {
+  uint64_t seed = 450;
+  for (const WeightFormat& format : kernels()) {
+    check({format, 129, 54 * 128 + 1, 384, DType::kF32, false, sm90::WideTile::k128x32}, ++seed);
+    check({format, 97, 33 * 128, 384, DType::kF32, true, sm90::WideTile::k128x32}, ++seed);
+  }
+}
+
 // More tiles than blocks; more rows than are taken at once.
 TEST(LinearNibbleWideSm90, MatchesTheReferenceOnModelShapes) {
   uint64_t seed = 500;
