@@ -148,7 +148,6 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
   if (tile == WideTile::kChosen)
     tile = choose_wide_tile({.tokens = rows,
                              .n = w.n,
-                             .k = w.k,
                              .has_256_rows = w.format.code != WeightCode::kU4,
                              .multiprocessors = multiprocessors});
   const Instance instance = instance_of(w.format, tile);

@@ -11,7 +11,7 @@ namespace hearth::sm90 {
 enum class WideTile { kChosen, k128x32, k128x64, k128x128, k256x128 };
 
 struct WideProblem {
-  int64_t tokens, n, k;
+  int64_t tokens, n;
   bool has_256_rows;  // the format has a kernel of k256x128
   int multiprocessors;
 };
@@ -22,14 +22,11 @@ constexpr WideTile choose_wide_tile(const WideProblem& p) {
   // n = k = 4096, by 1 us of 15 at 64 tokens, but then a row's bits would depend on how many there are.)
   if (p.tokens <= 32) return WideTile::k128x32;
   if (p.tokens <= 64) return WideTile::k128x64;
-  // The same, but where blocks have little to do: that four of them add up a tile's sums took longer than to decode W
-  // twice. 23 and 16 us with 4 units (128 rows, 256 columns) a multiprocessor, 49 and 66 us with 27.
-  if (p.tokens <= 128) {
-    const int64_t units = pieces(p.n, 128) * pieces(p.k, 256);
-    return units < int64_t{8} * p.multiprocessors ? WideTile::k128x64 : WideTile::k128x128;
-  }
-  // Reads a third less, and has fewer instructions: up to 8 % faster where every block has a tile of its own,
-  // 20 % slower where two share one.
+  // The same, but where several blocks share a tile of 128 rows: that they add up its sums takes longer than to decode
+  // W twice. 45 and 35 us with 32 such tiles, 46 and 54 us with 224.
+  if (p.tokens <= 128) return pieces(p.n, 128) < p.multiprocessors ? WideTile::k128x64 : WideTile::k128x128;
+  // Reads a third less, and has fewer instructions: up to 13 % faster where every block has a tile of its own,
+  // 2 % slower where two share one, 11 % where four do.
   const int64_t tiles = pieces(p.n, 256) * pieces(p.tokens, 128);
   return p.has_256_rows && 8 * tiles >= int64_t{7} * p.multiprocessors ? WideTile::k256x128 : WideTile::k128x128;
 }

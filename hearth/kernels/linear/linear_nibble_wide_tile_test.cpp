@@ -11,7 +11,7 @@ namespace {
 constexpr int kH100 = 132;
 
 WideTile chosen(int64_t tokens, int64_t n, bool e4m3) {
-  return choose_wide_tile({.tokens = tokens, .n = n, .k = 4096, .has_256_rows = e4m3, .multiprocessors = kH100});
+  return choose_wide_tile({.tokens = tokens, .n = n, .has_256_rows = e4m3, .multiprocessors = kH100});
 }
 
 TEST(LinearNibbleWideTile, IsTheFastestThatWasMeasured) {
