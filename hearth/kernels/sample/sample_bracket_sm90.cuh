@@ -201,7 +201,7 @@ class BracketCut {
     const float least = s.least;
     const uint32_t fine = sm90::kept_shared_address(s.fine);
     uint32_t members = 0;
-    work.for_each([&](float v, int) {
+    work.template for_each<true>([&](float v, int) {
       const uint32_t place = place_bits(v);
       // A digit's word begins at 4 times the digit; kPlaceZero is not in these bits.
       const uint32_t at = place >> (kPlaceBits - 2) & (4 * kFineDigits - 4);

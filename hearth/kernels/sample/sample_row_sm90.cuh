@@ -168,21 +168,22 @@ class RowWork {
   // f(logits, id) for all ids of this warp, eight at once: logits[u] is that of id + offset(u), and -inf where has()
   // says no. g(logits) before that, with the logits as the model gave them.
   __device__ static constexpr int offset(int u) { return u / kVector * (32 * kVector) + u % kVector; }
-  template <class F, class G>
+  // kBack: from the last ones on, which the pass before left in the cache.
+  template <bool kBack = false, class F, class G>
   __device__ __forceinline__ void for_blocks(const F& f, const G& g) const {
     if (allowed == nullptr)
-      walk<false>(f, g);
+      walk<false, kBack>(f, g);
     else
-      walk<true>(f, g);
+      walk<true, kBack>(f, g);
   }
-  template <class F>
+  template <bool kBack = false, class F>
   __device__ __forceinline__ void for_blocks(const F& f) const {
-    for_blocks(f, [](const float(&)[kAtOnce]) {});
+    for_blocks<kBack>(f, [](const float(&)[kAtOnce]) {});
   }
   // f(logit, id), one by one.
-  template <class F>
+  template <bool kBack = false, class F>
   __device__ __forceinline__ void for_each(const F& f) const {
-    for_blocks([&](const float(&v)[kAtOnce], int id) {
+    for_blocks<kBack>([&](const float(&v)[kAtOnce], int id) {
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) f(v[u], id + offset(u));
     });
@@ -302,7 +303,7 @@ class RowWork {
   // The masses of what is kept; leaves those of the segments in rank 0's `segments`. A cluster barrier.
   __device__ uint64_t sum_masses(const Kept& kept, int segments) {
     uint64_t mass = 0;
-    for_each([&](float v, int id) { mass += kept.mass(v, id); });
+    for_each<true>([&](float v, int id) { mass += kept.mass(v, id); });
     const uint64_t of_warp = sum_warp(mass);
     if (lane == 0) cluster.map_shared_rank(s.segments[segments], 0)[segment()] = of_warp;
     return sum(mass, segments == 0 ? kSlotRaw : kSlotKept);
@@ -462,10 +463,12 @@ class RowWork {
     return tid < kThreads / 2 ? s.sorting[1][tid] : 0;
   }
 
-  template <bool kMasked, class F, class G>
+  template <bool kMasked, bool kBack, class F, class G>
   __device__ __forceinline__ void walk(const F& f, const G& g) const {
+    const int last = begin + (end - begin - 1) / kBlockIds * kBlockIds;
 #pragma unroll 1
-    for (int first = begin; first < end; first += kBlockIds) {
+    for (int i = begin; i < end; i += kBlockIds) {
+      const int first = kBack ? last - (i - begin) : i;
       float v[kAtOnce];
       load(first, v);
       g(v);
