@@ -77,17 +77,33 @@ class BracketCut {
     __syncthreads();
     const float from = s.floors[0], to = s.floors[1], again = s.floors[2], end = s.floors[3];
     uint64_t above = 0, counted = 0;
-    work.for_blocks([&](const float(&v)[kAtOnce], int id) {
-      uint32_t marks = 0;
+    if (kth < 0 && kept.mass_least <= 1) {
+      // Neither top-k nor min-p: every token counts.
+      work.for_blocks([&](const float(&v)[kAtOnce], int id) {
+        uint32_t marks = 0;
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const uint64_t mass = mass_from(again, v[u], kept.max, kept.inverse_temperature);
-        counted += mass;
-        if (v[u] >= from) above += mass;
-        if ((v[u] >= to && v[u] < from) || (v[u] >= end && v[u] < again)) marks |= 1u << u;
-      }
-      work.append(v, id, marks);
-    });
+        for (int u = 0; u < kAtOnce; ++u) {
+          const uint64_t mass = mass_of(v[u], kept.max, kept.inverse_temperature);
+          const bool is_above = v[u] >= from;
+          counted += mass;
+          above += is_above ? mass : 0;
+          marks |= !is_above && v[u] >= to ? 1u << u : 0;
+        }
+        work.append(v, id, marks);
+      });
+    } else {
+      work.for_blocks([&](const float(&v)[kAtOnce], int id) {
+        uint32_t marks = 0;
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          const uint64_t mass = mass_from(again, v[u], kept.max, kept.inverse_temperature);
+          counted += mass;
+          if (v[u] >= from) above += mass;
+          if ((v[u] >= to && v[u] < from) || (v[u] >= end && v[u] < again)) marks |= 1u << u;
+        }
+        work.append(v, id, marks);
+      });
+    }
     above = work.sum_warp(above);
     counted = work.sum_warp(counted);
     if (work.lane == 0) {
