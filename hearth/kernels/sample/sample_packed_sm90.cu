@@ -160,7 +160,7 @@ __device__ __noinline__ void take_back_changes(const KernelParams& p) {
 
 // The most likely tokens of the raw logits.
 template <int kCtas>
-__device__ __noinline__ void report_top(const KernelParams& p, uint64_t largest) {
+__device__ __noinline__ void report_top(const KernelParams& p) {
   RowWork<kCtas> work(p);
   const int count = this_row(p).top_logprobs;
   SampleCandidate* const to = p.candidates + blockIdx.y * int64_t{kMaxTopLogprobs};
@@ -168,7 +168,8 @@ __device__ __noinline__ void report_top(const KernelParams& p, uint64_t largest)
   int found = kListKeys + 1;
   if (guess != 0) found = work.gather(guess);
   if (found > kListKeys) {
-    const uint64_t cut = ExactCut<kCtas>(work).find(Measure::kCount, static_cast<uint64_t>(count), guess, largest, {});
+    const uint64_t cut =
+        ExactCut<kCtas>(work).find(Measure::kCount, static_cast<uint64_t>(count), guess, work.s.largest, {});
     found = work.gather(cut);
   }
   if (work.rank == 0) {
@@ -205,40 +206,42 @@ __device__ void draw_from_list(RowWork<kCtas>& work, const PackedSampleRow& row,
     work.answer(last - static_cast<int>(by_id[0] >> kBits), verdict);
 }
 
-__device__ __forceinline__ Kept all_of(const PackedSampleRow& row, uint64_t largest) {
-  return {.max = key_logit(largest), .inverse_temperature = row.inverse_temperature, .mass_least = row.mass_least};
+__device__ __forceinline__ Kept all_of(const PackedSampleRow& row) {
+  return {.max = key_logit(row_storage().largest),
+          .inverse_temperature = row.inverse_temperature,
+          .mass_least = row.mass_least};
 }
 
 // True: the token is in the verdict, if a segment or more has each of the k.
 template <int kCtas>
-__device__ __noinline__ bool choose_of_few(const KernelParams& p, uint64_t largest) {
+__device__ __noinline__ bool choose_of_few(const KernelParams& p) {
   RowWork<kCtas> work(p, true);
   const PackedSampleRow& row = this_row(p);
   const uint64_t guess = work.guess_of(row.top_k);
   if (guess == 0) return false;
   const int count = work.gather(guess);
   if (count > kListKeys) return false;
-  if (work.rank == 0) draw_from_list(work, row, all_of(row, largest), count, p.verdicts + blockIdx.y);
+  if (work.rank == 0) draw_from_list(work, row, all_of(row), count, p.verdicts + blockIdx.y);
   return true;
 }
 
 template <int kCtas>
-__device__ __noinline__ BracketOutcome bracket(const KernelParams& p, uint64_t largest) {
+__device__ __noinline__ BracketOutcome bracket(const KernelParams& p) {
   RowWork<kCtas> work(p, true);
   const PackedSampleRow& row = this_row(p);
-  return BracketCut<kCtas>(work, row, all_of(row, largest)).find();
+  return BracketCut<kCtas>(work, row, all_of(row)).find();
 }
 template <int kCtas>
-__device__ __noinline__ int list_bracket(const KernelParams& p, uint64_t largest) {
+__device__ __noinline__ int list_bracket(const KernelParams& p) {
   RowWork<kCtas> work(p, true);
   const PackedSampleRow& row = this_row(p);
-  return BracketCut<kCtas>(work, row, all_of(row, largest)).list_bracket();
+  return BracketCut<kCtas>(work, row, all_of(row)).list_bracket();
 }
 template <int kCtas>
-__device__ __noinline__ void draw_of_bracket(const KernelParams& p, uint64_t largest, int count) {
+__device__ __noinline__ void draw_of_bracket(const KernelParams& p, int count) {
   RowWork<kCtas> work(p, true);
   const PackedSampleRow& row = this_row(p);
-  BracketCut<kCtas>(work, row, all_of(row, largest)).draw(count, p.verdicts + blockIdx.y);
+  BracketCut<kCtas>(work, row, all_of(row)).draw(count, p.verdicts + blockIdx.y);
 }
 
 template <int kCtas>
@@ -246,43 +249,43 @@ __device__ __noinline__ uint64_t sum_raw(const KernelParams& p, float largest) {
   return RowWork<kCtas>(p).sum_masses(Kept{.max = largest}, 0);
 }
 template <int kCtas>
-__device__ __noinline__ uint64_t sum_kept(const KernelParams& p, uint64_t largest, uint64_t cut) {
+__device__ __noinline__ uint64_t sum_kept(const KernelParams& p, uint64_t cut) {
   RowWork<kCtas> work(p, true);
-  Kept kept = all_of(this_row(p), largest);
+  Kept kept = all_of(this_row(p));
   kept.cut = cut;
   return work.sum_masses(kept, 1);
 }
 
 // A cut of what is above `cut`.
 template <int kCtas>
-__device__ __noinline__ uint64_t find_cut(const KernelParams& p, uint64_t largest, Measure measure, uint64_t goal,
-                                          uint64_t low, uint64_t cut) {
+__device__ __noinline__ uint64_t find_cut(const KernelParams& p, Measure measure, uint64_t goal, uint64_t low,
+                                          uint64_t cut) {
   RowWork<kCtas> work(p, true);
-  Kept kept = all_of(this_row(p), largest);
+  Kept kept = all_of(this_row(p));
   kept.cut = cut;
-  return ExactCut<kCtas>(work).find(measure, goal, low, largest, kept);
+  return ExactCut<kCtas>(work).find(measure, goal, low, work.s.largest, kept);
 }
 
 // What top-k and top-p keep, for any row.
 template <int kCtas>
-__device__ uint64_t find_cuts(const KernelParams& p, const PackedSampleRow& row, uint64_t largest) {
+__device__ uint64_t find_cuts(const KernelParams& p, const PackedSampleRow& row) {
   uint64_t cut = 0;
-  if (row.top_k > 0) cut = find_cut<kCtas>(p, largest, Measure::kCount, static_cast<uint64_t>(row.top_k), 0, 0);
+  if (row.top_k > 0) cut = find_cut<kCtas>(p, Measure::kCount, static_cast<uint64_t>(row.top_k), 0, 0);
   if (row.top_p < sampling::kMassOne) {
-    const uint64_t goal = goal_of(row.top_p, sum_kept<kCtas>(p, largest, cut));
-    const float likely = __fsub_rn(key_logit(largest), row.likely_range);
+    const uint64_t goal = goal_of(row.top_p, sum_kept<kCtas>(p, cut));
+    const float likely = __fsub_rn(key_logit(row_storage().largest), row.likely_range);
     const uint64_t low = max(static_cast<uint64_t>(ordered_bits(likely)) << 32, cut);
-    cut = find_cut<kCtas>(p, largest, Measure::kMass, goal, low, cut);
+    cut = find_cut<kCtas>(p, Measure::kMass, goal, low, cut);
   }
   return cut;
 }
 
 // From the segments' masses in rank 0's `segments`. By rank 0 alone.
 template <int kCtas>
-__device__ __noinline__ void draw_kept(const KernelParams& p, uint64_t largest, uint64_t cut, int segments) {
+__device__ __noinline__ void draw_kept(const KernelParams& p, uint64_t cut, int segments) {
   RowWork<kCtas> work(p, true);
   const PackedSampleRow& row = this_row(p);
-  Kept kept = all_of(row, largest);
+  Kept kept = all_of(row);
   kept.cut = cut;
   const bool has_segment = work.tid < RowWork<kCtas>::kSegments;
   work.draw(kept, has_segment ? work.s.segments[segments][work.tid] : 0, row.random, p.verdicts + blockIdx.y);
@@ -290,36 +293,40 @@ __device__ __noinline__ void draw_kept(const KernelParams& p, uint64_t largest, 
 
 // `summed`: the masses of the raw logits are those of a draw without a cut.
 template <int kCtas>
-__device__ void choose(const KernelParams& p, const PackedSampleRow& row, uint64_t largest, bool summed, bool first) {
+__device__ void choose(const KernelParams& p, const PackedSampleRow& row, bool summed, bool first) {
   uint64_t cut = 0;
-  if (row.top_k > 0 && row.top_k <= RowWork<kCtas>::kSegments && choose_of_few<kCtas>(p, largest)) return;
+  if (row.top_k > 0 && row.top_k <= RowWork<kCtas>::kSegments && choose_of_few<kCtas>(p)) return;
   if (row.top_k > 0 || row.top_p < sampling::kMassOne) {
-    const BracketOutcome outcome = bracket<kCtas>(p, largest);
+    const BracketOutcome outcome = bracket<kCtas>(p);
     if (outcome == BracketOutcome::kFound) {
-      const int count = list_bracket<kCtas>(p, largest);
+      const int count = list_bracket<kCtas>(p);
       if (count <= kListKeys) {
-        if (first) draw_of_bracket<kCtas>(p, largest, count);
+        if (first) draw_of_bracket<kCtas>(p, count);
         return;
       }
     }
-    if (outcome != BracketOutcome::kAllKept) cut = find_cuts<kCtas>(p, row, largest);
+    if (outcome != BracketOutcome::kAllKept) cut = find_cuts<kCtas>(p, row);
   }
   summed = summed && cut == 0;
-  if (!summed) sum_kept<kCtas>(p, largest, cut);
-  if (first) draw_kept<kCtas>(p, largest, cut, summed ? 0 : 1);
+  if (!summed) sum_kept<kCtas>(p, cut);
+  if (first) draw_kept<kCtas>(p, cut, summed ? 0 : 1);
 }
 
-// With the row's mask and changes, or of the raw logits.
+// With the row's mask and changes, or of the raw logits. Leaves the key in every CTA's `largest`.
 template <int kCtas>
 __device__ __noinline__ Largest find_largest(const KernelParams& p, bool changed, Slot slot) {
   RowWork<kCtas> work(p, changed);
   const bool hides_finite = changed && this_row(p).flags & PackedSampleRow::kAdjusts && work.s.hides_finite;
-  return work.find_largest(slot, hides_finite);
+  const Largest found = work.find_largest(slot, hides_finite);
+  if (work.tid == 0) work.s.largest = found.key;
+  __syncthreads();
+  return found;
 }
 
-// One row. Whether it has changes to be taken back.
+// The changes of one row, if it has some, are in its logits behind this. Little lives from phase to phase: what does is
+// spilled.
 template <int kCtas>
-__device__ __forceinline__ bool sample_row(const KernelParams& p, const PackedSampleRow& row, bool first) {
+__device__ __forceinline__ void sample_row(const KernelParams& p, const PackedSampleRow& row, bool first) {
   const bool leads = first && threadIdx.x == 0;
   SampleVerdict* const verdict = p.verdicts + blockIdx.y;
   const bool adjusts = row.flags & PackedSampleRow::kAdjusts, masks = row.flags & PackedSampleRow::kAllowed;
@@ -329,31 +336,33 @@ __device__ __forceinline__ bool sample_row(const KernelParams& p, const PackedSa
   const bool raw_first = reports || (logprobs && adjusts);
   if (adjusts && !raw_first) apply_changes<kCtas>(p);
   const Largest found = find_largest<kCtas>(p, !raw_first, kSlotLargest);
+  if (leads) *verdict = {-1, SampleVerdict::Outcome::kBadLogits, 0, found.raw, 0};
   if (found.bad) {
-    if (leads) *verdict = {-1, SampleVerdict::Outcome::kBadLogits, 0, 0, 0};
     if (adjusts && raw_first) apply_changes<kCtas>(p);
-    return adjusts;
+    return;
   }
-  const uint64_t total = logprobs ? sum_raw<kCtas>(p, found.raw) : 0;
-  uint64_t largest = found.key;
+  if (logprobs) {
+    const uint64_t total = sum_raw<kCtas>(p, found.raw);
+    if (leads) verdict->total = total;
+  }
   if (raw_first) {
-    if (reports) report_top<kCtas>(p, found.key);
+    if (reports) report_top<kCtas>(p);
     if (adjusts) apply_changes<kCtas>(p);
-    if (adjusts || masks) largest = find_largest<kCtas>(p, true, kSlotChanged).key;
+    if (adjusts || masks) find_largest<kCtas>(p, true, kSlotChanged);
   }
   const bool forced = row.forced_token >= 0, greedy = row.flags & PackedSampleRow::kGreedy;
+  const uint64_t largest = row_storage().largest;
   const auto outcome = largest == 0 ? SampleVerdict::Outcome::kNothingLeft : SampleVerdict::Outcome::kToken;
   if (leads) {
-    const int token = forced ? row.forced_token : outcome == SampleVerdict::Outcome::kToken ? key_token(largest) : -1;
     // A drawn token takes the place of the most likely one: by rank 0 too, and barriers later.
-    *verdict = {token, outcome, token >= 0 ? __ldcg(p.logits + blockIdx.y * p.row_stride + token) : 0, found.raw,
-                total};
+    const int token = forced ? row.forced_token : outcome == SampleVerdict::Outcome::kToken ? key_token(largest) : -1;
+    verdict->token = token;
+    verdict->outcome = outcome;
+    if (token >= 0) verdict->logit = __ldcg(p.logits + blockIdx.y * p.row_stride + token);
   }
-  if (!forced && !greedy && outcome == SampleVerdict::Outcome::kToken) {
-    const bool summed = logprobs && !adjusts && !masks && row.inverse_temperature == 1 && row.mass_least == 0;
-    choose<kCtas>(p, row, largest, summed, first);
-  }
-  return adjusts;
+  if (forced || greedy || outcome != SampleVerdict::Outcome::kToken) return;
+  const bool summed = logprobs && !adjusts && !masks && row.inverse_temperature == 1 && row.mass_least == 0;
+  choose<kCtas>(p, row, summed, first);
 }
 
 // Grid kCtas x rows, a cluster a row.
@@ -364,9 +373,9 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kThreads)
   sm90::pdl_launch_next();
   const PackedSampleRow& row = this_row(p);
   const cg::cluster_group cluster = cg::this_cluster();
-  const bool changed = sample_row<kCtas>(p, row, cluster.block_rank() == 0);
+  sample_row<kCtas>(p, row, cluster.block_rank() == 0);
   cluster.sync();  // no CTA ends while another reads its memory, nor takes changes back while one reads the row
-  if (changed) take_back_changes<kCtas>(p);
+  if (row.flags & PackedSampleRow::kAdjusts) take_back_changes<kCtas>(p);
 }
 
 template <int kCtas>

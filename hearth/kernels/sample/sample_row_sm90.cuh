@@ -66,6 +66,7 @@ struct RowStorage {
   uint64_t guesses[kMostSegments];                             // those of all CTAs
   uint64_t scratch[2][kWarps];                                 // of one reduction or scan
   uint64_t slots[kSlots];                                      // this CTA's part of a reduction
+  uint64_t largest;  // key of find_largest(): in registers it would be spilled around every phase
   uint64_t guess;
   uint64_t crossing_above;  // exact histogram: what stands above the crossing digit
   uint64_t place_before;    // of the draw: masses before the segment
