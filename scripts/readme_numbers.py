@@ -25,6 +25,10 @@ def newest():
                                               "device", "M", "rows", "hidden", "residual", "name", "baseline",
                                               "list", "batch", "context", "length", "heads", "kv_heads", "head_dim",
                                               "layout", "kv", "path", "depth", "tokens", "graphs", "x"))
+            if line["bench"] in ("model.decode", "model.prefill"):
+                # However many steps were timed.
+                key = tuple(line.get(k) for k in ("bench", "config", "format", "act", "device", "batch", "context",
+                                                  "length", "depth", "kv", "graphs"))
             if line["bench"].startswith("op.attention.") and "peers" in line:
                 # Beside peers whatever layout of the cache ours had.
                 key = ("peers",) + tuple(line.get(k) for k in ("bench", "device", "batch", "context", "length", "heads",
