@@ -217,6 +217,38 @@ TEST(Engine, OnADeviceEveryTextIsTheSame) {
   EXPECT_GT(counter.preemptions, 0) << "the pool was not small enough for this test";
 }
 
+// Histories stay on the device, by place: the next request there, with a prompt as long, brings its own.
+TEST(Engine, AnotherRequestInAPlaceHasItsOwnPenalties) {
+  OpTable ops = cpu_ops();
+  ops.memory = testing::fake_device;
+  ops.sample_packed = sample_packed_ref;
+  const auto on_device = small_model("device", 1, ops);
+  auto engine = make_engine({.threads = 2, .max_sequences = 1, .step_tokens = 48, .block_tokens = 4});
+  ASSERT_TRUE(engine->add_model(on_device));
+  constexpr uint64_t kSeed = 5;
+  SCOPED_TRACE(kSeed);
+  Random random(kSeed);
+  for (int i = 0; i < 20; ++i) {
+    Request request = random_request(random);
+    request.n = 1;
+    request.grammar.reset();
+    request.logit_bias = {};
+    request.prompt.resize(20);
+    for (int32_t& t : request.prompt) t = static_cast<int32_t>(random.below(300));
+    request.max_tokens = 1 + i % 2;
+    request.min_tokens = 0;
+    request.params.repetition_penalty = 0.01f;
+    request.params.temperature = 0;
+    auto reader = std::make_shared<Reader>(1);
+    Request moved = request;
+    moved.model = on_device;
+    auto handle = engine->submit(std::move(moved), Reader::sink(reader));
+    ASSERT_TRUE(handle) << handle.error().message;
+    ASSERT_TRUE(reader->wait());
+    expect_same(reader->choice(), run_alone(request, 0));
+  }
+}
+
 TEST(Engine, ChoicesShareTheirPromptsBlocks) {
   Random random(3);
   auto engine = make_engine(small_options());

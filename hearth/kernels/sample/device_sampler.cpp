@@ -14,8 +14,8 @@ constexpr auto kCandidateBytes = static_cast<int64_t>(sizeof(SampleCandidate)) *
 
 int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-int64_t block_bytes(const DeviceSampler::Plan& plan) {
-  return plan.rows * static_cast<int64_t>(sizeof(PackedSampleRow)) + 4 * plan.list_words;
+int64_t block_bytes(const DeviceSampler::Plan& plan, int64_t rows) {
+  return rows * static_cast<int64_t>(sizeof(PackedSampleRow)) + 4 * plan.list_words;
 }
 
 template <class T>
@@ -31,8 +31,8 @@ Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp
   out.plan_ = plan;
   out.op_ = op;
   const int64_t results = align64(plan.rows * kVerdictBytes) + plan.rows * kCandidateBytes;
-  HEARTH_TRY_ASSIGN(out.host_block_, memory.allocate_staging(block_bytes(plan)).with_context("sampling"));
-  HEARTH_TRY_ASSIGN(out.block_, memory.allocate(block_bytes(plan)).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.host_block_, memory.allocate_staging(block_bytes(plan, plan.rows)).with_context("sampling"));
+  HEARTH_TRY_ASSIGN(out.block_, memory.allocate(block_bytes(plan, plan.rows)).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.host_results_, memory.allocate_staging(results).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.results_, memory.allocate(results).with_context("sampling"));
   const int64_t scratch = 4 * plan.adjusted_rows * (plan.vocab + kMostListedChanges);
@@ -48,10 +48,16 @@ Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp
   return out;
 }
 
-bool DeviceSampler::takes(std::span<const SampleRow> rows) const {
-  return op_ && std::ssize(rows) <= plan_.rows &&
-         packed_bytes(rows, plan_.vocab, {.block_bytes = block_bytes(plan_), .adjusted_rows = plan_.adjusted_rows},
+std::optional<int64_t> DeviceSampler::bytes_of(std::span<const SampleRow> rows) const {
+  return packed_bytes(rows, plan_.vocab,
+                      {.block_bytes = block_bytes(plan_, std::ssize(rows)), .adjusted_rows = plan_.adjusted_rows},
                       known_);
+}
+
+bool DeviceSampler::takes(std::span<const SampleRow> rows) const {
+  return op_ && std::ssize(rows) <= plan_.rows && std::ranges::all_of(rows, [&](const SampleRow& row) {
+           return bytes_of({&row, 1}).has_value();
+         });
 }
 
 SamplePackedArgs DeviceSampler::packed(ConstTensorView logits) const {
@@ -76,29 +82,46 @@ Status DeviceSampler::validate_fresh(const SampleArgs& args) {
 }
 
 Status DeviceSampler::sample(const SampleArgs& args, Queue& queue, ExecContext exec) {
-  const int64_t rows = std::ssize(args.rows), vocab = plan_.vocab, candidates_at = align64(plan_.rows * kVerdictBytes);
-  const auto bytes =
-      packed_bytes(args.rows, vocab, {.block_bytes = block_bytes(plan_), .adjusted_rows = plan_.adjusted_rows}, known_);
-  HEARTH_CHECK(bytes && rows <= plan_.rows, "sampling {} rows; planned for {}, or for less in their lists", rows,
-               plan_.rows);
+  const int64_t rows = std::ssize(args.rows);
+  HEARTH_CHECK(rows <= plan_.rows, "sampling {} rows; planned for {}", rows, plan_.rows);
   HEARTH_TRY(validate_fresh(args));
-  HEARTH_CHECK(args.logits.cols() == vocab, "sampling rows of {}; planned for {}", args.logits.cols(), vocab);
+  HEARTH_CHECK(args.logits.cols() == plan_.vocab, "sampling rows of {}; planned for {}", args.logits.cols(),
+               plan_.vocab);
   if (rows == 0) return queue.synchronize();
-  const std::span<std::byte> block(host_block_.data(), static_cast<size_t>(*bytes));
-  pack_samples(args.rows, vocab, known_, block);
-  Status started = queue.copy_in(block_.data(), block);
-  if (started) started = op_(packed(args.logits), exec);
-  if (!started) {
-    known_.forget();
-    return started;
+  Status first_bad;  // of the rows' own, whose logits say nothing
+  for (int64_t begin = 0, count = 0; begin < rows; begin += count) {
+    const auto some_of = [&](auto all) { return all.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)); };
+    // All at once, unless many bring whole histories.
+    count = rows - begin;
+    while (count > 1 && !bytes_of(some_of(args.rows))) count /= 2;
+    const SampleArgs some{
+        .logits = args.logits.slice_rows(begin, count), .rows = some_of(args.rows), .results = some_of(args.results)};
+    if (Status sampled = sample_at_once(some, queue, exec); !sampled) {
+      known_.forget();
+      return sampled;
+    }
+    const auto found = static_cast<size_t>(count);
+    Status unpacked = unpack_samples(
+        some, {at<SampleVerdict>(host_results_), found},
+        {at<SampleCandidate>(host_results_, align64(plan_.rows * kVerdictBytes)), found * kMaxTopLogprobs});
+    if (first_bad) first_bad = std::move(unpacked);
   }
+  return first_bad;
+}
+
+// To verdicts and candidates on the host.
+Status DeviceSampler::sample_at_once(const SampleArgs& args, Queue& queue, ExecContext exec) {
+  const int64_t rows = std::ssize(args.rows), candidates_at = align64(plan_.rows * kVerdictBytes);
+  const std::optional<int64_t> bytes = bytes_of(args.rows);
+  HEARTH_CHECK(bytes, "sampling {} rows whose lists are longer than planned", rows);
+  const std::span<std::byte> block(host_block_.data(), static_cast<size_t>(*bytes));
+  pack_samples(args.rows, plan_.vocab, known_, block);
+  HEARTH_TRY(queue.copy_in(block_.data(), block));
+  HEARTH_TRY(op_(packed(args.logits), exec));
   const bool with_top = std::ranges::any_of(args.rows, [](const SampleRow& row) { return row.top_logprobs > 0; });
   const int64_t wanted = with_top ? candidates_at + rows * kCandidateBytes : rows * kVerdictBytes;
   HEARTH_TRY(queue.copy_out({host_results_.data(), static_cast<size_t>(wanted)}, results_.data()));
-  HEARTH_TRY(queue.synchronize());
-  const auto count = static_cast<size_t>(rows);
-  return unpack_samples(args, {at<SampleVerdict>(host_results_), count},
-                        {at<SampleCandidate>(host_results_, candidates_at), count * kMaxTopLogprobs});
+  return queue.synchronize();
 }
 
 }  // namespace hearth

@@ -15,17 +15,18 @@ class DeviceSampler {
  public:
   struct Plan {
     int64_t rows = 0, vocab = 0;
-    int64_t adjusted_rows = 0;       // that change logits: bias, penalties, allowed or banned tokens
-    int64_t list_words = 0;          // of all rows' lists together
+    int64_t adjusted_rows = 0;       // at once, that change logits: bias, penalties, allowed or banned tokens
+    int64_t list_words = 0;          // of the lists of all rows at once
     int64_t slots = 0, context = 0;  // of the histories that stay on the device, and their tokens
   };
   DeviceSampler() = default;
   // ResourceExhausted where it does not fit. REQUIRES: plan.vocab at most kMaxPackedVocab.
   static Result<DeviceSampler> create(const Memory& memory, SamplePackedOp op, const Plan& plan);
 
-  // Whether the plan holds these rows; else the CPU's sampler is for them.
+  // Whether the plan holds these rows, each by itself; else the CPU's sampler is for them.
   bool takes(std::span<const SampleRow> rows) const;
-  // As sample_cpu(), for logits in the device's memory that the queue's work before writes. Waits for the queue.
+  // As sample_cpu(), for logits in the device's memory that the queue's work before writes, in as many calls of the op as
+  // the rows' lists want. Waits for the queue. After an error of the device it knows no history.
   // REQUIRES: takes(args.rows); exec is the queue's.
   Status sample(const SampleArgs& args, Queue& queue, ExecContext exec);
 
@@ -33,7 +34,9 @@ class DeviceSampler {
   SamplePackedArgs packed(ConstTensorView logits) const;
 
  private:
+  std::optional<int64_t> bytes_of(std::span<const SampleRow> rows) const;  // packed; nothing where they do not fit
   Status validate_fresh(const SampleArgs& args);
+  Status sample_at_once(const SampleArgs& args, Queue& queue, ExecContext exec);
 
   Plan plan_;
   SamplePackedOp op_ = nullptr;

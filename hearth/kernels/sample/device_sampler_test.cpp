@@ -94,7 +94,7 @@ TEST(DeviceSampler, TakesWhatItIsPlannedFor) {
   rows[0].banned = banned;
   EXPECT_TRUE(sampler->takes(rows));
   rows[1].banned = std::span(banned).first(1);
-  EXPECT_FALSE(sampler->takes(rows)) << "two rows that change logits";
+  EXPECT_TRUE(sampler->takes(rows)) << "two rows that change logits, one after the other";
   rows[1] = {};
   rows[0].prompt_tokens = rows[0].output_tokens = banned;
   EXPECT_TRUE(sampler->takes(rows)) << "a history that no penalty reads";
@@ -123,9 +123,64 @@ TEST(DeviceSampler, TakesWhatItIsPlannedFor) {
   EXPECT_TRUE(sampler->takes(rows));
   rows[1].allowed = std::span(allowed).last(4);
   rows[1].banned = std::span(banned).first(3);
-  EXPECT_FALSE(sampler->takes(rows)) << "11 words";
+  EXPECT_TRUE(sampler->takes(rows)) << "11 words, 4 and 7";
   EXPECT_FALSE(sampler->takes(std::vector<SampleRow>(3)));
   EXPECT_FALSE(DeviceSampler().takes({}));
+}
+
+int64_t calls = 0;        // of the op below
+int64_t call_fails = -1;  // which one does
+Status count_calls(const SamplePackedArgs& args, ExecContext& exec) {
+  if (calls++ == call_fails) return internal_error("a launch that fails");
+  return sample_packed_ref(args, exec);
+}
+
+// Rows whose histories together are longer than a block are sampled in turns, and brought once all the same; after an
+// error all come anew.
+TEST(DeviceSampler, ManyHistoriesComeInTurns) {
+  constexpr uint64_t kSeed = 92;
+  SCOPED_TRACE(fmt::format("seed {}", kSeed));
+  Random random(kSeed);
+  const Memory& memory = hearth::testing::fake_device();
+  auto queue = memory.create_queue();
+  ASSERT_TRUE(queue);
+  constexpr int64_t kRows = 5, kVocab = 5000, kTokens = 400;
+  auto sampler = DeviceSampler::create(memory, count_calls,
+                                       {.rows = kRows,
+                                        .vocab = kVocab,
+                                        .adjusted_rows = kRows,
+                                        .list_words = 2 * kTokens,
+                                        .slots = kRows,
+                                        .context = kTokens});
+  ASSERT_TRUE(sampler) << sampler.error().message;
+  Batch wanted(kRows, kVocab);
+  std::vector<std::vector<int32_t>> prompts(kRows);
+  for (std::vector<int32_t>& prompt : prompts)
+    for (int i = 0; i < 300; ++i) prompt.push_back(static_cast<int32_t>(random.below(kVocab)));
+  std::vector<int32_t> outputs;
+  calls = 0, call_fails = 7;
+  for (int step = 0; step < 6; ++step) {
+    SCOPED_TRACE(fmt::format("step {}", step));
+    for (int64_t r = 0; r < kRows; ++r) {
+      fill_logits(random, wanted.row(r));
+      SampleRow& row = wanted.rows[r];
+      row.params = {.repetition_penalty = 1.3f, .seed = random.next_u64()};
+      row.position = step, row.slot = r, row.sequence = 1;
+      row.prompt_tokens = prompts[r], row.output_tokens = outputs;
+    }
+    (void)wanted.run();
+    Batch found = wanted;
+    found.make_room();
+    ASSERT_TRUE(sampler->takes(found.rows));
+    const int64_t before = calls;
+    const Status sampled = sampler->sample({found.view(), found.rows, found.results}, **queue, {});
+    // The launch that fails is that of step 3; histories of 300 tokens are one a block.
+    EXPECT_EQ(calls - before, step == 0 || step == 4 ? kRows : 1);
+    EXPECT_EQ(sampled.has_value(), step != 3);
+    if (sampled)
+      for (int64_t r = 0; r < kRows; ++r) expect_same(wanted.results[r], found.results[r], wanted.rows[r]);
+    outputs.push_back(static_cast<int32_t>(random.below(kVocab)));
+  }
 }
 
 // What the last call brought of histories, of all rows together.
