@@ -85,6 +85,8 @@ run_test() {
     if "$@" > "$out/$name.txt" 2>&1; then outcome=passed; else outcome=FAILED; fi
     count=$(sed -n 's/^\[==========\] \([0-9]* tests\{0,1\}\).*/\1/p' "$out/$name.txt" | tail -1)
     skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]* tests\{0,1\}\).*/\1/p' "$out/$name.txt" | tail -1)
+    # A program that ran no test has shown nothing; FILTER may leave it none.
+    if [ -z "$count" ] || { [ "$count" = "0 tests" ] && [ -z "${FILTER:-}" ]; }; then outcome=FAILED; fi
     said=$(grep -Ev '^(Note:|Running main|\[==========\])' "$out/$name.txt" | head -80)
     # In one piece: others may be writing too.
     printf '%s\n' "== $program${said:+

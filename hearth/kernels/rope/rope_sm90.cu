@@ -21,7 +21,7 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 // Pairs of a head that a lane holds: 2 up to a head dim of 128, else 4.
 constexpr int kMostLanePairs = 4, kMaxHeadDim = 64 * kMostLanePairs;
 
-// Steps of many tokens of Llama's kind: 4,096 take 37 us and not 60, 64 take 1.8 and not 2.0, 16 as long (H100).
+// Steps of many tokens of Llama's kind are faster so from 64 on (docs/kernels/rows-sm90.md).
 constexpr int kVector = 8;
 constexpr int64_t kVectorTokens = 64;
 
@@ -214,8 +214,14 @@ bool in_vectors(const RopeKvWriteArgs& args, const RopeParams<__nv_bfloat16>& p)
   const auto lie_in_vectors = [](const ConstTensorView& rows) {
     return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && dtype_bytes(rows.dtype, rows.row_stride) % 16 == 0;
   };
-  return args.qkv.rows() >= kVectorTokens && p.tasks <= INT32_MAX / kMaxHeadDim && p.q_norm == nullptr &&
-         p.k_norm == nullptr && p.head_dim % (2 * kVector) == 0 && lie_in_vectors(args.qkv) &&
+  const KvLayout& layout = args.kv.layout;
+  const bool kv_in_vectors =
+      reinterpret_cast<uintptr_t>(args.kv.base) % 16 == 0 &&
+      ((layout.token_stride_bytes | layout.head_stride_bytes | layout.v_offset_bytes | layout.layer_stride_bytes) %
+           16 ==
+       0);
+  return kv_in_vectors && args.qkv.rows() >= kVectorTokens && p.tasks <= INT32_MAX / kMaxHeadDim &&
+         p.q_norm == nullptr && p.k_norm == nullptr && p.head_dim % (2 * kVector) == 0 && lie_in_vectors(args.qkv) &&
          lie_in_vectors(args.cos_sin);
 }
 
