@@ -33,7 +33,7 @@ __device__ __forceinline__ float silu_mul(float gate, float up) {
 }
 
 // The same for bf16, with the fast exponential and reciprocal: with expf and a division to nearest, arithmetic decides
-// how long rows take, not memory (4096 x 14336 to E4M3 on an H100: 154 us, so 103, of which 98 are the bytes'). The
+// how long rows take, not memory (docs/kernels/rows-sm90.md). The
 // same operations in every kernel: rounded or not, the same bits. The bounds of silu_mul.h: SiluMulSm90Formula goes
 // over all gates, SiluMulSm90.EveryGate over what comes of them. -0 for gates below -91; NaN for -infinity, as in the
 // definition.
