@@ -38,6 +38,8 @@ struct EvalSettings {
   CommandContext context;
   ModelSettings model;
   std::string against;
+  std::string against_dtype = "f32";
+  std::string against_device = "auto";
   std::string file;  // --text or --data
   std::string windows;
   std::optional<int64_t> ctx;
@@ -219,10 +221,11 @@ Result<int> run_kl(const EvalSettings& s) {
   HEARTH_TRY_ASSIGN(const std::string text, read_text_file(s.file).with_context("--text"));
   std::unique_ptr<ThreadPool> pool = make_pool(s.model);
   HEARTH_TRY_ASSIGN(auto model, open_model(s.model, *pool));
-  // The reference is what it is: in f32, whatever --dtype says of the model.
+  // The reference is what it is, whatever --dtype says of the model.
   ModelSettings reference_settings = s.model;
   reference_settings.model = s.against;
-  reference_settings.dtype = reference_settings.kv_cache_dtype = "f32";
+  reference_settings.dtype = reference_settings.kv_cache_dtype = s.against_dtype;
+  if (s.against_device != "auto") reference_settings.device = s.against_device;
   HEARTH_TRY_ASSIGN(const auto reference, open_model(reference_settings, *pool).with_context("--against"));
   EvalRun run{.settings = s, .pool = std::move(pool), .model = std::move(model), .interrupt = {}, .clock = {}};
   HEARTH_TRY_ASSIGN(const Windows w, read_windows(run, text));
@@ -252,6 +255,8 @@ Result<int> run_kl(const EvalSettings& s) {
   const double seconds = seconds_since(run, begin_ns);
   HEARTH_TRY(finish(run,
                     {{"against", reference->name},
+                     {"against_activation", dtype_name(reference->model->activation())},
+                     {"against_backend", reference->model->ops().backend},
                      {"kl", r.kl},
                      {"kl_standard_error", r.kl_standard_error},
                      {"kl_max", r.kl_max},
@@ -334,11 +339,21 @@ std::vector<Command> add_eval_commands(CLI::App& app, const CommandContext& cont
   kl_command->fallthrough()->footer(
       std::string("Reports the mean of KL(P of the other || Q of MODEL) per token in nats, with the\n"
                   "standard error of that mean (tokens taken as independent), and how often both\n"
-                  "find the same token likeliest. The other model computes in f32.\n\n") +
-      kTextRule + "\nExamples:\n  hearth eval kl fable-int4 --against fable-13m --text book.txt\n");
+                  "find the same token likeliest.\n\n") +
+      kTextRule +
+      "\nExamples:\n  hearth eval kl fable-int4 --against fable-13m --text book.txt\n"
+      "  hearth eval kl fable-int4 --device cuda --against fable-int4 --against-device cpu --text book.txt\n");
   add_common(*kl_command, *kl);
   add_text(*kl_command, "--against", "MODEL", "The other model, the reference. Same tokenizer.", kl->against)
       ->required()
+      ->group("Model");
+  static constexpr const char* kDTypes[] = {"f32", "bf16"};
+  add_choice(*kl_command, "--against-dtype", kDTypes, "Type of its values between the layers, keys and values.",
+             kl->against_dtype)
+      ->group("Model");
+  static constexpr const char* kDevices[] = {"auto", "cpu", "cuda", "cuda:N", "ref"};
+  add_choice(*kl_command, "--against-device", kDevices, "What computes it; auto is what computes MODEL.",
+             kl->against_device)
       ->group("Model");
   add_windows(*kl_command, *kl);
 

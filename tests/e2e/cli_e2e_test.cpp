@@ -277,6 +277,14 @@ TEST(Eval, KlIsZeroAgainstItself) {
       run_json({"eval", "kl", kModel, "--against", kModel, "--text", text, "--ctx", "16", "--dtype", "bf16"});
   EXPECT_GT(rounded["kl"].get<double>(), 0.0);
   EXPECT_LT(rounded["kl"].get<double>(), 0.01);
+  const json both = run_json({"eval", "kl", kModel, "--against", kModel, "--text", text, "--ctx", "16", "--dtype",
+                              "bf16", "--against-dtype", "bf16"});
+  EXPECT_EQ(both["kl"], 0.0);
+  const json in_double =
+      run_json({"eval", "kl", kModel, "--against", kModel, "--text", text, "--ctx", "16", "--against-device", "ref"});
+  EXPECT_EQ(in_double["against_backend"], "ref");
+  EXPECT_NE(in_double["nll_per_token"], in_double["nll_per_token_against"]);
+  EXPECT_LT(in_double["kl"].get<double>(), 1e-6);
 }
 
 TEST(Inspect, DescribesTheModel) {

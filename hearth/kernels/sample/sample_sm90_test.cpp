@@ -205,7 +205,8 @@ TEST(SampleSm90, EqualsTheCpuWithLongHistories) {
 
 // Histories that grow from call to call, in clusters of every size; now and then another sequence takes a slot.
 TEST(SampleSm90, HistoriesStayOnTheDevice) {
-  for (const int64_t count : {64, 20, 5}) {
+  for (const int64_t count : {5, 20, 64}) {
+    if (count > 64 / one_case_in() + 1) break;  // a sanitizer checks every access of shared memory
     constexpr int64_t kVocab = 20011;
     const uint64_t seed = 6100 + static_cast<uint64_t>(count);
     SCOPED_TRACE(fmt::format("seed {}, {} rows", seed, count));
