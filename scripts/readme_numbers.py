@@ -63,7 +63,8 @@ def table(lines):
                 rows.append((f"{line['model']}, LAMBADA accuracy", f"{line['correct']} of {line['n']}", where))
         elif line["bench"] in ("model.decode", "model.prefill") and "repetitions" in line and "H100" in line["device"]:
             # `hearth bench model`
-            what = f"prompt of {line['length']}" if "length" in line else \
+            what = (f"prompt of {line['length']}" if line["batch"] == 1 else
+                    f"{line['batch']} prompts of {line['length']}") if "length" in line else \
                 f"decode at batch {line['batch']} behind {line['context']} tokens"
             rows.append((f"{line['config']}, dummy weights, {line['format']}, {what}",
                          f"{line['tokens_per_s']:.0f} tokens/s", where))

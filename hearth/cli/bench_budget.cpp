@@ -21,7 +21,7 @@ class PartWork {
         kv_(kv),
         test_(test),
         act_(static_cast<double>(dtype_bytes(model.activation(), 1))),
-        tokens_(static_cast<double>(test.decode ? test.batch : test.tokens)),
+        tokens_(static_cast<double>(test.batch * (test.decode ? 1 : test.tokens))),
         rows_(static_cast<double>(test.batch)),
         layers_(static_cast<double>(c_.layers)) {}
 
@@ -46,7 +46,7 @@ class PartWork {
         const double context = depth + (test_.decode ? 1 : n);
         row.bytes = rows_ * context * kv_bytes + 2 * layers_ * tokens_ * q * act_;
         // Of a prompt, each token sees those before it.
-        row.flops = 4 * layers_ * q * (test_.decode ? tokens_ * context : n * (depth + n / 2));
+        row.flops = 4 * layers_ * q * (test_.decode ? tokens_ * context : tokens_ * (depth + n / 2));
         break;
       }
       case StepPart::kSiluMul:
@@ -109,13 +109,13 @@ BudgetRow row_of(std::string part, int64_t calls, const std::vector<double>& us)
 }  // namespace
 
 Result<Budget> run_budget(const ModelBench& bench, const ModelBenchTest& test) {
-  if (!test.decode && test.tokens > bench.step_tokens)
-    return invalid_argument("a budget of a prompt of {} tokens; wanted at most the {} of a step", test.tokens,
-                            bench.step_tokens);
+  if (!test.decode && test.batch * test.tokens > bench.step_tokens)
+    return invalid_argument("a budget of prompts of {} tokens; wanted at most the {} of a step",
+                            test.batch * test.tokens, bench.step_tokens);
   const ModelConfig& c = bench.model->config();
   RunnerOptions options{.max_sequences = test.batch,
                         .max_context = test.depth + test.tokens,
-                        .chunk_tokens = std::max({test.batch, test.decode ? 1 : test.tokens,
+                        .chunk_tokens = std::max({test.batch, test.batch * (test.decode ? 1 : test.tokens),
                                                   std::min(bench.step_tokens, std::max<int64_t>(1, test.depth))}),
                         .max_logit_rows = test.batch,
                         .kv_format = bench.kv_format,

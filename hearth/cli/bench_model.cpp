@@ -39,10 +39,21 @@ class Measurement {
   }
 
  private:
+  // Prompts one behind the other, in steps that are full but for the last.
   Status prefill(int64_t tokens, std::vector<double>& step_us) {
-    const std::vector<int32_t> prompt = random_tokens(tokens, vocab_, 2);
+    const std::vector<int32_t> ids = random_tokens(test_.batch * tokens, vocab_, 2);
+    const int64_t step_tokens = runner_.options().chunk_tokens;
+    std::vector<SlotTokens> feeds;
     const int64_t begin_ns = bench_.clock->now_ns();
-    HEARTH_TRY(runner_.feed(0, prompt));
+    for (int64_t at = 0; at < std::ssize(ids);) {
+      feeds.clear();
+      for (int64_t room = step_tokens; room > 0 && at < std::ssize(ids);) {
+        const int64_t count = std::min(room, tokens - at % tokens);
+        feeds.push_back({.slot = at / tokens, .tokens = {&ids[static_cast<size_t>(at)], static_cast<size_t>(count)}});
+        at += count, room -= count;
+      }
+      HEARTH_TRY(runner_.step(feeds));
+    }
     step_us.push_back(static_cast<double>(bench_.clock->now_ns() - begin_ns) * 1e-3);
     return {};
   }
@@ -76,7 +87,8 @@ class Measurement {
 Result<ModelBenchResult> run_model_bench(const ModelBench& bench, const ModelBenchTest& test, double bytes_per_s) {
   // A tile of each kind is warmed up by whole prompts; of decode steps a few do.
   constexpr int64_t kWarmSteps = 3;
-  const int64_t longest_step = test.decode ? std::max(test.batch, test.depth) : std::max(test.tokens, test.depth);
+  const int64_t longest_step =
+      test.decode ? std::max(test.batch, test.depth) : std::max(test.batch * test.tokens, test.depth);
   RunnerOptions options{.max_sequences = test.batch,
                         .max_context = test.depth + test.tokens,
                         .chunk_tokens = std::max(test.batch, std::min(bench.step_tokens, longest_step)),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `hearth bench model` measures, in llama-bench's terms: ppN, the prompt of one sequence in steps of at most
-// step_tokens; tgN, N tokens of each sequence of a batch, one a step, each the most likely one after the step before.
+// What `hearth bench model` measures, in llama-bench's terms: ppN, the prompts of N tokens of a batch of sequences
+// in steps of at most step_tokens; tgN, N tokens of each sequence of a batch, one a step, each the most likely one after the step before.
 // Prompts are random. One thread, which drives a Runner.
 #pragma once
 
@@ -27,13 +27,13 @@ struct ModelBench {
 struct ModelBenchTest {
   bool decode = false;  // tg, else pp
   int64_t tokens = 0;   // of each sequence
-  int64_t batch = 1;    // sequences; of pp always 1
+  int64_t batch = 1;    // sequences
   int64_t depth = 0;    // tokens in the context before
 };
 
 struct ModelBenchResult {
   double tokens_per_s = 0, tokens_per_s_deviation = 0;  // median and standard deviation over the repetitions
-  double us = 0, us_p10 = 0, us_p90 = 0;                // of a step (tg) or of the whole prompt (pp)
+  double us = 0, us_p10 = 0, us_p90 = 0;                // of a step (tg) or of all prompts (pp)
   double floor_tokens_per_s = 0;  // tg: if every step took as long as reading its bytes; 0: unknown
 };
 

@@ -25,7 +25,7 @@ constexpr Setting<int64_t> kDepth{"", "", 0, kMostTokens, "tokens", ""};
 constexpr Setting<int64_t> kBatch{"", "", 1, 65536, "sequences", ""};
 
 constexpr const char* kHelp =
-    "ppN is the time to the logits after a prompt of N tokens, tgN that of N further tokens for each sequence of a\n"
+    "ppN is the time to the logits after prompts of N tokens, tgN that of N further tokens for each sequence of a\n"
     "batch, one a step, each the most likely one after the step before. Prompts are random. Lists are separated by\n"
     "commas; an empty one leaves its tests out. t/s is the median over the repetitions; the floor is what memory\n"
     "allows if a step read its weights, keys and values and did nothing else (on a GPU by the speed of a copy).\n\n"
@@ -39,7 +39,7 @@ constexpr const char* kHelp =
 struct BenchModelSettings {
   CommandContext context;
   ModelSettings model;
-  std::string prompts = "512,4096", outputs = "128", batches = "1,8,32,128", depths = "0";
+  std::string prompts = "512,4096", outputs = "128", batches = "1,8,32,128", prompt_batches = "1", depths = "0";
   int64_t repetitions = 3, step_tokens = 4096;
   CLI::Option *prompts_option = nullptr, *outputs_option = nullptr;
   std::string results, note;
@@ -47,7 +47,7 @@ struct BenchModelSettings {
 };
 
 struct TestLists {
-  std::vector<int64_t> prompts, outputs, batches, depths;
+  std::vector<int64_t> prompts, outputs, batches, prompt_batches, depths;
 };
 
 Result<TestLists> parse_lists(const BenchModelSettings& s) {
@@ -55,6 +55,7 @@ Result<TestLists> parse_lists(const BenchModelSettings& s) {
   HEARTH_TRY_ASSIGN(lists.prompts, parse_list("--n-prompt", s.prompts, kTokens));
   HEARTH_TRY_ASSIGN(lists.outputs, parse_list("--n-gen", s.outputs, kTokens));
   HEARTH_TRY_ASSIGN(lists.batches, parse_list("--batch", s.batches, kBatch));
+  HEARTH_TRY_ASSIGN(lists.prompt_batches, parse_list("--prompt-batch", s.prompt_batches, kBatch));
   HEARTH_TRY_ASSIGN(lists.depths, parse_list("--n-depth", s.depths, kDepth));
   return lists;
 }
@@ -78,7 +79,8 @@ Result<std::vector<ModelBenchTest>> plan_tests(const BenchModelSettings& s, cons
   };
   for (const int64_t depth : lists.depths) {
     for (const int64_t tokens : lists.prompts)
-      HEARTH_TRY(add({.tokens = tokens, .depth = depth}, s.prompts_option->count() > 0));
+      for (const int64_t batch : lists.prompt_batches)
+        HEARTH_TRY(add({.tokens = tokens, .batch = batch, .depth = depth}, s.prompts_option->count() > 0));
     for (const int64_t tokens : lists.outputs)
       for (const int64_t batch : lists.batches)
         HEARTH_TRY(
@@ -156,6 +158,7 @@ std::string table_row(const BenchedModel& m, const ModelBenchTest& test, const M
 // "a decode step of 8 behind 1024 tokens each"
 std::string step_name(const ModelBenchTest& test) {
   if (test.decode) return fmt::format("a decode step of {} behind {} tokens each", test.batch, test.depth);
+  if (test.batch > 1) return fmt::format("{} prompts of {} tokens behind {}", test.batch, test.tokens, test.depth);
   return fmt::format("a prompt of {} tokens behind {}", test.tokens, test.depth);
 }
 
@@ -299,6 +302,9 @@ Command add_bench_model_command(CLI::App& bench, const CommandContext& context) 
       add_text(*command, "-n,--n-gen", "LIST", "Tokens that each sequence gets (default: 128).", s->outputs)
           ->group(kTests);
   add_text(*command, "-b,--batch", "LIST", "Sequences that get tokens together (default: 1,8,32,128).", s->batches)
+      ->group(kTests);
+  add_text(*command, "--prompt-batch", "LIST", "Sequences whose prompts are computed together (default: 1).",
+           s->prompt_batches)
       ->group(kTests);
   add_text(*command, "-d,--n-depth", "LIST", "Tokens in the context before a test begins (default: 0).", s->depths)
       ->group(kTests);

@@ -106,6 +106,10 @@ TEST_F(DummyModel, SpeedsAreTokensOverTime) {
   EXPECT_NEAR(prompt->tokens_per_s, 40'000, 1);
   EXPECT_NEAR(prompt->us_p90, 1000, 0.01);
   EXPECT_EQ(prompt->floor_tokens_per_s, 0);
+  // Six steps of 16 tokens, some of them of two prompts.
+  const auto prompts = run_model_bench(bench, {.tokens = 30, .batch = 3, .depth = 20}, 0);
+  ASSERT_TRUE(prompts) << prompts.error().message;
+  EXPECT_NEAR(prompts->tokens_per_s, 90'000, 1);
   const auto decode = run_model_bench(bench, {.decode = true, .tokens = 9, .batch = 5, .depth = 20}, 1e9);
   ASSERT_TRUE(decode) << decode.error().message;
   EXPECT_NEAR(decode->tokens_per_s, 5000, 1);
@@ -148,6 +152,11 @@ TEST_F(DummyModel, ABudgetIsOfOneStep) {
   ASSERT_TRUE(prompt) << prompt.error().message;
   EXPECT_EQ(part(*prompt, StepPart::kGateUp).flops, 2.0 * 2 * 16 * 64 * 2 * 96);
   EXPECT_EQ(part(*prompt, StepPart::kLmHead).flops, 2.0 * 300 * 64);
+  const auto prompts = run_budget(bench, {.tokens = 8, .batch = 2});
+  ASSERT_TRUE(prompts) << prompts.error().message;
+  EXPECT_EQ(part(*prompts, StepPart::kGateUp).flops, 2.0 * 2 * 16 * 64 * 2 * 96);
+  EXPECT_EQ(part(*prompts, StepPart::kAttention).flops, part(*prompt, StepPart::kAttention).flops / 2);
+  EXPECT_THAT(run_budget(bench, {.tokens = 9, .batch = 2}).error().message, HasSubstr("of 18 tokens"));
   EXPECT_THAT(run_budget(bench, {.tokens = 17}).error().message, HasSubstr("at most the 16"));
 }
 

@@ -119,6 +119,7 @@ struct LinearShape {
 std::vector<LinearShape> linear_shapes(const OpSizes& sizes);
 // f32, f16, bf16 and those of linear_bench_formats.h; InvalidArgument lists them.
 Result<WeightFormat> find_op_format(const std::string& name);
+struct LinearCall;
 // A weight in all its sets, for cases of any number of tokens. Null where there is no op for the format.
 class LinearBench {
  public:
@@ -126,6 +127,9 @@ class LinearBench {
                                                      const std::string& format);
   // Outlives what it returns. x is rounded already where a model's would be.
   MaybeCase make(int64_t tokens) const;
+  // What such a case runs.
+  Result<std::shared_ptr<LinearCall>> call(int64_t tokens) const;
+  int64_t stored_bytes() const { return weights_.front().format.stored_bytes(shape_.n, shape_.k); }
 
  private:
   explicit LinearBench(const OpRig& rig) : rig_(rig) {}
@@ -135,6 +139,23 @@ class LinearBench {
   const LinearOp* op_ = nullptr;
   Buffer memory_;
   std::vector<LinearWeight> weights_;  // one a set
+};
+
+// Gate and up, silu_mul and down, one behind the other: x comes as values, the product's input as a model's would. Null
+// where there is no op for the format.
+class FfnBench {
+ public:
+  static Result<std::unique_ptr<FfnBench>> create(const OpRig& rig, const OpSizes& sizes, const std::string& format);
+  // Outlives what it returns.
+  MaybeCase make(int64_t tokens) const;
+
+ private:
+  FfnBench(const OpRig& rig, OpSizes sizes, std::string format)
+      : rig_(rig), sizes_(std::move(sizes)), format_(std::move(format)) {}
+  const OpRig& rig_;
+  OpSizes sizes_;
+  std::string format_;
+  std::unique_ptr<LinearBench> gate_up_, down_;
 };
 
 MaybeCase embedding_case(const OpRig& rig, const OpSizes& sizes, int64_t tokens);

@@ -32,7 +32,7 @@ constexpr double kMemoryBoundFlopsPerByte = 150;
 // Logits are wanted of one row a sequence.
 constexpr int64_t kMostLogitRows = 256;
 
-constexpr const char* kOps[] = {"embedding",     "rmsnorm",   "linear",   "rope_table",
+constexpr const char* kOps[] = {"embedding",     "rmsnorm",   "linear",   "ffn",   "rope_table",
                                 "rope_kv_write", "attention", "silu_mul", "sample"};
 
 constexpr const char* kHelp =
@@ -208,6 +208,7 @@ class BenchOpsRun {
 
   Status run_sizes(const OpSizes& sizes) {
     if (lists_.has("linear")) HEARTH_TRY(run_linears(sizes));
+    if (lists_.has("ffn")) HEARTH_TRY(run_ffns(sizes));
     if (lists_.has("attention"))
       for (const KvFormatId kv : lists_.kv)
         for (const AttentionShape& shape : lists_.attention)
@@ -244,6 +245,15 @@ class BenchOpsRun {
         for (const int64_t tokens : lists_.tokens)
           if (!shape.to_logits || tokens <= kMostLogitRows) HEARTH_TRY(measure(bench->make(tokens)));
       }
+    }
+    return {};
+  }
+
+  Status run_ffns(const OpSizes& sizes) {
+    for (const std::string_view format : lists_.formats) {
+      HEARTH_TRY_ASSIGN(const auto bench, FfnBench::create(*rig_, sizes, std::string(format)));
+      if (!bench) continue;
+      for (const int64_t tokens : lists_.tokens) HEARTH_TRY(measure(bench->make(tokens)));
     }
     return {};
   }

@@ -35,6 +35,8 @@ Result<LinearWeight> place(const OpRig& rig, const WeightFormat& format, int64_t
   return moved(weight, memory.data() - host.data());
 }
 
+}  // namespace
+
 // What a case of it calls with.
 struct LinearCall {
   const LinearOp* op = nullptr;
@@ -53,8 +55,6 @@ struct LinearCall {
                    exec);
   }
 };
-
-}  // namespace
 
 std::vector<LinearShape> linear_shapes(const OpSizes& s) {
   const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
@@ -102,12 +102,11 @@ Result<std::unique_ptr<LinearBench>> LinearBench::create(const OpRig& rig, const
   return bench;
 }
 
-MaybeCase LinearBench::make(int64_t tokens) const {
-  const LinearWeight& weight = weights_.front();
+Result<std::shared_ptr<LinearCall>> LinearBench::call(int64_t tokens) const {
   const DType act = rig_.activation(), out_type = shape_.to_logits ? DType::kF32 : act;
   const auto call = std::make_shared<LinearCall>();
   call->op = op_, call->weights = &weights_;
-  const Linear alone{.parts = {weight}};
+  const Linear alone{.parts = {weights_.front()}};
   const bool rounded = shape_.behind_rounding && rounded_input(rig_.ops(), alone, {op_}) == ActFormat::kE4m3PerToken;
   const DType x_type = rounded ? DType::kE4m3 : act;
   HEARTH_TRY_ASSIGN(call->x, rig_.numbers(x_type, tokens * shape_.k, rounded ? 80.0f : 1.0f));
@@ -122,6 +121,12 @@ MaybeCase LinearBench::make(int64_t tokens) const {
   call->out_view = TensorView(call->out.data(), out_type, Shape{tokens, shape_.n});
   if (shape_.adds_residual) call->residual = call->out_view;
   call->exec = rig_.exec(call->workspace);
+  return call;
+}
+
+MaybeCase LinearBench::make(int64_t tokens) const {
+  const LinearWeight& weight = weights_.front();
+  HEARTH_TRY_ASSIGN(const auto call, this->call(tokens));
   const int64_t stored = weight.format.stored_bytes(shape_.n, shape_.k);
   auto one = std::make_unique<OpCase>();
   one->bench = "op.linear";
@@ -131,8 +136,8 @@ MaybeCase LinearBench::make(int64_t tokens) const {
                  {"K", shape_.k},
                  {"M", tokens},
                  {"format", format_name_},
-                 {"act", act_name(weight.format, act)},
-                 {"x", dtype_name(x_type)},
+                 {"act", act_name(weight.format, rig_.activation())},
+                 {"x", dtype_name(call->x_view.dtype)},
                  {"path", op_->name},
                  {"residual", shape_.adds_residual}};
   one->format = format_name_;
@@ -143,6 +148,50 @@ MaybeCase LinearBench::make(int64_t tokens) const {
   one->sets = std::ssize(weights_);
   one->set_bytes = stored;
   one->run = [call](int64_t set) { return call->run(set); };
+  return one;
+}
+
+Result<std::unique_ptr<FfnBench>> FfnBench::create(const OpRig& rig, const OpSizes& sizes, const std::string& format) {
+  std::unique_ptr<FfnBench> bench(new FfnBench(rig, sizes, format));
+  for (LinearShape& shape : linear_shapes(sizes)) {
+    const bool up = shape.layer == "gate_up";
+    if (!up && shape.layer != "down") continue;
+    if (up) shape.behind_rounding = false;
+    HEARTH_TRY_ASSIGN((up ? bench->gate_up_ : bench->down_), LinearBench::create(rig, sizes, shape, format));
+  }
+  if (!bench->gate_up_ || !bench->down_) bench.reset();
+  return bench;
+}
+
+MaybeCase FfnBench::make(int64_t tokens) const {
+  HEARTH_TRY_ASSIGN(const auto up, gate_up_->call(tokens));
+  HEARTH_TRY_ASSIGN(const auto down, down_->call(tokens));
+  const auto view = [](const ConstTensorView& of) {
+    return TensorView(const_cast<void*>(of.data), of.dtype, of.shape);  // what silu_mul writes is down's
+  };
+  SiluMulArgs silu{.gate_up = up->out_view};
+  if (down->x_scale)
+    silu.rounded = {.codes = view(down->x_view), .scales = view(down->x_scale), .static_scale = {}};
+  else
+    silu.out = view(down->x_view);
+  auto one = std::make_unique<OpCase>();
+  one->bench = "op.ffn";
+  one->fields = {{"config", sizes_.config}, {"hidden", sizes_.hidden},
+                 {"ffn", sizes_.ffn},       {"M", tokens},
+                 {"format", format_},       {"act", dtype_name(rig_.activation())}};
+  one->format = format_;
+  one->shape =
+      fmt::format("{} x {} x {}, {} token{}", sizes_.hidden, sizes_.ffn, sizes_.hidden, tokens, tokens > 1 ? "s" : "");
+  const int64_t gate_up_bytes = gate_up_->stored_bytes(), down_bytes = down_->stored_bytes();
+  one->set_bytes = gate_up_bytes + down_bytes;
+  one->bytes = static_cast<double>(one->set_bytes + up->x_view.size_bytes() + 2 * down->out_view.size_bytes());
+  one->flops = 6.0 * static_cast<double>(tokens) * static_cast<double>(sizes_.hidden * sizes_.ffn);
+  one->sets = std::max(std::ssize(*up->weights), std::ssize(*down->weights));
+  one->run = [up, down, silu, op = rig_.ops().silu_mul](int64_t set) -> Status {
+    HEARTH_TRY(up->run(set % std::ssize(*up->weights)));
+    HEARTH_TRY(op(silu, up->exec));
+    return down->run(set % std::ssize(*down->weights));
+  };
   return one;
 }
 

@@ -72,6 +72,18 @@ TEST_P(Cases, LinearsOfEveryFormat) {
   }
 }
 
+TEST_P(Cases, FfnsOfEveryFormat) {
+  const OpSizes sizes{"middle", 256, 4, 2, 64, 128, 300};
+  for (const char* format : {"f32", "fp8", "fireq"}) {
+    const auto bench = FfnBench::create(rig_, sizes, format);
+    ASSERT_TRUE(bench) << format << ": " << bench.error().message;
+    ASSERT_TRUE(*bench) << format;
+    const MaybeCase one = (*bench)->make(3);
+    EXPECT_GT(time(one).us, 0) << format;
+    EXPECT_EQ((*one)->flops, 2.0 * 3 * (256 * 256 + 128 * 256)) << format;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Memories, Cases, ::testing::Values(false, true),
                          [](const auto& one) { return one.param ? "device" : "host"; });
 
