@@ -232,7 +232,7 @@ TEST(SampleSm90, HistoriesStayOnTheDevice) {
           rows[r].forced_token = -1;
           rows[r].slot = count - 1 - static_cast<int64_t>(r);
           rows[r].sequence = sequence;
-          more(own.prompt, random.below(10000));
+          more(own.prompt, random.below(10000 / one_case_in()));
         }
         more(own.output, random.below(30) == 0 ? 20 : 1 + random.below(2));
         rows[r].prompt_tokens = own.prompt;
