@@ -2,6 +2,7 @@
 #include "hearth/cli/bench_budget.h"
 
 #include <algorithm>
+#include <array>
 
 #include "hearth/base/random.h"
 #include "hearth/cli/bench_common.h"
@@ -134,16 +135,28 @@ Result<Budget> run_budget(const ModelBench& bench, const ModelBenchTest& test) {
         {.slot = slot, .tokens = std::span(ids).subspan(static_cast<size_t>(slot * each), static_cast<size_t>(each))});
   const SampleRow greedy{.params = {.temperature = 0}, .position = test.depth + each, .top_logprobs = kNoLogprobs};
   const std::vector<SampleRow> rows(feeds.size(), greedy);
-  std::vector<SampleResult> results(feeds.size());
+  std::array<std::vector<SampleResult>, 2> results;
+  results.fill(std::vector<SampleResult>(feeds.size()));
 
   Budget budget;
   std::vector<double> called_us;
-  for (int64_t i = -kWarmSteps; i < kCalledSteps; ++i) {
-    const int64_t begin_ns = bench.clock->now_ns();
-    HEARTH_TRY(runner.step_and_sample(feeds, rows, results));
-    if (i >= 0) called_us.push_back(static_cast<double>(bench.clock->now_ns() - begin_ns) * 1e-3);
+  int64_t last_ns = bench.clock->now_ns();
+  const auto finish = [&](bool counts) -> Status {
+    HEARTH_TRY(runner.finish());
+    const int64_t now_ns = bench.clock->now_ns();
+    if (counts) called_us.push_back(static_cast<double>(now_ns - last_ns) * 1e-3);
+    last_ns = now_ns;
+    return {};
+  };
+  // As a server does it, each behind the one before.
+  for (int64_t i = 0; i < kWarmSteps + kCalledSteps; ++i) {
+    const bool follows = i > 0 && runner.can_follow(rows);
+    if (i > 0 && !follows) HEARTH_TRY(finish(i > kWarmSteps));
+    HEARTH_TRY(runner.start(feeds, rows, results[static_cast<size_t>(i % 2)]));
     for (const SlotTokens& feed : feeds) runner.cut(feed.slot, test.depth);
+    if (follows) HEARTH_TRY(finish(i > kWarmSteps));
   }
+  HEARTH_TRY(finish(true));
   budget.called_us = quantile(called_us, 0.5);
 
   HEARTH_TRY_ASSIGN(const StepProfile profile, runner.profile(feeds, rows, kRounds, *bench.clock));

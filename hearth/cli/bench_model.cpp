@@ -2,8 +2,10 @@
 #include "hearth/cli/bench_model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "hearth/cli/bench_common.h"
 
@@ -58,22 +60,40 @@ class Measurement {
     return {};
   }
 
+  // Each step is put behind the one before where the ids can stay on the device.
   Status decode(int64_t tokens, std::vector<double>& step_us) {
-    std::vector<int32_t> ids = random_tokens(test_.batch, vocab_, 3);
-    std::vector<SlotTokens> feeds(static_cast<size_t>(test_.batch));
-    std::vector<SampleRow> rows(feeds.size(), {.params = {.temperature = 0}, .top_logprobs = kNoLogprobs});
-    std::vector<SampleResult> results(feeds.size());
-    for (int64_t i = 0; i < tokens; ++i) {
-      for (size_t slot = 0; slot < feeds.size(); ++slot) {
-        feeds[slot] = {.slot = static_cast<int64_t>(slot), .tokens = {&ids[slot], 1}};
-        rows[slot].position = test_.depth + i + 1;
-      }
-      const int64_t begin_ns = bench_.clock->now_ns();
-      HEARTH_TRY(runner_.step_and_sample(feeds, rows, results));
-      for (size_t slot = 0; slot < results.size(); ++slot) ids[slot] = results[slot].token;
-      step_us.push_back(static_cast<double>(bench_.clock->now_ns() - begin_ns) * 1e-3);
+    std::vector<int32_t> ids = random_tokens(test_.batch, vocab_, 3), names(ids.size());
+    for (size_t slot = 0; slot < names.size(); ++slot) names[slot] = -1 - static_cast<int32_t>(slot);
+    std::vector<SlotTokens> feeds(ids.size());
+    struct Sampling {
+      std::vector<SampleRow> rows;
+      std::vector<SampleResult> results;
+    };
+    std::array<Sampling, 2> turns;
+    for (Sampling& turn : turns) {
+      turn.rows.assign(ids.size(), {.params = {.temperature = 0}, .top_logprobs = kNoLogprobs});
+      turn.results.resize(ids.size());
     }
-    return {};
+    int64_t last_ns = bench_.clock->now_ns();
+    const auto finish = [&](int64_t i) -> Status {
+      HEARTH_TRY(runner_.finish());
+      const int64_t now_ns = bench_.clock->now_ns();
+      step_us.push_back(static_cast<double>(now_ns - std::exchange(last_ns, now_ns)) * 1e-3);
+      for (size_t slot = 0; slot < ids.size(); ++slot)
+        ids[slot] = turns[static_cast<size_t>(i % 2)].results[slot].token;
+      return {};
+    };
+    for (int64_t i = 0; i < tokens; ++i) {
+      Sampling& turn = turns[static_cast<size_t>(i % 2)];
+      for (SampleRow& row : turn.rows) row.position = test_.depth + i + 1;
+      const bool follows = i > 0 && runner_.can_follow(turn.rows);
+      if (i > 0 && !follows) HEARTH_TRY(finish(i - 1));
+      for (size_t slot = 0; slot < feeds.size(); ++slot)
+        feeds[slot] = {.slot = static_cast<int64_t>(slot), .tokens = {follows ? &names[slot] : &ids[slot], 1}};
+      HEARTH_TRY(runner_.start(feeds, turn.rows, turn.results));
+      if (follows) HEARTH_TRY(finish(i - 1));
+    }
+    return finish(tokens - 1);
   }
 
   const ModelBench& bench_;

@@ -74,6 +74,7 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
     HEARTH_TRY(state->buffers.record_decode(*served->model, state->kv, decode_batches(options.max_sequences)));
   state->sampled.resize(static_cast<size_t>(options.max_sequences));
   state->tenants.resize(static_cast<size_t>(options.max_sequences));
+  state->newest_row.resize(static_cast<size_t>(options.max_sequences), -1);
   for (int64_t place = options.max_sequences - 1; place >= 0; --place) state->free_places.push_back(place);
   state->served = std::move(served);
   return state;

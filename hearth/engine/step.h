@@ -40,6 +40,8 @@ struct ModelState {
   // input from here without the planner having seen it.
   std::vector<std::vector<int32_t>> sampled;  // [max_sequences] outputs of the sequence in that place
   std::vector<uint64_t> tenants;              // [max_sequences] sequences that the place has had, the present one too
+  // [max_sequences] The row of the step that was started last from which the place gets its next id; -1: none.
+  std::vector<int32_t> newest_row;
 
   // ---- the planner's
   std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of service
@@ -83,7 +85,8 @@ struct Step {
 
   StepFeatures features;
   double predicted_us = 0;
-  Status status;  // of the whole step; rows have their own outcomes
+  Status status;         // of the whole step; rows have their own outcomes
+  bool started = false;  // on the step thread: is under way, not failed before it was
   int64_t measured_ns = 0;
 
   void clear();

@@ -3,6 +3,7 @@
 #include "hearth/engine/step_thread.h"
 
 #include <algorithm>
+#include <chrono>
 #include <new>
 
 namespace hearth {
@@ -22,6 +23,7 @@ void Step::clear() {
   features = {};
   predicted_us = 0;
   status = {};
+  started = false;
   measured_ns = 0;
 }
 
@@ -54,17 +56,30 @@ std::unique_ptr<Step> StepThread::finished() {
 }
 
 void StepThread::work() {
+  // How often a step that runs alone is asked whether it has ended, in case the next one is launched before.
+  constexpr std::chrono::microseconds kLook{50};
   std::unique_lock lock(mutex_);
   while (true) {
-    wake_.wait(lock, [this] { return stopping_ || !launched_.empty(); });
-    if (launched_.empty()) return;
-    std::unique_ptr<Step> step = std::move(launched_.front());
-    launched_.pop_front();
+    if (under_way_.empty()) wake_.wait(lock, [this] { return stopping_ || !launched_.empty(); });
+    if (under_way_.empty() && launched_.empty()) return;
+    if (!launched_.empty() && can_start(*launched_.front())) {
+      std::unique_ptr<Step> step = std::move(launched_.front());
+      launched_.pop_front();
+      lock.unlock();
+      start(std::move(step));
+      lock.lock();
+      continue;
+    }
+    // A step that could follow may come while this one runs.
+    if (launched_.empty() && std::ssize(under_way_) < ForwardBuffers::kMostUnderWay && under_way_.front()->started) {
+      const Result<bool> done = under_way_.front()->model->buffers.is_done();
+      if (done && !*done) {
+        wake_.wait_for(lock, kLook);
+        continue;
+      }
+    }
     lock.unlock();
-    const int64_t begin_ns = clock_.now_ns();
-    step->status = compute(*step);
-    keep_ids(*step);
-    step->measured_ns = clock_.now_ns() - begin_ns;
+    std::unique_ptr<Step> step = finish_oldest();
     lock.lock();
     finished_.push_back(std::move(step));
     lock.unlock();
@@ -73,6 +88,36 @@ void StepThread::work() {
   }
 }
 
+bool StepThread::can_start(const Step& next) const {
+  if (under_way_.empty()) return true;
+  const Step& last = *under_way_.back();
+  return std::ssize(under_way_) < ForwardBuffers::kMostUnderWay && last.started && next.model == last.model &&
+         next.model->buffers.can_follow(next.rows);
+}
+
+void StepThread::start(std::unique_ptr<Step> step) {
+  if (under_way_.empty()) last_ns_ = clock_.now_ns();
+  step->status = compute(*step);
+  step->started = static_cast<bool>(step->status);
+  under_way_.push_back(std::move(step));
+}
+
+std::unique_ptr<Step> StepThread::finish_oldest() {
+  std::unique_ptr<Step> step = std::move(under_way_.front());
+  under_way_.pop_front();
+  if (step->started) {
+    Status sampled = step->model->buffers.finish();
+    // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.
+    const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
+    if (!sampled && std::ranges::none_of(step->results, failed)) step->status = std::move(sampled);
+  }
+  keep_ids(*step);
+  step->measured_ns = clock_.now_ns() - last_ns_;
+  last_ns_ += step->measured_ns;
+  return step;
+}
+
+// Puts it into its way; on the host that is all of it.
 Status StepThread::compute(Step& step) {
   ModelState& model = *step.model;
   for (Step::NewPlace& place : step.new_places) {
@@ -80,7 +125,9 @@ Status StepThread::compute(Step& step) {
     ++model.tenants[static_cast<size_t>(place.place)];
   }
   for (const Step::FromPlace& from : step.from_place) {
-    step.tokens[static_cast<size_t>(from.token)] = model.sampled[static_cast<size_t>(from.place)].back();
+    const auto place = static_cast<size_t>(from.place);
+    const int32_t row = under_way_.empty() ? -1 : model.newest_row[place];
+    step.tokens[static_cast<size_t>(from.token)] = row >= 0 ? -1 - row : model.sampled[place].back();
   }
   const StepBatch batch{.tokens = step.tokens,
                         .positions = step.positions,
@@ -89,20 +136,17 @@ Status StepThread::compute(Step& step) {
                         .block_table = step.block_table,
                         .block_table_stride = step.block_table_stride,
                         .logit_rows = step.logit_rows};
+  std::ranges::fill(model.newest_row, -1);
+  for (size_t r = 0; r < step.rows.size(); ++r) {
+    if (step.owners[r].prompt_index > 0) continue;
+    const auto place = static_cast<size_t>(step.owners[r].place);
+    step.rows[r].output_tokens = model.sampled[place];
+    step.rows[r].slot = step.owners[r].place;
+    step.rows[r].sequence = model.tenants[place];
+    model.newest_row[place] = static_cast<int32_t>(r);
+  }
   try {
-    for (size_t r = 0; r < step.rows.size(); ++r) {
-      if (step.owners[r].prompt_index > 0) continue;
-      const auto place = static_cast<size_t>(step.owners[r].place);
-      step.rows[r].output_tokens = model.sampled[place];
-      step.rows[r].slot = step.owners[r].place;
-      step.rows[r].sequence = model.tenants[place];
-    }
-    Status sampled =
-        forward_and_sample(*model.served->model, batch, model.kv, model.comm, model.buffers, step.rows, step.results);
-    // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.
-    const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
-    if (!sampled && std::ranges::none_of(step.results, failed)) return sampled;
-    return {};
+    return model.buffers.start(*model.served->model, batch, model.kv, model.comm, step.rows, step.results);
   } catch (const std::bad_alloc&) {
     return resource_exhausted("out of memory in a step");
   }

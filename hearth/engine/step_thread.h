@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // StepThread: computes steps in the order of their launch: forward, then sampling. The ids that a step samples
-// go into the next one without leaving this side.
+// go into the next one without leaving this side. On a device the next step of a model is put behind the one that runs,
+// where its ids can stay there too (ForwardBuffers::can_follow()), so that the device does not wait for the host.
 // launch() and finished() belong to the planner thread.
 #pragma once
 
@@ -36,7 +37,12 @@ class StepThread {
 
  private:
   void work();
+  // Whether `next` can be started now.
+  bool can_start(const Step& next) const;
+  void start(std::unique_ptr<Step> step);
   Status compute(Step& step);
+  // Waits for the oldest step under way and takes it in.
+  std::unique_ptr<Step> finish_oldest();
   void keep_ids(Step& step);
 
   ThreadPool pool_;  // run by thread_ alone
@@ -46,6 +52,8 @@ class StepThread {
   std::condition_variable wake_;
   std::deque<std::unique_ptr<Step>> launched_, finished_;  // guarded by mutex_
   bool stopping_ = false;                                  // guarded by mutex_
+  std::deque<std::unique_ptr<Step>> under_way_;            // thread_'s: started, all of one model
+  int64_t last_ns_ = 0;                                    // thread_'s: when the step before was taken in
   std::thread thread_;                                     // last: starts when all else is there
 };
 

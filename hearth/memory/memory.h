@@ -61,6 +61,17 @@ class Recording {
   virtual Status run() = 0;
 };
 
+// A place in a queue's order.
+class QueueMark {
+ public:
+  virtual ~QueueMark() = default;
+  // Behind all that is in the queue now.
+  virtual Status set() = 0;
+  // Whether the queue has come there; waits for that. Both return what went wrong before.
+  virtual Result<bool> reached() = 0;
+  virtual Status wait() = 0;
+};
+
 // Work in order.
 class Queue {
  public:
@@ -75,6 +86,8 @@ class Queue {
   virtual Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) = 0;
   // Waits for all of it, and returns what went wrong.
   virtual Status synchronize() = 0;
+  // A mark of this queue, which goes before it. This one, for queues that do their work at once, is always reached.
+  virtual Result<std::unique_ptr<QueueMark>> create_mark();
   // Keeps the work that `body` puts into this queue instead of doing it. Unsupported where the queue cannot.
   virtual Result<std::unique_ptr<Recording>> record(std::function<Status()> body) = 0;
   // Puts what `body` puts in `count` times, one behind the other, waits for all of it, and returns the microseconds

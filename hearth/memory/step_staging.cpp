@@ -29,7 +29,10 @@ Result<StepStaging> StepStaging::create(const Memory& memory, const StagingLimit
   StepStaging out;
   out.limits_ = limits;
   const int64_t bytes = staged_bytes(limits);
-  HEARTH_TRY_ASSIGN(out.host_, memory.allocate_staging(bytes).with_context("step arrays"));
+  HEARTH_TRY_ASSIGN(out.host_, host_memory().allocate(bytes).with_context("step arrays"));
+  for (Buffer& source : out.sources_) {
+    HEARTH_TRY_ASSIGN(source, memory.allocate_staging(bytes).with_context("step arrays"));
+  }
   HEARTH_TRY_ASSIGN(out.device_, memory.allocate(bytes).with_context("step arrays"));
   return out;
 }
@@ -48,6 +51,14 @@ std::span<T> StepStaging::place(int64_t count, int64_t& used) {
   T* const at = static_cast<T*>(static_cast<void*>(host_.data() + used));
   used += array_bytes<T>(count);
   return {at, static_cast<size_t>(count)};
+}
+
+// The first `bytes` of the host's block to the device.
+Status StepStaging::upload(int64_t bytes, Queue& queue) {
+  const std::span<std::byte> source(sources_[turn_].data(), static_cast<size_t>(bytes));
+  turn_ = 1 - turn_;
+  std::memcpy(source.data(), host_.data(), source.size());
+  return queue.copy_in(device_.data(), source);
 }
 
 int64_t StepStaging::clear_counters() {
@@ -73,7 +84,7 @@ Result<StepBatch> StepStaging::stage(const StepBatch& batch, Queue& queue) {
   out.block_table = put(batch.block_table);
   out.logit_rows = put(batch.logit_rows);
   out.adapter = put(batch.adapter);
-  HEARTH_TRY(queue.copy_in(device_.data(), {host_.data(), static_cast<size_t>(used)}));
+  HEARTH_TRY(upload(used, queue));
   return out;
 }
 
@@ -109,7 +120,8 @@ Result<StepBatch> StepStaging::stage_padded(const StepBatch& batch, const Padded
   out.block_table = table;
   out.block_table_stride = stride;
   out.max_context = shape.max_context;
-  HEARTH_TRY(queue.copy_in(device_.data(), {host_.data(), static_cast<size_t>(used)}));
+  out.sampled = batch.sampled;
+  HEARTH_TRY(upload(used, queue));
   return out;
 }
 

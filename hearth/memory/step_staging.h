@@ -4,9 +4,12 @@
 // arrays at the same distance from the device block's start (StagedMemory).
 //   I1. Addresses are those of creation: a captured graph finds the arrays of every later step.
 //   I2. The counters are zero when a step begins, and an op leaves them so.
-// One owner; the caller synchronises the queue between one stage() and the next.
+//   I3. Copies start from one of two blocks by turns, so that a step can be staged while the copy of the one before is
+//       still in the queue.
+// One owner, who waits for a step's copy before the stage() after next.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -65,7 +68,10 @@ class StepStaging {
   template <class T>
   std::span<T> place(int64_t count, int64_t& used);
   StagingLimits limits_;
+  Status upload(int64_t bytes, Queue& queue);
   Buffer host_, device_;
+  std::array<Buffer, 2> sources_;  // of copies; I3
+  size_t turn_ = 0;
 };
 
 }  // namespace hearth

@@ -6,6 +6,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "hearth/memory/fake_device_for_test.h"
 #include "hearth/model/golden_for_test.h"
 
@@ -34,6 +36,95 @@ TEST(DecodeStep, BatchesAndContextsThatAreRecorded) {
   EXPECT_THAT(decode_contexts(512), ElementsAre(512));
   EXPECT_THAT(decode_contexts(1024), ElementsAre(1024));
   EXPECT_THAT(decode_contexts(40000), ElementsAre(1024, 4096, 16384, 40000));
+}
+
+// Ids of greedy decoding in a few slots, each step waited for or put behind the one before; recorded or not.
+std::vector<std::vector<int32_t>> greedy_ids(Runner& runner, bool behind, int64_t steps) {
+  const int32_t prompt[] = {5, 17, 3, 60, 22};
+  std::vector<SlotTokens> feeds;
+  for (int64_t slot = 0; slot < 3; ++slot)
+    feeds.push_back({slot, std::span(prompt).first(static_cast<size_t>(2 + slot))});
+  const std::vector<SampleRow> rows(3, {.params = {.temperature = 0}, .top_logprobs = kNoLogprobs});
+  std::array<std::vector<SampleResult>, 2> results;
+  results.fill(std::vector<SampleResult>(3));
+  std::vector<std::vector<int32_t>> ids;
+  const auto keep = [&](int64_t step) {
+    EXPECT_TRUE(runner.finish());
+    auto& found = ids.emplace_back();
+    for (const SampleResult& result : results[static_cast<size_t>(step % 2)]) found.push_back(result.token);
+  };
+  EXPECT_TRUE(runner.start(feeds, rows, results[0]));
+  for (int64_t step = 1; step < steps; ++step) {
+    EXPECT_TRUE(!behind || runner.can_follow(rows));
+    if (!behind) keep(step - 1);
+    std::vector<int32_t> tokens = {-1, -2, -3};
+    if (!behind) tokens = ids.back();
+    // In another order than the rows, so that names are not places.
+    const size_t order[] = {2, 0, 1};
+    for (size_t i = 0; i < 3; ++i) feeds[i] = {feeds[i].slot, {&tokens[i], 1}};
+    std::vector<SlotTokens> turned;
+    for (const size_t i : order) turned.push_back(feeds[i]);
+    feeds = turned;
+    EXPECT_TRUE(runner.start(feeds, rows, results[static_cast<size_t>(step % 2)]));
+    if (behind) keep(step - 1);
+  }
+  keep(steps - 1);
+  return ids;
+}
+
+TEST(DecodeStep, AStepBehindTheOneThatRunsHasItsIds) {
+  OpTable ops = fake_ops();
+  ops.sample_packed = sample_packed_ref;
+  ThreadPool pool{2};
+  for (const bool recorded : {false, true}) {
+    RunnerOptions options{.max_sequences = 3, .max_context = 64, .max_logit_rows = 3, .samples = true};
+    if (recorded) options.decode_batches = {3};
+    std::vector<std::vector<int32_t>> wanted;
+    for (const bool behind : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << "recorded " << recorded << ", behind " << behind);
+      Runner runner =
+          testing::make_runner(testing::load_model("tests/fixtures/llama_bias", pool, {}, ops), pool, options);
+      const auto ids = greedy_ids(runner, behind, 9);
+      EXPECT_EQ(ids.size(), 9u);
+      if (behind) {
+        EXPECT_EQ(ids, wanted);
+      }
+      wanted = ids;
+      // A name of a row that there is not, and a name where no step runs.
+      const int32_t none = -5, first = -1;
+      const SampleRow row{.params = {.temperature = 0}, .top_logprobs = kNoLogprobs};
+      SampleResult result;
+      const SlotTokens bad{0, {&none, 1}}, early{0, {&first, 1}};
+      EXPECT_FALSE(runner.step({&early, 1}));
+      EXPECT_FALSE(runner.start({&bad, 1}, {&row, 1}, {&result, 1}));
+    }
+  }
+}
+
+TEST(DecodeStep, FollowsOnlyWhereNoHistoryIsRead) {
+  OpTable ops = fake_ops();
+  ops.sample_packed = sample_packed_ref;
+  ThreadPool pool{2};
+  Runner runner = testing::make_runner(testing::load_model("tests/fixtures/llama_bias", pool, {}, ops), pool,
+                                       {.max_sequences = 1, .max_context = 64, .max_logit_rows = 1, .samples = true});
+  SampleRow row{.params = {.temperature = 0}, .top_logprobs = kNoLogprobs};
+  SampleRow penalised = row;
+  penalised.params.repetition_penalty = 1.2f;
+  const int32_t token = 7;
+  const SlotTokens feed{0, {&token, 1}};
+  SampleResult result;
+  EXPECT_TRUE(runner.can_follow({&penalised, 1})) << "nothing is under way";
+  ASSERT_TRUE(runner.start({&feed, 1}, {&row, 1}, {&result, 1}));
+  EXPECT_TRUE(runner.can_follow({&row, 1}));
+  EXPECT_FALSE(runner.can_follow({&penalised, 1}));
+  ASSERT_TRUE(runner.finish());
+  EXPECT_EQ(result.outcome, SampleOutcome::kOk);
+  // On the host all is done at once.
+  Runner host = testing::make_runner(testing::load_model("tests/fixtures/llama_bias", pool), pool,
+                                     {.max_sequences = 1, .max_context = 64, .max_logit_rows = 1});
+  ASSERT_TRUE(host.start({&feed, 1}, {&row, 1}, {&result, 1}));
+  EXPECT_FALSE(host.can_follow({&row, 1}));
+  ASSERT_TRUE(host.finish());
 }
 
 struct Pair {

@@ -103,7 +103,8 @@ Status StepWork::run(Comm& comm) {
   const DType act = model->activation();
   const int64_t tokens = batch.num_tokens();
   const TensorView hidden(block.hidden, act, {tokens, c.hidden_size});
-  HEARTH_TRY(ops.embedding({.tokens = batch.tokens, .table = weights.embedding, .out = hidden}, exec));
+  HEARTH_TRY(ops.embedding(
+      {.tokens = batch.tokens, .table = weights.embedding, .out = hidden, .sampled = batch.sampled}, exec));
   HEARTH_TRY(ops.rope_table({.positions = batch.positions,
                              .inv_freq = weights.inv_freq,
                              .scale = static_cast<float>(c.rope_scaling.attention_factor),
@@ -135,7 +136,7 @@ Status StepWork::write_logits() {
   const TensorView hidden(block.hidden, act, {batch.num_tokens(), c.hidden_size});
   const TensorView last(block.normed, act, {rows, c.hidden_size});
   // The embedding op is a gather of rows.
-  HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last}, exec));
+  HEARTH_TRY(ops.embedding({.tokens = batch.logit_rows, .table = hidden, .out = last, .sampled = {}}, exec));
   const float eps = static_cast<float>(c.rms_norm_eps);
   HEARTH_TRY(ops.rmsnorm({.x = last, .weight = weights.final_norm, .out = last, .eps = eps}, exec));
   return run_linear(weights.lm_head, lm_head_op(), last, {}, TensorView(logits, DType::kF32, {rows, c.vocab_size}),
@@ -210,6 +211,9 @@ Status ForwardBuffers::plan_copies(const Model& model, ThreadPool& pool) {
                                                        .slots = limits_.sample_slots,
                                                        .context = limits_.max_context}));
   }
+  for (UnderWay& turn : turns_) {
+    HEARTH_TRY_ASSIGN(turn.mark, queue_->create_mark());
+  }
   step_exec_.stream = queue_->stream();
   step_exec_.staged = staging_.memory();
   exec_.workspace = {host_workspace_.data(), static_cast<size_t>(host_workspace_.size_bytes())};
@@ -229,7 +233,7 @@ Status ForwardBuffers::run_on_device(const Model& model, const StepBatch& step, 
   if (DecodeSteps::Entry* const decode = decode_.find(step, kv)) {
     // What the embedding op looks at in every other step.
     for (size_t t = 0; t < step.tokens.size(); ++t)
-      if (step.tokens[t] < 0 || step.tokens[t] >= model.config().vocab_size)
+      if (step.tokens[t] < -step.sampled.rows || step.tokens[t] >= model.config().vocab_size)
         return invalid_argument("step: token {} has id {}, wanted 0 to {}", t, step.tokens[t],
                                 model.config().vocab_size - 1);
     HEARTH_TRY(staging_.stage_padded(step, decode->shape, *queue_));
@@ -250,7 +254,9 @@ Status ForwardBuffers::record_decode(const Model& model, const KvView& kv, std::
                               .max_context = contexts[i],
                               .block_stride = (contexts[i] + kv.layout.block_tokens - 1) / kv.layout.block_tokens,
                               .dummy_block = kv.dummy_block};
-      HEARTH_TRY_ASSIGN(const StepBatch staged, staging_.stage_padded({}, shape, *queue_));
+      StepBatch nothing;
+      nothing.sampled = sampler_.ids();
+      HEARTH_TRY_ASSIGN(const StepBatch staged, staging_.stage_padded(nothing, shape, *queue_));
       StepWork work{&model, staged, kv, step_exec_, block_, logits_};
       if (i + 1 == contexts.size()) HEARTH_TRY(work.run(comm));
       HEARTH_TRY(queue_->synchronize());
@@ -285,19 +291,60 @@ Result<ConstTensorView> forward(const Model& model, const StepBatch& step, const
   return buffers.logits_on_host(logits);
 }
 
+bool ForwardBuffers::can_follow(std::span<const SampleRow> rows) const {
+  if (under_way() == 0) return true;
+  const UnderWay& last = turns_[static_cast<size_t>((started_ - 1) % kMostUnderWay)];
+  return !last.sampled && sampler_.takes_at_once(rows) && std::ranges::none_of(rows, reads_history);
+}
+
+Status ForwardBuffers::start(const Model& model, const StepBatch& batch, const KvView& kv, Comm& comm,
+                             std::span<const SampleRow> rows, std::span<SampleResult> results) {
+  HEARTH_CHECK(under_way() < kMostUnderWay && can_follow(rows), "a step behind {} that have not finished", under_way());
+  StepBatch step = batch;
+  step.sampled = {};
+  if (under_way() > 0) step.sampled = sampler_.ids();
+  HEARTH_TRY_ASSIGN(const ConstTensorView logits, run(model, step, kv, comm));
+  UnderWay& turn = turns_[static_cast<size_t>(started_ % kMostUnderWay)];
+  const SampleArgs sampling{.logits = logits, .rows = rows, .results = results};
+  turn.sampled = !sampler_.takes_at_once(rows);
+  if (!turn.sampled) {
+    HEARTH_TRY(sampler_.begin(sampling, *queue_, step_exec_));
+    HEARTH_TRY(turn.mark->set());
+  } else if (sampler_.takes(rows)) {
+    turn.status = sampler_.sample(sampling, *queue_, step_exec_);
+    // The step's arrays stay until all of it is done, whatever became of the rows.
+    HEARTH_TRY(queue_->synchronize());
+  } else {
+    HEARTH_TRY_ASSIGN(const ConstTensorView on_host, logits_on_host(logits));
+    turn.status = {};
+    if (!rows.empty()) turn.status = model.ops().sample({.logits = on_host, .rows = rows, .results = results}, exec());
+  }
+  ++started_;
+  return {};
+}
+
+Result<bool> ForwardBuffers::is_done() {
+  HEARTH_CHECK(under_way() > 0, "no step is under way");
+  UnderWay& turn = turns_[static_cast<size_t>(finished_ % kMostUnderWay)];
+  if (turn.sampled) return true;
+  return turn.mark->reached();
+}
+
+Status ForwardBuffers::finish() {
+  HEARTH_CHECK(under_way() > 0, "no step is under way");
+  UnderWay& turn = turns_[static_cast<size_t>(finished_++ % kMostUnderWay)];
+  if (turn.sampled) return std::move(turn.status);
+  if (Status waited = turn.mark->wait(); !waited) {
+    sampler_.drop();
+    return waited;
+  }
+  return sampler_.end();
+}
+
 Status forward_and_sample(const Model& model, const StepBatch& step, const KvView& kv, Comm& comm,
                           ForwardBuffers& buffers, std::span<const SampleRow> rows, std::span<SampleResult> results) {
-  HEARTH_TRY_ASSIGN(const ConstTensorView logits, buffers.run(model, step, kv, comm));
-  if (buffers.sampler_.takes(rows)) {
-    Status sampled = buffers.sampler_.sample({.logits = logits, .rows = rows, .results = results}, *buffers.queue_,
-                                             buffers.step_exec_);
-    // The step's arrays stay until all of it is done, whatever became of the rows.
-    HEARTH_TRY(buffers.queue_->synchronize());
-    return sampled;
-  }
-  HEARTH_TRY_ASSIGN(const ConstTensorView on_host, buffers.logits_on_host(logits));
-  if (rows.empty()) return {};
-  return model.ops().sample({.logits = on_host, .rows = rows, .results = results}, buffers.exec());
+  HEARTH_TRY(buffers.start(model, step, kv, comm, rows, results));
+  return buffers.finish();
 }
 
 }  // namespace hearth

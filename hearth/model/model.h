@@ -7,6 +7,7 @@
 //       agree.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 
@@ -106,10 +107,25 @@ class ForwardBuffers {
   // model is one rank of several. REQUIRES: `model` is the one of create(); no step is under way.
   Status record_decode(const Model& model, const KvView& kv, std::span<const int64_t> batches);
 
+  // forward_and_sample() in two halves, so that a step can be put behind one that still runs. start() returns once the
+  // step is in the device's queue; where rows are sampled on the host it has done all of it. finish() waits for the oldest
+  // step that was started, and has its results. What was handed to start() stays until then, but for the arrays of
+  // `batch`. Tokens below 0 name rows of the step that was started last, if that has not finished (SampledIds).
+  // Errors: those of forward_and_sample(); a step whose start() failed is none.
+  // REQUIRES: fewer than kMostUnderWay steps are; all have finished unless can_follow(rows).
+  static constexpr int64_t kMostUnderWay = DeviceSampler::kMostBegun;
+  Status start(const Model& model, const StepBatch& batch, const KvView& kv, Comm& comm,
+               std::span<const SampleRow> rows, std::span<SampleResult> results);
+  Status finish();
+  // Whether finish() would not wait.
+  Result<bool> is_done();
+  int64_t under_way() const { return started_ - finished_; }
+  // Whether a step that samples `rows` can be started before the one before has finished: no row's tokens so far are
+  // read, and both are sampled where they run.
+  bool can_follow(std::span<const SampleRow> rows) const;
+
  private:
   friend Result<ConstTensorView> forward(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&);
-  friend Status forward_and_sample(const Model&, const StepBatch&, const KvView&, Comm&, ForwardBuffers&,
-                                   std::span<const SampleRow>, std::span<SampleResult>);
   friend class StepProfiler;
   ForwardBuffers() = default;
   Status plan_copies(const Model& model, ThreadPool& pool);
@@ -131,6 +147,13 @@ class ForwardBuffers {
   StepStaging staging_;
   Buffer host_logits_, host_workspace_;
   DeviceSampler sampler_;
+  struct UnderWay {
+    bool sampled = false;  // by start()
+    Status status;         // then
+    std::unique_ptr<QueueMark> mark;
+  };
+  std::array<UnderWay, kMostUnderWay> turns_;
+  int64_t started_ = 0, finished_ = 0;
   DecodeSteps decode_;  // goes before queue_
 };
 

@@ -125,6 +125,14 @@ Status Runner::step_and_sample(std::span<const SlotTokens> feeds, std::span<cons
   return sampled;
 }
 
+Status Runner::start(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows,
+                     std::span<SampleResult> results) {
+  HEARTH_TRY_ASSIGN(const StepBatch batch, gather(feeds));
+  HEARTH_TRY(buffers_.start(*model_, batch, kv_, comm_, rows, results));
+  advance(feeds);
+  return {};
+}
+
 Result<StepProfile> Runner::profile(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows, int64_t rounds,
                                     const Clock& clock) {
   HEARTH_TRY_ASSIGN(const StepBatch batch, gather(feeds));

@@ -63,6 +63,12 @@ class Runner {
   Status step_and_sample(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows,
                          std::span<SampleResult> results);
 
+  // The same in two halves (ForwardBuffers::start()): tokens below 0 name rows of the step that was started last. Contexts
+  // have grown once it is started.
+  Status start(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows, std::span<SampleResult> results);
+  Status finish() { return buffers_.finish(); }
+  bool can_follow(std::span<const SampleRow> rows) const { return buffers_.can_follow(rows); }
+
   // Where the time of that step goes (step_profile.h). No slot changes, but the keys and values behind their contexts.
   Result<StepProfile> profile(std::span<const SlotTokens> feeds, std::span<const SampleRow> rows, int64_t rounds,
                               const Clock& clock);

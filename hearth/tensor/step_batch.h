@@ -10,8 +10,19 @@
 
 namespace hearth {
 
+// What the step before sampled where this one runs: ids that the host need not know yet. Token -1 - r of a step is
+// that of row r.
+struct SampledIds {
+  const int32_t* first = nullptr;  // where the step runs
+  int64_t stride = 0;              // from one row to the next
+  int64_t rows = 0;
+
+  // Where the host may read them. A row without an id (its logits were bad) has 0.
+  int32_t id_of(int32_t token) const { return token >= 0 ? token : std::max(0, first[(-1 - token) * stride]); }
+};
+
 struct StepBatch {
-  std::span<const int32_t> tokens;       // [T] token ids
+  std::span<const int32_t> tokens;       // [T] token ids, or names of `sampled`
   std::span<const int32_t> positions;    // [T] position of each token in its sequence
   std::span<const int32_t> query_start;  // [S + 1] tokens of sequence s are [query_start[s], query_start[s + 1])
   std::span<const int32_t> context_len;  // [S] tokens of the sequence in the KV cache after this step
@@ -22,6 +33,7 @@ struct StepBatch {
   // No context_len is larger, now and whenever the same launches run again over new contents of these arrays: what an
   // op plans its grid and its scratch for. 0: the largest context_len.
   int64_t max_context = 0;
+  SampledIds sampled;
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_sequences() const { return static_cast<int64_t>(context_len.size()); }

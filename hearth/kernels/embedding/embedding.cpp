@@ -17,7 +17,7 @@ Status validate(const EmbeddingArgs& args) {
   HEARTH_TRY(check_matrix(kOp, "out", args.out, static_cast<int64_t>(args.tokens.size()), hidden));
   HEARTH_TRY(check_float(kOp, "out", args.out));
   for (size_t t = 0; t < args.tokens.size(); ++t)
-    if (args.tokens[t] < 0 || args.tokens[t] >= vocab)
+    if (args.tokens[t] < -args.sampled.rows || args.tokens[t] >= vocab)
       return invalid_argument("{}: token {} has id {}, wanted 0 to {}", kOp, t, args.tokens[t], vocab - 1);
   return {};
 }

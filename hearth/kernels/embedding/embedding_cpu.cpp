@@ -22,7 +22,7 @@ template <class W, class T>
 void embedding_rows(const EmbeddingArgs& args, int64_t begin, int64_t end) {
   const int64_t hidden = args.out.cols();
   for (int64_t t = begin; t < end; ++t) {
-    const W* from = args.table.row<W>(args.tokens[t]);
+    const W* from = args.table.row<W>(args.sampled.id_of(args.tokens[t]));
     T* to = args.out.row<T>(t);
     if constexpr (std::is_same_v<W, T>) {
       std::memcpy(to, from, hidden * sizeof(T));

@@ -8,7 +8,7 @@ namespace {
 template <class W, class T>
 void copy_rows(const EmbeddingArgs& args) {
   for (size_t t = 0; t < args.tokens.size(); ++t) {
-    const W* from = args.table.row<W>(args.tokens[t]);
+    const W* from = args.table.row<W>(args.sampled.id_of(args.tokens[t]));
     T* to = args.out.row<T>(static_cast<int64_t>(t));
     for (int64_t i = 0; i < args.out.cols(); ++i) to[i] = from_float<T>(to_float(from[i]));
   }

@@ -13,6 +13,7 @@ constexpr int kThreads = 128;
 template <class W, class T>
 struct EmbeddingParams {
   const int32_t* tokens;  // [blocks]
+  SampledIds sampled;
   const W* table;
   T* out;
   int64_t table_stride, out_stride, hidden;
@@ -22,7 +23,9 @@ template <class W, class T>
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams<W, T> p) {
   sm90::pdl_launch_next();
   sm90::pdl_wait();
-  const W* const from = p.table + p.tokens[blockIdx.x] * p.table_stride;
+  int64_t id = p.tokens[blockIdx.x];
+  if (id < 0) id = max(0, p.sampled.first[(-1 - id) * p.sampled.stride]);  // SampledIds::id_of()
+  const W* const from = p.table + id * p.table_stride;
   T* const to = p.out + blockIdx.x * p.out_stride;
   for (int64_t i = threadIdx.x; i < p.hidden; i += kThreads) to[i] = sm90::narrow<T>(sm90::widen(from[i]));
 }
@@ -30,6 +33,7 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams<W, 
 template <class W, class T>
 Status start(const EmbeddingArgs& args, const int32_t* tokens, ExecContext& exec) {
   const EmbeddingParams<W, T> params{tokens,
+                                     args.sampled,
                                      static_cast<const W*>(args.table.data),
                                      static_cast<T*>(args.out.data),
                                      args.table.row_stride,

@@ -2,6 +2,7 @@
 #include "hearth/kernels/sample/device_sampler.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "hearth/base/check.h"
@@ -31,9 +32,12 @@ Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp
   out.plan_ = plan;
   out.op_ = op;
   const int64_t results = align64(plan.rows * kVerdictBytes) + plan.rows * kCandidateBytes;
-  HEARTH_TRY_ASSIGN(out.host_block_, memory.allocate_staging(block_bytes(plan, plan.rows)).with_context("sampling"));
+  for (Begun& turn : out.turns_) {
+    HEARTH_TRY_ASSIGN(turn.block, memory.allocate_staging(block_bytes(plan, plan.rows)).with_context("sampling"));
+    HEARTH_TRY_ASSIGN(turn.results, memory.allocate_staging(results).with_context("sampling"));
+    std::memset(turn.results.data(), 0, static_cast<size_t>(results));
+  }
   HEARTH_TRY_ASSIGN(out.block_, memory.allocate(block_bytes(plan, plan.rows)).with_context("sampling"));
-  HEARTH_TRY_ASSIGN(out.host_results_, memory.allocate_staging(results).with_context("sampling"));
   HEARTH_TRY_ASSIGN(out.results_, memory.allocate(results).with_context("sampling"));
   const int64_t scratch = 4 * plan.adjusted_rows * (plan.vocab + kMostListedChanges);
   HEARTH_TRY_ASSIGN(out.scratch_, memory.allocate(scratch).with_context("sampling"));
@@ -42,8 +46,7 @@ Result<DeviceSampler> DeviceSampler::create(const Memory& memory, SamplePackedOp
   HEARTH_TRY_ASSIGN(out.histories_, memory.allocate(out.known_.size_bytes()).with_context("histories of sampling"));
   // Candidates come back whole, also those that no row asked for.
   HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue().with_context("sampling"));
-  std::memset(out.host_results_.data(), 0, static_cast<size_t>(results));
-  HEARTH_TRY(queue->copy_in(out.results_.data(), {out.host_results_.data(), static_cast<size_t>(results)}));
+  HEARTH_TRY(queue->copy_in(out.results_.data(), {out.turns_[0].results.data(), static_cast<size_t>(results)}));
   HEARTH_TRY(queue->synchronize());
   return out;
 }
@@ -83,10 +86,9 @@ Status DeviceSampler::validate_fresh(const SampleArgs& args) {
 
 Status DeviceSampler::sample(const SampleArgs& args, Queue& queue, ExecContext exec) {
   const int64_t rows = std::ssize(args.rows);
+  HEARTH_CHECK(begun_ == ended_, "sampling behind {} samples that have not ended", begun_ - ended_);
   HEARTH_CHECK(rows <= plan_.rows, "sampling {} rows; planned for {}", rows, plan_.rows);
   HEARTH_TRY(validate_fresh(args));
-  HEARTH_CHECK(args.logits.cols() == plan_.vocab, "sampling rows of {}; planned for {}", args.logits.cols(),
-               plan_.vocab);
   if (rows == 0) return queue.synchronize();
   Status first_bad;  // of the rows' own, whose logits say nothing
   for (int64_t begin = 0, count = 0; begin < rows; begin += count) {
@@ -96,32 +98,68 @@ Status DeviceSampler::sample(const SampleArgs& args, Queue& queue, ExecContext e
     while (count > 1 && !bytes_of(some_of(args.rows))) count /= 2;
     const SampleArgs some{
         .logits = args.logits.slice_rows(begin, count), .rows = some_of(args.rows), .results = some_of(args.results)};
-    if (Status sampled = sample_at_once(some, queue, exec); !sampled) {
+    Status sampled = enqueue(some, queue, exec);
+    if (sampled) sampled = queue.synchronize();
+    if (!sampled) {
+      ended_ = begun_;
       known_.forget();
       return sampled;
     }
-    const auto found = static_cast<size_t>(count);
-    Status unpacked = unpack_samples(
-        some, {at<SampleVerdict>(host_results_), found},
-        {at<SampleCandidate>(host_results_, align64(plan_.rows * kVerdictBytes)), found * kMaxTopLogprobs});
+    Status unpacked = end();
     if (first_bad) first_bad = std::move(unpacked);
   }
   return first_bad;
 }
 
-// To verdicts and candidates on the host.
-Status DeviceSampler::sample_at_once(const SampleArgs& args, Queue& queue, ExecContext exec) {
+bool DeviceSampler::takes_at_once(std::span<const SampleRow> rows) const {
+  return takes(rows) && (rows.empty() || bytes_of(rows));
+}
+
+Status DeviceSampler::begin(const SampleArgs& args, Queue& queue, ExecContext exec) {
+  HEARTH_CHECK(begun_ - ended_ < kMostBegun, "more than {} samples under way", kMostBegun);
+  HEARTH_TRY(validate_fresh(args));
+  Status begun = enqueue(args, queue, exec);
+  if (!begun) known_.forget();
+  return begun;
+}
+
+Status DeviceSampler::end() {
+  HEARTH_CHECK(ended_ < begun_, "no sample is under way");
+  const Begun& turn = turns_[static_cast<size_t>(ended_++ % kMostBegun)];
+  const size_t rows = turn.args.rows.size();
+  return unpack_samples(
+      turn.args, {at<SampleVerdict>(turn.results), rows},
+      {at<SampleCandidate>(turn.results, align64(plan_.rows * kVerdictBytes)), rows * kMaxTopLogprobs});
+}
+
+void DeviceSampler::drop() {
+  ++ended_;
+  known_.forget();
+}
+
+SampledIds DeviceSampler::ids() const {
+  static_assert(offsetof(SampleVerdict, token) == 0 && kVerdictBytes % 4 == 0);
+  return {.first = at<int32_t>(results_), .stride = kVerdictBytes / 4, .rows = plan_.rows};
+}
+
+// The work of a sample, which counts as begun.
+Status DeviceSampler::enqueue(const SampleArgs& args, Queue& queue, ExecContext exec) {
   const int64_t rows = std::ssize(args.rows), candidates_at = align64(plan_.rows * kVerdictBytes);
+  Begun& turn = turns_[static_cast<size_t>(begun_ % kMostBegun)];
+  turn.args = args;
+  if (rows == 0) return ++begun_, Status();
   const std::optional<int64_t> bytes = bytes_of(args.rows);
-  HEARTH_CHECK(bytes, "sampling {} rows whose lists are longer than planned", rows);
-  const std::span<std::byte> block(host_block_.data(), static_cast<size_t>(*bytes));
+  HEARTH_CHECK(bytes && args.logits.cols() == plan_.vocab, "sampling {} rows of {} tokens; planned for {} of {}", rows,
+               args.logits.cols(), plan_.rows, plan_.vocab);
+  const std::span<std::byte> block(turn.block.data(), static_cast<size_t>(*bytes));
   pack_samples(args.rows, plan_.vocab, known_, block);
   HEARTH_TRY(queue.copy_in(block_.data(), block));
   HEARTH_TRY(op_(packed(args.logits), exec));
   const bool with_top = std::ranges::any_of(args.rows, [](const SampleRow& row) { return row.top_logprobs > 0; });
   const int64_t wanted = with_top ? candidates_at + rows * kCandidateBytes : rows * kVerdictBytes;
-  HEARTH_TRY(queue.copy_out({host_results_.data(), static_cast<size_t>(wanted)}, results_.data()));
-  return queue.synchronize();
+  HEARTH_TRY(queue.copy_out({turn.results.data(), static_cast<size_t>(wanted)}, results_.data()));
+  ++begun_;
+  return {};
 }
 
 }  // namespace hearth

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // DeviceSampler: samples from logits where they lie, and brings tokens back instead of logits. Owns the block that the
 // rows travel in, the device's scratch and the verdicts, all of it planned at creation.
-// One owner; one call at a time, over one queue.
+// One owner; one call at a time, over one queue. Samples may be begun behind one that is under way, kMostBegun in all.
 #pragma once
+
+#include <array>
 
 #include "hearth/kernels/sample/sample_packed.h"
 #include "hearth/memory/memory.h"
+#include "hearth/tensor/step_batch.h"
 
 namespace hearth {
 
@@ -30,21 +33,39 @@ class DeviceSampler {
   // REQUIRES: takes(args.rows); exec is the queue's.
   Status sample(const SampleArgs& args, Queue& queue, ExecContext exec);
 
+  // The same in halves. begin() puts the work into the queue and waits for nothing; end() makes the results of the oldest
+  // that was begun, once the queue is through with it. `args.rows` and `results` stay until then.
+  // REQUIRES: takes_at_once(args.rows); where a row reads its history, all that was begun has ended.
+  static constexpr int64_t kMostBegun = 2;
+  bool takes_at_once(std::span<const SampleRow> rows) const;
+  Status begin(const SampleArgs& args, Queue& queue, ExecContext exec);
+  Status end();
+  // In place of end(), where the device did not come so far: it knows no history.
+  void drop();
+  // The ids of what was begun last, on the device.
+  SampledIds ids() const;
+
   // For benchmarks: what sample() hands to the op, after a call of it.
   SamplePackedArgs packed(ConstTensorView logits) const;
 
  private:
   std::optional<int64_t> bytes_of(std::span<const SampleRow> rows) const;  // packed; nothing where they do not fit
   Status validate_fresh(const SampleArgs& args);
-  Status sample_at_once(const SampleArgs& args, Queue& queue, ExecContext exec);
+  Status enqueue(const SampleArgs& args, Queue& queue, ExecContext exec);
 
   Plan plan_;
   SamplePackedOp op_ = nullptr;
   SampleHistories known_;
   std::vector<SampleRow> fresh_rows_;  // of a call, with what the device does not know of their histories
-  Buffer host_block_, block_;          // the packed rows
-  Buffer host_results_, results_;      // verdicts, then candidates
-  Buffer scratch_;                     // of changed logits
+  struct Begun {
+    SampleArgs args;
+    Buffer block, results;  // the host's
+  };
+  std::array<Begun, kMostBegun> turns_;
+  int64_t begun_ = 0, ended_ = 0;
+  Buffer block_;    // the packed rows
+  Buffer results_;  // verdicts, then candidates
+  Buffer scratch_;  // of changed logits
   Buffer histories_;
 };
 

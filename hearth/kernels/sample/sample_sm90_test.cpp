@@ -207,16 +207,16 @@ TEST(SampleSm90, EqualsTheCpuWithLongHistories) {
 TEST(SampleSm90, HistoriesStayOnTheDevice) {
   for (const int64_t count : {5, 20, 64}) {
     if (count > 64 / one_case_in() + 1) break;  // a sanitizer checks every access of shared memory
-    constexpr int64_t kVocab = 20011;
+    const int64_t vocab = 20011 / one_case_in();
     const uint64_t seed = 6100 + static_cast<uint64_t>(count);
     SCOPED_TRACE(fmt::format("seed {}, {} rows", seed, count));
-    Bench bench(count, kVocab, 12000);
+    Bench bench(count, vocab, 12000);
     bench.refill(0, count, seed);
     Random random(seed);
     std::vector<SampleRow> rows(static_cast<size_t>(count));
     std::vector<Extras> extras(rows.size());
     const auto more = [&](std::vector<int32_t>& to, int64_t tokens) {
-      for (; tokens > 0; --tokens) to.push_back(static_cast<int32_t>(random.below(kVocab) / (1 + random.below(50))));
+      for (; tokens > 0; --tokens) to.push_back(static_cast<int32_t>(random.below(vocab) / (1 + random.below(50))));
     };
     const int64_t steps = std::max<int64_t>(40 / one_case_in(), 3);
     for (int64_t step = 0; step < steps; ++step) {
@@ -227,7 +227,7 @@ TEST(SampleSm90, HistoriesStayOnTheDevice) {
           const uint64_t sequence = rows[r].sequence + 1;
           own = {};
           rows[r] = {};
-          fill_row(random, kVocab, rows[r], own);
+          fill_row(random, vocab, rows[r], own);
           rows[r].params.repetition_penalty = 1.1f;
           rows[r].forced_token = -1;
           rows[r].slot = count - 1 - static_cast<int64_t>(r);

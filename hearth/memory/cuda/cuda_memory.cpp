@@ -20,6 +20,18 @@ class CudaRecording final : public Recording {
   const Stream& stream_;
 };
 
+class CudaMark final : public QueueMark {
+ public:
+  CudaMark(Event event, const Stream& stream) : event_(std::move(event)), stream_(stream) {}
+  Status set() override { return event_.record(stream_); }
+  Result<bool> reached() override { return event_.reached(); }
+  Status wait() override { return event_.synchronize(); }
+
+ private:
+  Event event_;
+  const Stream& stream_;
+};
+
 class CudaQueue final : public Queue {
  public:
   explicit CudaQueue(Stream stream) : stream_(std::move(stream)) {}
@@ -40,6 +52,10 @@ class CudaQueue final : public Queue {
     return {};
   }
   Status synchronize() override { return stream_.synchronize(); }
+  Result<std::unique_ptr<QueueMark>> create_mark() override {
+    HEARTH_TRY_ASSIGN(Event event, Event::create());
+    return std::unique_ptr<QueueMark>(std::make_unique<CudaMark>(std::move(event), stream_));
+  }
   Result<std::unique_ptr<Recording>> record(std::function<Status()> body) override {
     HEARTH_TRY_ASSIGN(Graph graph, Graph::capture(stream_, body));
     return std::unique_ptr<Recording>(std::make_unique<CudaRecording>(std::move(graph), stream_));

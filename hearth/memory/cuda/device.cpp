@@ -197,6 +197,20 @@ Status Event::record(const Stream& stream) {
   return {};
 }
 
+Result<bool> Event::reached() const {
+  HEARTH_TRY(enter_cuda_device());
+  const cudaError_t error = cudaEventQuery(event_of(handle_));
+  if (error == cudaErrorNotReady) return false;
+  HEARTH_CUDA_TRY(error);
+  return true;
+}
+
+Status Event::synchronize() const {
+  HEARTH_TRY(enter_cuda_device());
+  HEARTH_CUDA_TRY(cudaEventSynchronize(event_of(handle_)));
+  return {};
+}
+
 Result<double> Event::us_since(const Event& start) const {
   float milliseconds = 0;
   HEARTH_TRY(enter_cuda_device());

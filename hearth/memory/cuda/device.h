@@ -120,6 +120,9 @@ class Event {
   static Result<Event> create();
 
   Status record(const Stream& stream);
+  // Of what was recorded last.
+  Result<bool> reached() const;
+  Status synchronize() const;
   // Microseconds from `start` to this one; both recorded. Waits for this one.
   Result<double> us_since(const Event& start) const;
 
