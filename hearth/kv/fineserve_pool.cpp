@@ -204,7 +204,7 @@ Result<std::vector<KvMove>> FineServePool::resize(int64_t slabs) {
   return unsupported("FineServe's pool keeps its size, {} slabs are wanted", slabs);
 }
 
-PrefixChain FineServePool::root(KvModelId model, uint64_t salt) const {
+PrefixChain FineServePool::root(KvModelId model, std::string_view salt) const {
   return {{}, static_cast<uint64_t>(model), salt};
 }
 

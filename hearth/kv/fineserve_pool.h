@@ -30,6 +30,7 @@ class FineServePool final : public KvPool {
                                                        uint64_t seed);
 
   int64_t most(KvModelId model) const override;
+  int64_t live(KvModelId model) const override { return live_[static_cast<size_t>(model)]; }
   int64_t available(KvModelId model) const override;
   bool allocate(KvModelId model, int64_t count, std::vector<KvBlock>& blocks) override;
   void retain(std::span<const KvBlock> blocks) override;
@@ -45,7 +46,7 @@ class FineServePool final : public KvPool {
   Result<KvModelId> add_model(const KvModelSpec& spec) override;
   void remove_model(KvModelId) override {}
   Status set_limits(KvModelId model, const KvLimits& limits) override;
-  PrefixChain root(KvModelId model, uint64_t salt) const override;
+  PrefixChain root(KvModelId model, std::string_view salt) const override;
   KvHit hit(KvModelId, std::span<const PrefixKey>) const override { return {}; }
   int64_t match(KvModelId, std::span<const PrefixKey>, std::vector<KvBlock>&) override { return 0; }
   void publish(KvBlock, const PrefixKey&) override {}

@@ -14,6 +14,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "hearth/base/result.h"
@@ -98,6 +99,8 @@ class KvPool {
   // ---- blocks
   // The most it can ever have, all others idle. A request that needs more never fits.
   virtual int64_t most(KvModelId model) const = 0;
+  // Blocks that sequences hold.
+  virtual int64_t live(KvModelId model) const = 0;
   // allocate() succeeds for every count up to this one, and for no larger one.
   virtual int64_t available(KvModelId model) const = 0;
   // Appends `count` blocks with one reference each; false: none taken. Evicts caches, never live blocks.
@@ -111,7 +114,7 @@ class KvPool {
   virtual int64_t offset_bytes(KvBlock block) const = 0;
 
   // ---- prefix cache; keys from a PrefixChain of root(), one for each whole block
-  virtual PrefixChain root(KvModelId model, uint64_t salt) const = 0;
+  virtual PrefixChain root(KvModelId model, std::string_view salt) const = 0;
   virtual KvHit hit(KvModelId model, std::span<const PrefixKey> keys) const = 0;
   // Appends the blocks of the longest prefix that is there and that the quota lets it have, retained.
   // Returns how many.
@@ -140,8 +143,8 @@ class KvPool {
   virtual void end_window() = 0;
 
   // ---- slabs
-  // Empties nearly empty slabs into the holes of fuller ones, while fewer slabs are empty than the high watermark
-  // wants. At most max_bytes are moved.
+  // Empties nearly empty slabs into the holes of fuller ones, while fewer slabs have no live blocks than the high
+  // watermark or what is kept for models asks for. At most max_bytes are moved.
   virtual std::vector<KvMove> compact(int64_t max_bytes) = 0;
   // The pool ends after `slabs` from now on; what is live behind that moves. Evicts and compacts as far as needed.
   // ResourceExhausted, with the arithmetic: live blocks need more slabs, or guarantees do; nothing was changed.

@@ -57,8 +57,9 @@ PrefixKey siphash128(const std::array<uint64_t, 2>& secret, std::span<const uint
   return key;
 }
 
-PrefixChain::PrefixChain(const std::array<uint64_t, 2>& secret, uint64_t model, uint64_t salt) : secret_(secret) {
-  last_ = siphash128(secret, std::array{model, salt}, {});
+PrefixChain::PrefixChain(const std::array<uint64_t, 2>& secret, uint64_t model, std::string_view salt)
+    : secret_(secret) {
+  last_ = siphash128(secret, std::array{model}, std::as_bytes(std::span(salt)));
 }
 
 PrefixKey PrefixChain::next(std::span<const int32_t> block_tokens) {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace hearth {
 
@@ -21,8 +22,8 @@ PrefixKey siphash128(const std::array<uint64_t, 2>& secret, std::span<const uint
 // The keys of one sequence, block after block.
 class PrefixChain {
  public:
-  // Sequences share blocks only within (model, salt): the salt is the tenant's, or 0 for one that all share.
-  PrefixChain(const std::array<uint64_t, 2>& secret, uint64_t model, uint64_t salt);
+  // Sequences share blocks only within (model, salt): the salt is the tenant's.
+  PrefixChain(const std::array<uint64_t, 2>& secret, uint64_t model, std::string_view salt);
 
   // The key of the next block. REQUIRES: all of the block's tokens.
   PrefixKey next(std::span<const int32_t> block_tokens);

@@ -40,14 +40,14 @@ TEST(PrefixChain, KeysNameModelSaltAndAllTokensBefore) {
     ((last = chain.next(blocks)), ...);
     return last;
   };
-  const PrefixKey ab = keys({secret, 7, 0}, a, b);
-  EXPECT_EQ(ab, keys({secret, 7, 0}, a, b));
-  EXPECT_NE(ab, keys({secret, 7, 0}, b, b));
-  EXPECT_NE(ab, keys({secret, 7, 0}, b));
-  EXPECT_NE(ab, keys({secret, 7, 0}, b, a));
-  EXPECT_NE(ab, keys({secret, 8, 0}, a, b));
-  EXPECT_NE(ab, keys({secret, 7, 1}, a, b));
-  EXPECT_NE(ab, keys({{1, 3}, 7, 0}, a, b));
+  const PrefixKey ab = keys({secret, 7, ""}, a, b);
+  EXPECT_EQ(ab, keys({secret, 7, ""}, a, b));
+  EXPECT_NE(ab, keys({secret, 7, ""}, b, b));
+  EXPECT_NE(ab, keys({secret, 7, ""}, b));
+  EXPECT_NE(ab, keys({secret, 7, ""}, b, a));
+  EXPECT_NE(ab, keys({secret, 8, ""}, a, b));
+  EXPECT_NE(ab, keys({secret, 7, "a"}, a, b));
+  EXPECT_NE(ab, keys({{1, 3}, 7, ""}, a, b));
 }
 
 }  // namespace

@@ -144,6 +144,12 @@ int64_t SlabPool::needed_for_kept(int32_t format) const {
                      std::max<int64_t>(0, uses_[static_cast<size_t>(format)].owed - slabs_.format(format).room));
 }
 
+int64_t SlabPool::needed_for_kept() const {
+  int64_t slabs = 0;
+  for (int32_t f = 0; f < slabs_.formats(); ++f) slabs += needed_for_kept(f);
+  return slabs;
+}
+
 SlabPool::Supply SlabPool::supply(const Model& model) const {
   const int64_t all = slabs_.empty() + slabs_.idle();
   int64_t others = 0;

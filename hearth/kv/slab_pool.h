@@ -39,6 +39,7 @@ class SlabPool final : public KvPool {
   Status set_limits(KvModelId model, const KvLimits& limits) override;
 
   int64_t most(KvModelId model) const override;
+  int64_t live(KvModelId model) const override { return at(model).live; }
   int64_t available(KvModelId model) const override;
   bool allocate(KvModelId model, int64_t count, std::vector<KvBlock>& blocks) override;
   void retain(std::span<const KvBlock> blocks) override;
@@ -46,7 +47,7 @@ class SlabPool final : public KvPool {
   bool shared(KvBlock block) const override { return live_block(block).references > 1; }
   int64_t offset_bytes(KvBlock block) const override { return slabs_.offset_bytes(live_block(block).at); }
 
-  PrefixChain root(KvModelId model, uint64_t salt) const override;
+  PrefixChain root(KvModelId model, std::string_view salt) const override;
   KvHit hit(KvModelId model, std::span<const PrefixKey> keys) const override;
   int64_t match(KvModelId model, std::span<const PrefixKey> keys, std::vector<KvBlock>& blocks) override;
   void publish(KvBlock block, const PrefixKey& key) override;
@@ -110,6 +111,7 @@ class SlabPool final : public KvPool {
   void count_limits(const Model& model, int64_t sign);
   int64_t least_slabs(int32_t format, int64_t blocks) const;
   int64_t needed_for_kept(int32_t format) const;
+  int64_t needed_for_kept() const;
   Supply supply(const Model& model) const;
   void set_live(Model& model, int64_t live);
   int32_t slab_to_fill(const Model& model, int64_t count);

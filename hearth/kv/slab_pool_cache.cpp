@@ -11,7 +11,7 @@
 
 namespace hearth {
 
-PrefixChain SlabPool::root(KvModelId model, uint64_t salt) const { return {secret_, at(model).serial, salt}; }
+PrefixChain SlabPool::root(KvModelId model, std::string_view salt) const { return {secret_, at(model).serial, salt}; }
 
 KvHit SlabPool::hit(KvModelId id, std::span<const PrefixKey> keys) const {
   KvHit hit;

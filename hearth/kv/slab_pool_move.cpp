@@ -55,7 +55,9 @@ void SlabPool::move_out(int32_t s, std::vector<KvMove>& moves) {
 
 std::vector<KvMove> SlabPool::compact(int64_t max_bytes) {
   std::vector<KvMove> moves;
-  while (slabs_.empty() + slabs_.idle() < watermark_.high()) {
+  // A pool of one format can use its free columns where they are.
+  if (std::ranges::count_if(models_, &Model::there) < 2) return moves;
+  while (slabs_.empty() + slabs_.idle() < std::max(watermark_.high(), needed_for_kept())) {
     const int32_t s = cheapest_to_empty(max_bytes);
     if (s == kNoSlab) break;
     max_bytes -= slabs_.slab(s).live * slabs_.format(slabs_.slab(s).format).block_bytes;

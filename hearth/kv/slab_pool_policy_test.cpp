@@ -32,7 +32,7 @@ class SlabPoolPolicy : public testing::Test {
     return blocks;
   }
   int64_t slab_of(KvBlock block) const { return pool->offset_bytes(block) / kSlabBytes; }
-  std::vector<PrefixKey> keys(KvModelId model, int32_t first, int64_t count, uint64_t salt = 0) const {
+  std::vector<PrefixKey> keys(KvModelId model, int32_t first, int64_t count, std::string_view salt = {}) const {
     std::vector<PrefixKey> keys;
     PrefixChain chain = pool->root(model, salt);
     for (int32_t i = 0; i < count; ++i) {
@@ -183,7 +183,7 @@ TEST_F(SlabPoolPolicy, TenantsAndFormerModelsShareNothing) {
   leave_cached(model, 1, 5);
   EXPECT_EQ(pool->hit(model, keys(model, 1, 7)).blocks, 5);
   EXPECT_EQ(pool->hit(model, keys(model, 1, 7)).revived, 5);
-  EXPECT_EQ(pool->hit(model, keys(model, 1, 5, 9)).blocks, 0);
+  EXPECT_EQ(pool->hit(model, keys(model, 1, 5, "another")).blocks, 0);
   pool->remove_model(model);
   EXPECT_EQ(pool->stats().empty_slabs, 4);
   ASSERT_EQ(add(1), model);
@@ -274,6 +274,7 @@ TEST_F(SlabPoolPolicy, VictimsGainTheFewestTokensPerByte) {
 TEST_F(SlabPoolPolicy, NearlyEmptySlabsAreEmptied) {
   make(4, 1, 2);
   const KvModelId model = add(1);
+  add(2);
   std::vector<std::vector<KvBlock>> slabs;
   for (int i = 0; i < 4; ++i) slabs.push_back(take(model, kColumns));
   pool->release(std::span(slabs[1]).first(14));  // 2 are left
@@ -290,6 +291,22 @@ TEST_F(SlabPoolPolicy, NearlyEmptySlabsAreEmptied) {
   EXPECT_TRUE(std::ranges::any_of(moves, [&](const KvMove& m) {
     return m.from_bytes == from && m.to_bytes == pool->offset_bytes(moved) && m.size_bytes == kUnit;
   }));
+}
+
+// Moves go on until what is kept for a model can be had, whatever the watermarks.
+TEST_F(SlabPoolPolicy, HolesBecomeSlabsForWhatIsKept) {
+  make(4);
+  const KvModelId model = add(1), needy = add(16);
+  std::vector<std::vector<KvBlock>> slabs;
+  for (int i = 0; i < 4; ++i) slabs.push_back(take(model, kColumns));
+  for (const auto& slab : slabs) pool->release(std::span(slab).first(kColumns / 2));
+  EXPECT_TRUE(pool->compact(1 << 20).empty());
+  EXPECT_EQ(pool->available(needy), 0);
+  ASSERT_TRUE(pool->set_limits(needy, {.guarantee = 2, .kept = 2}));
+  EXPECT_EQ(pool->available(needy), 0);
+  EXPECT_EQ(pool->available(model), 0);
+  EXPECT_EQ(pool->compact(1 << 20).size(), 16u);
+  EXPECT_EQ(pool->available(needy), 2);
 }
 
 TEST(SlabPoolDeathTest, RefusesWhatOnlyABugCanAsk) {

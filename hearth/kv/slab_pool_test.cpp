@@ -158,7 +158,7 @@ TEST(SlabPool, AgreesWithANaiveModelUnderRandomOperations) {
     };
     const auto keys_of = [&](const NaiveSequence& s) {
       std::vector<PrefixKey> keys;
-      PrefixChain chain = pool->root(s.model, s.salt);
+      PrefixChain chain = pool->root(s.model, s.salt == 0 ? "" : "another");
       for (const int32_t token : s.tokens) keys.push_back(chain.next({&token, 1}));
       return keys;
     };
