@@ -205,12 +205,12 @@ int32_t SlabPool::slab_to_fill(const Model& model, int64_t count) {
     evict_oldest(mixed);
     return mixed;
   }
-  if (slabs_.slab(idle).format != f) {
+  if (slabs_.slab(idle).format == f && slabs_.slab(idle).free.empty()) {
+    evict_oldest(idle);
+  } else if (slabs_.slab(idle).format != f) {
     evict_cached(idle);
-    return slabs_.cut(f);
   }
-  if (slabs_.slab(idle).free.empty()) evict_oldest(idle);
-  return idle;
+  return slabs_.slab(idle).format < 0 ? slabs_.cut(f) : idle;  // nothing is left in it
 }
 
 KvBlock SlabPool::new_block(KvModelId model) {

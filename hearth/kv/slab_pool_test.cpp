@@ -148,7 +148,7 @@ TEST(SlabPool, AgreesWithANaiveModelUnderRandomOperations) {
     const auto pool = make_pool({.slab_bytes = kSlabBytes, .slabs = slabs, .low_slabs = 2, .high_slabs = 5});
     Naive naive(*pool, slabs);
     std::vector<NaiveSequence> sequences;
-    const std::vector<int64_t> sizes = {64, 64 * 4, 64 * 7, 64 * 7, 64 * 20};
+    const std::vector<int64_t> sizes = {64, 64 * 4, 64 * 7, 64 * 7, 64 * 20, 64 * 31};
 
     const auto content = [](const NaiveSequence& s, int64_t block) {  // of a block: model, salt, and tokens up to it
       uint64_t mix = static_cast<uint64_t>(s.model) * 1000003 + s.salt;
