@@ -237,9 +237,14 @@ void add_engine_rows(Table& t) {
        .kind = kBytes,
        .value_name = "BYTES",
        .max = 1024 * kTi,
-       .unset = "a quarter of the free memory of the device, or what max-num-seqs whole contexts need if that is less",
-       .help = "Memory for the keys and values of each model."},
+       .unset = "a quarter of the free memory of the device; on the CPU no more than what max-num-seqs whole contexts "
+                "of the first model need, or 1Gi",
+       .help = "Memory for keys and values, shared by all models of a device."},
       OfEngine<&EngineOptions::kv_bytes>());
+  t.number({.key = "no-enable-prefix-caching",
+            .kind = kSwitch,
+            .help = "Keys and values go with their request, instead of staying for others that begin alike."},
+           Own<&ServeSettings::no_prefix_caching>());
   t.number({.key = "enforce-eager",
             .kind = kSwitch,
             .help = "On a GPU: starts every kernel of a decode step by itself instead of a recorded graph."},

@@ -36,6 +36,7 @@ struct ServeSettings {
   std::string device = "cpu";
   std::string load_format = "auto";
   bool enforce_eager = false;
+  bool no_prefix_caching = false;
   std::string api_key_file;
   std::string log_level = "info";
   std::string pid_file;

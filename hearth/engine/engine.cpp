@@ -3,6 +3,8 @@
 #include "hearth/engine/engine.h"
 
 #include <algorithm>
+#include <future>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -18,23 +20,43 @@ namespace {
 
 // Rows of logits that a step may want beyond one for each sequence: prompts' logprobs. Bounds their memory.
 constexpr int64_t kPromptRowBytes = int64_t{64} << 20;
+// Of the KV pool on a CPU, where nothing else is asked for.
+constexpr int64_t kLeastDefaultBytes = int64_t{1} << 30;
 constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
 
-int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
-
-// Bytes of a model's KV pool: what is asked for, else a quarter of what is free where the model lies, but no more than
-// max_sequences whole contexts need.
+// Bytes of the KV pool that is made with this model.
 Result<int64_t> kv_pool_bytes(const EngineOptions& options, const ServedModel& model, const KvLayout& layout) {
   if (options.kv_bytes > 0) return options.kv_bytes;
-  HEARTH_TRY_ASSIGN(const int64_t available, model.model->ops().memory().available_bytes());
+  const Memory& memory = model.model->ops().memory();
+  HEARTH_TRY_ASSIGN(const int64_t available, memory.available_bytes());
   int64_t all = 0;
   const int64_t context_bytes = blocks_for(model.max_context, options.block_tokens) * layout.block_bytes();
   if (__builtin_mul_overflow(context_bytes, options.max_sequences, &all)) all = std::numeric_limits<int64_t>::max();
-  return std::min(all, std::max(available / 4, context_bytes));
+  const int64_t quarter = std::max(available / 4, context_bytes);
+  // A CPU's memory is there for others too.
+  return memory.is_host() ? std::min(std::max(all, kLeastDefaultBytes), quarter) : quarter;
 }
 
+// One for each memory in which models lie, as long as any does. Guarded by Impl::adding.
+class KvStores {
+ public:
+  Result<std::shared_ptr<KvStore>> of(const EngineOptions& options, const ServedModel& model, const KvLayout& layout) {
+    const Memory& memory = model.model->ops().memory();
+    std::weak_ptr<KvStore>& known = stores_[&memory];
+    if (auto store = known.lock()) return store;
+    HEARTH_TRY_ASSIGN(const int64_t bytes, kv_pool_bytes(options, model, layout));
+    HEARTH_TRY_ASSIGN(std::shared_ptr<KvStore> store,
+                      KvStore::create(memory, bytes, layout.block_bytes(), options.prefix_cache));
+    known = store;
+    return store;
+  }
+
+ private:
+  std::map<const Memory*, std::weak_ptr<KvStore>> stores_;
+};
+
 Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served, const EngineOptions& options,
-                                               ThreadPool& pool) {
+                                               KvStores& stores, ThreadPool& pool) {
   const ModelConfig& c = served->model->config();
   const int64_t step_tokens = std::max(options.step_tokens, options.max_sequences);
   const int64_t row_bytes = c.vocab_size * static_cast<int64_t>(sizeof(float));
@@ -57,19 +79,9 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
   state->block_tokens = options.block_tokens;
   HEARTH_TRY_ASSIGN(state->kv.layout, KvLayout::make(served->kv_format, c.layers, served->model->local_kv_heads(),
                                                      c.head_dim, options.block_tokens));
-  const KvLayout& layout = state->kv.layout;
-  HEARTH_TRY_ASSIGN(const int64_t pool_bytes, kv_pool_bytes(options, *served, layout));
-  const int64_t blocks = pool_bytes / layout.block_bytes();
-  if (blocks < 1)
-    return invalid_argument("a KV pool of {} bytes holds no block: one of {} tokens has {} bytes", pool_bytes,
-                            options.block_tokens, layout.block_bytes());
-  HEARTH_TRY_ASSIGN(state->kv_memory, served->model->ops()
-                                          .memory()
-                                          .allocate((blocks + 1) * layout.block_bytes())
-                                          .with_context(fmt::format("KV pool of {} blocks", blocks)));
-  state->kv.base = state->kv_memory.data();
-  state->kv.dummy_block = blocks * layout.block_bytes();
-  state->blocks = std::make_unique<FixedBlockPool>(layout.block_bytes(), blocks);
+  HEARTH_TRY_ASSIGN(state->store, stores.of(options, *served, state->kv.layout));
+  state->kv.base = state->store->memory.data();
+  state->kv.dummy_block = state->store->dummy_block;
   if (options.decode_graphs)
     HEARTH_TRY(state->buffers.record_decode(*served->model, state->kv, decode_batches(options.max_sequences)));
   state->sampled.resize(static_cast<size_t>(options.max_sequences));
@@ -105,7 +117,7 @@ struct Engine::Impl {
 
   struct Entry {
     std::shared_ptr<const ServedModel> served;
-    int64_t kv_tokens = 0;  // that the pool holds
+    int64_t kv_tokens = 0;  // that the pool can hold of it
   };
 
   const EngineOptions options;
@@ -116,6 +128,9 @@ struct Engine::Impl {
   WorkerPool grammar_workers;  // for requests with a grammar: a mask may take as long as a hundred other texts
   StepThread steps;
   Planner planner;
+
+  std::mutex adding;  // held while a model is added
+  KvStores stores;    // guarded by adding
 
   std::mutex mutex;
   std::vector<Entry> entries;  // guarded by mutex
@@ -159,20 +174,20 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, Eng
 }
 
 Status Engine::add_model(std::shared_ptr<const ServedModel> model) {
-  const auto known = [&] {
-    return std::ranges::any_of(impl_->entries, [&](const Impl::Entry& e) { return e.served->name == model->name; });
-  };
+  const std::lock_guard adding(impl_->adding);
   {
     const std::lock_guard lock(impl_->mutex);
-    if (known()) return invalid_argument("the engine has a model '{}' already", model->name);
+    if (std::ranges::any_of(impl_->entries, [&](const Impl::Entry& e) { return e.served->name == model->name; }))
+      return invalid_argument("the engine has a model '{}' already", model->name);
   }
   HEARTH_TRY_ASSIGN(std::shared_ptr<ModelState> state,
-                    make_state(model, impl_->options, impl_->steps.pool()).with_context(model->name));
-  const int64_t kv_tokens = state->blocks->total() * state->block_tokens;
+                    make_state(model, impl_->options, impl_->stores, impl_->steps.pool()).with_context(model->name));
+  Message message{.kind = Message::Kind::kAddModel, .added = std::move(state)};
+  std::future<Result<int64_t>> tokens = message.tokens.get_future();
+  if (!impl_->inbox->post(std::move(message))) return unavailable("the engine has ended");
+  HEARTH_TRY_ASSIGN(const int64_t kv_tokens, tokens.get());
   const std::lock_guard lock(impl_->mutex);
-  if (known()) return invalid_argument("the engine has a model '{}' already", model->name);
   impl_->entries.push_back({std::move(model), kv_tokens});
-  impl_->inbox->post({.kind = Message::Kind::kAddModel, .added = std::move(state)});
   return {};
 }
 
@@ -239,6 +254,11 @@ Status Engine::device() const {
 std::vector<ModelStats> Engine::stats() const {
   const std::lock_guard lock(impl_->shared.mutex);
   return impl_->shared.models;
+}
+
+std::vector<KvPoolStats> Engine::kv_stats() const {
+  const std::lock_guard lock(impl_->shared.mutex);
+  return impl_->shared.kv_pools;
 }
 
 }  // namespace hearth

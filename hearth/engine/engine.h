@@ -21,6 +21,7 @@
 #include "hearth/base/result.h"
 #include "hearth/engine/observer.h"
 #include "hearth/engine/request.h"
+#include "hearth/kv/kv_pool.h"
 
 namespace hearth {
 
@@ -30,8 +31,10 @@ struct EngineOptions {
   int64_t max_sequences = 64;  // of one model in a step
   int64_t step_tokens = 512;   // of a step; prompts longer than that take several
   int64_t block_tokens = 16;   // of a KV block
-  int64_t kv_bytes = 0;        // of each model's KV pool; 0: a quarter of the free memory where the model lies, or what
-                               // max_sequences whole contexts need if that is less
+  // Of the KV pool that all models of a device share, made with the first of them; 0: a quarter of the free memory,
+  // on the CPU no more than what max_sequences whole contexts of that model need, or 1 GiB.
+  int64_t kv_bytes = 0;
+  bool prefix_cache = true;    // KV of prompts and texts stays for requests that begin alike, while there is room
   bool decode_graphs = true;   // on a GPU: decode steps are recorded when a model is added, and replayed
   int64_t max_waiting = 1024;  // choices that wait to be admitted
   int64_t max_unread = 256;    // tokens of a choice that its reader has not consumed before it pauses
@@ -82,13 +85,13 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Sets the model's buffers and KV pool aside. InvalidArgument: a model of that name is there;
+  // Sets the model's buffers aside, and the KV pool with the first. InvalidArgument: a model of that name is there;
   // ResourceExhausted: no memory, with what was wanted.
   Status add_model(std::shared_ptr<const ServedModel> model);
   // New requests for it are refused; those that run finish, then its memory is given back. NotFound.
   Status remove_model(const std::string& name);
 
-  // Tokens that the model's KV pool holds: no request may need more. 0: the model was not added.
+  // Tokens of this model that the KV pool holds: no request may need more. 0: the model was not added.
   int64_t kv_tokens(const ServedModel& model) const;
 
   // Takes a request, checked against its model, or says why not: InvalidArgument; NotFound for a model that was not
@@ -103,6 +106,8 @@ class Engine {
   Status device() const;
 
   std::vector<ModelStats> stats() const;
+  // The KV pools, one for each device that models lie on, a tenth of a second old at most.
+  std::vector<KvPoolStats> kv_stats() const;
 
  private:
   struct Impl;

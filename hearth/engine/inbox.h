@@ -8,11 +8,14 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "hearth/base/result.h"
 
 namespace hearth {
 
@@ -29,6 +32,7 @@ struct Message {
   std::shared_ptr<Submission> submission{};
   std::shared_ptr<ModelState> added{};
   std::string name{};
+  std::promise<Result<int64_t>> tokens{};  // kAddModel: what the KV pool holds of it, or why it is not added
 };
 
 class Inbox {

@@ -14,8 +14,13 @@ void Planner::run() {
     for (Message& message : inbox_->take()) handle(message);
     look_at_flags();
     while (auto step = steps_.finished()) collect(std::move(step));
-    for (const auto& model : models_) sweep(*model);
+    for (const auto& model : models_) {
+      sweep(*model);
+      give_way(*model);
+      if (model->leaving && model->sequences.empty()) leave_store(*model);
+    }
     std::erase_if(models_, [](const auto& model) { return model->leaving && model->sequences.empty(); });
+    look_at_clock();
     publish();
     if (in_flight_ < 2 && plan_and_launch()) continue;
     if (stopping_.load() && in_flight_ == 0 && stats_.unfinished.load() == 0) return;
@@ -49,7 +54,12 @@ void Planner::look_at_flags() {
 void Planner::handle(Message& message) {
   switch (message.kind) {
     case Message::Kind::kSubmit: submit(message.submission); break;
-    case Message::Kind::kAddModel: models_.push_back(std::move(message.added)); break;
+    case Message::Kind::kAddModel: {
+      auto tokens = add_to_store(*message.added);
+      if (tokens) models_.push_back(std::move(message.added));
+      message.tokens.set_value(std::move(tokens));
+      break;
+    }
     case Message::Kind::kRemoveModel:
       for (const auto& model : models_)
         if (model->served->name == message.name) model->leaving = true;
@@ -144,8 +154,8 @@ void Planner::publish() {
     if (stats.model != model.served->name) stats.model = model.served->name;
     stats.running = running;
     stats.waiting = std::max<int64_t>(0, open - running);
-    stats.kv_blocks = model.blocks->total();
-    stats.kv_blocks_used = model.blocks->total() - model.blocks->available();
+    stats.kv_blocks = model.store->pool->most(model.kv_model);
+    stats.kv_blocks_used = model.store->pool->live(model.kv_model);
     stats.block_tokens = model.block_tokens;
     stats.max_sequences = model.max_sequences;
   }

@@ -27,6 +27,7 @@ namespace hearth {
 struct SharedStats {
   mutable std::mutex mutex;
   std::vector<ModelStats> models;       // guarded by mutex
+  std::vector<KvPoolStats> kv_pools;    // guarded by mutex
   std::optional<Error> lost;            // guarded by mutex; the device computes nothing any more
   std::atomic<int64_t> waiting = 0;     // choices submitted and not admitted
   std::atomic<int64_t> unfinished = 0;  // choices submitted and not done
@@ -59,12 +60,25 @@ class Planner {
   // One step of the next model that has work. False: nothing can be fed now.
   bool plan_and_launch();
   std::unique_ptr<Step> plan(const std::shared_ptr<ModelState>& model);
-  PolicySequence view(const ModelState& model, Sequence& sequence) const;
+  PolicySequence view(const ModelState& model, Sequence& sequence);
   bool reader_keeps_up(Sequence& sequence) const;
   int64_t own_blocks(const ModelState& model, const Sequence& sequence) const;
+  void allocate(ModelState& model, const StepChoice& choice);
   void admit(ModelState& model, Sequence& sequence);
   void preempt(ModelState& model, Sequence& sequence);
   void give_back(ModelState& model, Sequence& sequence);
+  // The KV pool that models share: planner_kv.cpp.
+  Result<int64_t> add_to_store(ModelState& model);
+  void leave_store(ModelState& model);
+  void share_store(const KvStore& store);
+  void look_up(const ModelState& model, Sequence& sequence);
+  void match(ModelState& model, Sequence& sequence);
+  void know_keys(const ModelState& model, Sequence& sequence, int64_t blocks);
+  void publish(ModelState& model, Sequence& sequence, int64_t computed);
+  void make_room(ModelState& model, const StepChoice& choice);
+  void give_way(ModelState& model);
+  std::vector<KvStore*> stores() const;
+  void look_at_clock();
   bool drop_shares(ModelState& model);
   void leave_share(ModelState& model, Sequence& sequence);
   void keep_share(ModelState& model, Sequence& sequence);
@@ -96,6 +110,8 @@ class Planner {
   int64_t arrivals_ = 0;
   std::vector<std::unique_ptr<Step>> spare_steps_;
   std::vector<PolicySequence> views_;
+  int64_t lookups_ = 0;  // of waiting sequences in the prefix cache, at this plan
+  int64_t window_begin_ns_ = 0, kv_told_ns_ = 0;
 };
 
 }  // namespace hearth

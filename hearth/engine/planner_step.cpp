@@ -16,11 +16,10 @@ bool Planner::reader_keeps_up(Sequence& sequence) const {
 
 // Blocks that come free with it: those that no other choice of its request reads.
 int64_t Planner::own_blocks(const ModelState& model, const Sequence& sequence) const {
-  if (sequence.request().n == 1) return std::ssize(sequence.blocks);
-  return std::ranges::count_if(sequence.blocks, [&](int64_t block) { return !model.blocks->shared(block); });
+  return std::ranges::count_if(sequence.blocks, [&](KvBlock block) { return !model.store->pool->shared(block); });
 }
 
-PolicySequence Planner::view(const ModelState& model, Sequence& sequence) const {
+PolicySequence Planner::view(const ModelState& model, Sequence& sequence) {
   PolicySequence view;
   view.running = sequence.running();
   view.in_flight = sequence.in_flight > 0;
@@ -30,6 +29,10 @@ PolicySequence Planner::view(const ModelState& model, Sequence& sequence) const 
   if (!sequence.running() && sequence.choice > 0 && sequence.share && sequence.share->computed) {
     view.fed = sequence.share->tokens;
     view.blocks = std::ssize(sequence.share->blocks);
+  } else if (!sequence.running() && (sequence.choice == 0 || !sequence.share)) {
+    look_up(model, sequence);
+    view.fed = sequence.hit_blocks * model.block_tokens;
+    view.blocks = sequence.hit_blocks - sequence.revived_blocks;
   }
   view.own_blocks = own_blocks(model, sequence);
   view.pending = std::max<int64_t>(0, sequence.feed_end() - view.fed);
@@ -41,7 +44,7 @@ PolicySequence Planner::view(const ModelState& model, Sequence& sequence) const 
   const bool has_prefix = sequence.running() || sequence.choice == 0 || !sequence.share || sequence.share->computed;
   // A mask belongs to one token: with a grammar the next step waits until the text side knows it.
   const bool has_mask = !request.grammar || sequence.mask_ready;
-  view.ready = view.pending > 0 && !view.paused && has_prefix && has_mask;
+  view.ready = view.pending > 0 && !view.paused && has_prefix && has_mask && !sequence.gives_way;
   return view;
 }
 
@@ -59,15 +62,20 @@ bool Planner::plan_and_launch() {
 
 std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
   views_.clear();
+  lookups_ = 0;
   for (const auto& sequence : model->sequences) views_.push_back(view(*model, *sequence));
-  if (std::ranges::none_of(views_, [](const PolicySequence& v) { return v.ready; })) return nullptr;
+  if (std::ranges::none_of(views_, [](const PolicySequence& v) { return v.ready; })) {
+    make_room(*model, {});
+    return nullptr;
+  }
   const StepChoice choice = choose_step(views_, {.tokens = model->step_tokens,
                                                  .rows = model->max_rows,
                                                  .sequences = model->max_sequences,
                                                  .block_tokens = model->block_tokens,
-                                                 .free_blocks = model->blocks->available()});
+                                                 .free_blocks = model->store->pool->available(model->kv_model)});
   for (const int64_t index : choice.preempted) preempt(*model, *model->sequences[static_cast<size_t>(index)]);
   if (choice.feeds.empty()) {
+    make_room(*model, choice);
     // Prefixes kept for choices that wait may be all that is in the way, once no step will free anything.
     const bool idle = std::ranges::none_of(model->sequences, [](const auto& s) { return s->in_flight > 0; });
     const bool dropped = choice.short_of_blocks && idle && drop_shares(*model);
@@ -80,18 +88,22 @@ std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
     spare_steps_.pop_back();
   }
   step->model = model;
+  allocate(*model, choice);
   for (const StepFeed& feed : choice.feeds) {
     Sequence& sequence = *model->sequences[static_cast<size_t>(feed.sequence)];
-    if (!sequence.running()) admit(*model, sequence);
-    for (int64_t i = 0; i < feed.new_blocks; ++i) {
-      const auto block = model->blocks->allocate();
-      HEARTH_CHECK(block.has_value(), "the step policy gave out more KV blocks than {}", model->blocks->total());
-      sequence.blocks.push_back(*block);
-    }
+    if (blocks_for(sequence.fed + feed.tokens, model->block_tokens) > std::ssize(sequence.blocks)) continue;
     add_to_step(*step, sequence, feed.tokens);
     keep_share(*model, sequence);
   }
+  if (step->sequences.empty()) {
+    step->clear();
+    spare_steps_.push_back(std::move(step));
+    inbox_->poke();  // plan again
+    return nullptr;
+  }
   finish_arrays(*step);
+  step->moves = std::exchange(model->store->moves, {});
+  make_room(*model, choice);  // what moves from here on moves behind this step
   const StepFeatures& f = step->features;
   step->predicted_us = model->cost.predict_us({.tokens = static_cast<double>(f.tokens),
                                                .context_tokens = static_cast<double>(f.context_tokens),
@@ -99,27 +111,54 @@ std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
   return step;
 }
 
+// Places, and blocks for all that is fed. Where two sequences that the policy saw shared blocks that are now found in the
+// cache, there may be fewer than it gave out: then who was admitted last waits on, and who has too few blocks is not fed.
+void Planner::allocate(ModelState& model, const StepChoice& choice) {
+  SlabPool& pool = *model.store->pool;
+  std::vector<Sequence*> admitted;
+  // What sequences find in the cache first, so that nobody's new block takes its place.
+  for (const StepFeed& feed : choice.feeds) {
+    Sequence& sequence = *model.sequences[static_cast<size_t>(feed.sequence)];
+    if (sequence.running()) continue;
+    admit(model, sequence);
+    admitted.push_back(&sequence);
+  }
+  for (const StepFeed& feed : choice.feeds) {
+    Sequence& sequence = *model.sequences[static_cast<size_t>(feed.sequence)];
+    while (sequence.running()) {
+      const int64_t blocks = blocks_for(sequence.fed + feed.tokens, model.block_tokens) - std::ssize(sequence.blocks);
+      if (pool.allocate(model.kv_model, blocks, sequence.blocks) || admitted.empty()) break;
+      give_back(model, *admitted.back());
+      admitted.pop_back();
+    }
+  }
+}
+
 void Planner::admit(ModelState& model, Sequence& sequence) {
   sequence.place = model.free_places.back();
   model.free_places.pop_back();
   sequence.new_place = true;
-  if (sequence.admitted_ns < 0) sequence.admitted_ns = clock_.now_ns();
   if (std::exchange(sequence.counted_waiting, false)) stats_.waiting.fetch_sub(1);
-  if (sequence.choice == 0 || !sequence.share) return;
-  for (const int64_t block : sequence.share->blocks) {
-    model.blocks->retain(block);
-    sequence.blocks.push_back(block);
+  if (sequence.choice == 0 || !sequence.share) {
+    match(model, sequence);
+  } else {
+    model.store->pool->retain(sequence.share->blocks);
+    sequence.blocks = sequence.share->blocks;
+    sequence.published = std::ssize(sequence.blocks);
+    sequence.fed = sequence.share->tokens;
+    leave_share(model, sequence);
   }
-  sequence.fed = sequence.shared_tokens = sequence.share->tokens;
-  sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.shared_tokens);
-  leave_share(model, sequence);
+  if (sequence.admitted_ns >= 0) return;  // what it finds after a preemption had been computed for it
+  sequence.admitted_ns = clock_.now_ns();
+  sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.fed);
 }
 
 // Everything that the sequence has in the batch and in the KV cache goes back; its tokens stay known.
 void Planner::give_back(ModelState& model, Sequence& sequence) {
   HEARTH_CHECK(sequence.in_flight == 0, "a sequence in {} steps gives its blocks back", sequence.in_flight);
-  for (const int64_t block : sequence.blocks) model.blocks->release(block);
+  model.store->pool->release(sequence.blocks);
   sequence.blocks.clear();
+  sequence.published = 0;
   sequence.fed = 0;
   model.free_places.push_back(sequence.place);
   sequence.place = -1;
@@ -129,8 +168,6 @@ void Planner::preempt(ModelState& model, Sequence& sequence) {
   SPDLOG_DEBUG("{}: choice {} of request {} gives its KV blocks up at {} tokens", model.served->name, sequence.choice,
                sequence.request().id, sequence.fed);
   give_back(model, sequence);
-  sequence.shared_tokens = 0;
-  sequence.submission->set_shared_prompt_tokens(sequence.choice, 0);
   ++model.preemptions;
 }
 
@@ -141,7 +178,7 @@ void Planner::keep_share(ModelState& model, Sequence& sequence) {
   share->computed = true;
   if (share->waiting > 0) {
     share->blocks.assign(sequence.blocks.begin(), sequence.blocks.begin() + share->tokens / model.block_tokens);
-    for (const int64_t block : share->blocks) model.blocks->retain(block);
+    model.store->pool->retain(share->blocks);
   }
   sequence.share.reset();
 }
@@ -155,7 +192,7 @@ void Planner::leave_share(ModelState& model, Sequence& sequence) {
     return;
   }
   if (--share->waiting > 0) return;
-  for (const int64_t block : share->blocks) model.blocks->release(block);
+  model.store->pool->release(share->blocks);
   share->blocks.clear();
 }
 
@@ -236,10 +273,12 @@ void Planner::add_to_step(Step& step, Sequence& sequence, int64_t tokens) {
 
 // What can be laid out only when the whole step is known.
 void Planner::finish_arrays(Step& step) {
+  const SlabPool& pool = *step.model->store->pool;
   for (const Sequence* sequence : step.sequences) {
     const size_t begin = step.block_table.size();
-    step.block_table.insert(step.block_table.end(), sequence->blocks.begin(), sequence->blocks.end());
     step.block_table.resize(begin + static_cast<size_t>(step.block_table_stride), 0);
+    std::ranges::transform(sequence->blocks, step.block_table.begin() + static_cast<std::ptrdiff_t>(begin),
+                           [&](KvBlock block) { return pool.offset_bytes(block); });
   }
   size_t top = 0;
   for (const SampleRow& row : step.rows) top += static_cast<size_t>(std::max(row.top_logprobs, 0));
@@ -263,6 +302,7 @@ void Planner::collect_row(Step& step, size_t row, std::vector<float>& ttft_s, st
   if (sequence.ended) return;  // it ended while this step was under way: dropped, and not billed
   if (result.outcome != SampleOutcome::kOk) {
     const Status why = sample_status({&result, 1});
+    sequence.sound = false;
     return end(sequence, FinishReason::kError, why.error());
   }
   std::vector<TokenLogprob> top(result.top.begin(), result.top.end());
@@ -308,8 +348,8 @@ void Planner::lose_device(const Step& step) {
       step.model->served->name, step_count_, f.tokens, f.prefill_tokens, f.sequences, f.context_tokens, f.logit_rows);
   for (const auto& model : models_) {
     spdlog::critical("{}: {} choices, {} of {} KV blocks of {} tokens in use", model->served->name,
-                     model->sequences.size(), model->blocks->total() - model->blocks->available(),
-                     model->blocks->total(), model->block_tokens);
+                     model->sequences.size(), model->store->pool->live(model->kv_model),
+                     model->store->pool->most(model->kv_model), model->block_tokens);
     for (const auto& sequence : model->sequences)
       if (!sequence->ended) end(*sequence, FinishReason::kError, lost_);
   }
@@ -331,6 +371,8 @@ void Planner::collect(std::unique_ptr<Step> step) {
           end(*sequence, FinishReason::kError, step->status.error());
   } else {
     for (size_t row = 0; row < step->owners.size(); ++row) collect_row(*step, row, ttft_s, inter_token_s, generated);
+    for (size_t i = 0; i < step->sequences.size(); ++i) publish(model, *step->sequences[i], step->context_len[i]);
+    model.store->pool->served(model.kv_model, std::ssize(step->tokens));
     for (Sequence* sequence : step->sequences) {
       const bool only_prompt = sequence->request().max_tokens == 0 && sequence->fed == sequence->prompt_size() - 1;
       if (!sequence->ended && only_prompt && sequence->in_flight == 0) end(*sequence, FinishReason::kLength, {});

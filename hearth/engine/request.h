@@ -74,7 +74,7 @@ struct Output {
   std::optional<std::string> stop_text;  // with kStop: the stop string that was met,
   std::optional<int32_t> stop_token;     // or the id of end_ids, which is the last of `tokens`
   std::optional<Error> error;            // with kError
-  int64_t shared_prompt_tokens = 0;      // with `finish`: prompt tokens whose KV another choice had computed
+  int64_t shared_prompt_tokens = 0;      // with `finish`: prompt tokens whose KV was there: of another choice, cached
 };
 
 }  // namespace hearth

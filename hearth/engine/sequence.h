@@ -7,16 +7,18 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "hearth/engine/submission.h"
+#include "hearth/kv/kv_pool.h"
 
 namespace hearth {
 
 // Whole prompt blocks that the first choice of a request has computed, kept for the others. Holds a reference
 // to each block.
 struct PromptShare {
-  std::vector<int64_t> blocks;
+  std::vector<KvBlock> blocks;
   int64_t tokens = 0;     // of whole blocks, fewer than the prompt has: the last token's logits are always needed
   bool computed = false;  // the first choice's steps up to there were launched
   int64_t waiting = 0;    // choices that have not yet been admitted
@@ -30,7 +32,7 @@ struct Sequence {
   std::vector<int32_t> outputs;  // collected
   int64_t planned = 0;           // outputs, that of the step in flight included
   int64_t fed = 0;               // tokens in the KV cache, those of steps in flight included
-  std::vector<int64_t> blocks;   // of the KV cache, by offset
+  std::vector<KvBlock> blocks;   // of the KV cache
   int64_t place = -1;            // in the batch; -1: waiting
   bool new_place = false;        // the step thread does not know that the place is ours
   int in_flight = 0;             // steps
@@ -41,8 +43,15 @@ struct Sequence {
   bool ended = false;           // nothing more is planned
   bool done = false;            // the text has ended too
 
+  std::optional<PrefixChain> chain;  // behind the last of `keys`
+  std::vector<PrefixKey> keys;       // of the whole blocks of known tokens, as far as they were asked for
+  int64_t hit_blocks = 0;            // of a waiting one: blocks that the cache has for it, at this plan;
+  int64_t revived_blocks = 0;        // of these, blocks that nobody holds
+  int64_t published = 0;             // blocks that the cache knows, or is not to be told of
+  bool sound = true;                 // no row of it has failed: what it has computed is of use to others
+  bool gives_way = false;            // in no step any more, so that another model can have its blocks
+
   std::shared_ptr<PromptShare> share;  // of the request, while it is of use to this choice
-  int64_t shared_tokens = 0;           // of the prompt, taken from it
 
   int64_t admitted_ns = -1, first_token_ns = -1, last_token_ns = -1;
 

@@ -9,10 +9,10 @@
 
 #include "hearth/base/result.h"
 #include "hearth/comm/comm.h"
+#include "hearth/engine/kv_store.h"
 #include "hearth/engine/observer.h"
 #include "hearth/engine/sequence.h"
 #include "hearth/kernels/sample/sample.h"
-#include "hearth/kv/block_pool.h"
 #include "hearth/memory/memory.h"
 #include "hearth/model/model.h"
 #include "hearth/schedule/cost_model.h"
@@ -29,8 +29,7 @@ struct ModelState {
   int64_t step_tokens = 0;
   int64_t max_rows = 0;
   int64_t block_tokens = 0;
-  Buffer kv_memory;
-  std::unique_ptr<KvBlocks> blocks;  // the planner's
+  std::shared_ptr<KvStore> store;
 
   // ---- the step thread's
   ForwardBuffers buffers;
@@ -46,6 +45,7 @@ struct ModelState {
   // ---- the planner's
   std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of service
   std::vector<int64_t> free_places;
+  KvModelId kv_model = -1;  // in the store's pool
   StepCostModel cost;
   int64_t preemptions = 0;  // not yet told
   bool leaving = false;
@@ -64,7 +64,7 @@ struct Step {
 
   // The StepBatch's arrays.
   std::vector<int32_t> tokens, positions, query_start, context_len, logit_rows;
-  std::vector<int64_t> block_table;
+  std::vector<int64_t> block_table;  // offsets
   int64_t block_table_stride = 0;
 
   struct FromPlace {
@@ -82,6 +82,8 @@ struct Step {
   std::vector<SampleRow> rows;
   std::vector<SampleResult> results;
   std::vector<TokenLogprob> top;  // room of all results
+
+  std::vector<KvMove> moves;  // before the step
 
   StepFeatures features;
   double predicted_us = 0;

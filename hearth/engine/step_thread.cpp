@@ -14,6 +14,7 @@ void Step::clear() {
   for (auto* list : {&tokens, &positions, &query_start, &context_len, &logit_rows}) list->clear();
   block_table.clear();
   block_table_stride = 0;
+  moves.clear();
   from_place.clear();
   new_places.clear();
   owners.clear();
@@ -91,8 +92,9 @@ void StepThread::work() {
 bool StepThread::can_start(const Step& next) const {
   if (under_way_.empty()) return true;
   const Step& last = *under_way_.back();
+  // Blocks move only while no step reads them.
   return std::ssize(under_way_) < ForwardBuffers::kMostUnderWay && last.started && next.model == last.model &&
-         next.model->buffers.can_follow(next.rows);
+         next.moves.empty() && next.model->buffers.can_follow(next.rows);
 }
 
 void StepThread::start(std::unique_ptr<Step> step) {
@@ -146,6 +148,7 @@ Status StepThread::compute(Step& step) {
     model.newest_row[place] = static_cast<int32_t>(r);
   }
   try {
+    HEARTH_TRY(model.store->carry_out(step.moves));
     return model.buffers.start(*model.served->model, batch, model.kv, model.comm, step.rows, step.results);
   } catch (const std::bad_alloc&) {
     return resource_exhausted("out of memory in a step");

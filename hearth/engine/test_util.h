@@ -22,13 +22,13 @@ namespace hearth::engine_test {
 
 inline constexpr int64_t kContext = 320;
 
-// Two layers, hidden 64, the vocabulary of the demo model's tokenizer.
+// Hidden 64, the vocabulary of the demo model's tokenizer.
 inline std::shared_ptr<const ServedModel> small_model(const std::string& name = "small", uint64_t seed = 1,
-                                                      const OpTable& ops = cpu_ops()) {
+                                                      const OpTable& ops = cpu_ops(), int64_t layers = 2) {
   const ModelConfig config = parse_model_config({{"architectures", {"LlamaForCausalLM"}},
                                                  {"hidden_size", 64},
                                                  {"intermediate_size", 96},
-                                                 {"num_hidden_layers", 2},
+                                                 {"num_hidden_layers", layers},
                                                  {"num_attention_heads", 4},
                                                  {"num_key_value_heads", 2},
                                                  {"max_position_embeddings", kContext},

@@ -39,6 +39,9 @@ class SlabPool final : public KvPool {
   Status set_limits(KvModelId model, const KvLimits& limits) override;
 
   int64_t most(KvModelId model) const override;
+  const KvLimits& limits(KvModelId model) const { return at(model).spec.limits; }
+  // Blocks of the model that a slab holds.
+  int64_t columns(KvModelId model) const { return slabs_.format(at(model).format).columns; }
   int64_t live(KvModelId model) const override { return at(model).live; }
   int64_t available(KvModelId model) const override;
   bool allocate(KvModelId model, int64_t count, std::vector<KvBlock>& blocks) override;

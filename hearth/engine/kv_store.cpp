@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/engine/kv_store.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+
+namespace hearth {
+namespace {
+
+// A block that is a large part of a slab leaves a long tail: six or more in a slab.
+constexpr int64_t kSlabBytes = int64_t{16} << 20, kColumns = 6;
+// A pool of fewer slabs would hold few formats at once: smaller slabs then, of whole blocks.
+constexpr int64_t kLeastSlabs = 16;
+
+int64_t slab_bytes_for(int64_t pool_bytes, int64_t block_bytes) {
+  int64_t slab_bytes = kSlabBytes;
+  while (slab_bytes < kColumns * block_bytes) slab_bytes *= 2;
+  if (pool_bytes / kLeastSlabs >= slab_bytes) return slab_bytes;
+  return std::max<int64_t>(1, pool_bytes / kLeastSlabs / block_bytes) * block_bytes;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<KvStore>> KvStore::create(const Memory& memory, int64_t pool_bytes, int64_t block_bytes,
+                                                 bool prefix_cache) {
+  const int64_t slab_bytes = slab_bytes_for(pool_bytes, block_bytes), slabs = pool_bytes / slab_bytes;
+  if (slabs < 1)
+    return invalid_argument("a KV pool of {} bytes holds no block: one has {} bytes", pool_bytes, block_bytes);
+  SlabPoolOptions options{.slab_bytes = slab_bytes,
+                          .slabs = slabs,
+                          .low_slabs = slabs / 128,
+                          .high_slabs = slabs / 64,
+                          .prefix_cache = prefix_cache,
+                          .secret = {}};
+  if (getrandom(options.secret.data(), sizeof options.secret, 0) != sizeof options.secret)
+    return unavailable("no random numbers for the names of prefixes");
+  auto store = std::make_shared<KvStore>();
+  HEARTH_TRY_ASSIGN(store->pool, SlabPool::create(options));
+  HEARTH_TRY_ASSIGN(store->memory,
+                    memory.allocate((slabs + 1) * slab_bytes)
+                        .with_context(fmt::format("KV pool of {} slabs of {} bytes", slabs, slab_bytes)));
+  HEARTH_TRY_ASSIGN(store->copies, memory.create_queue());
+  store->dummy_block = slabs * slab_bytes;
+  // About 100 us of an H100's memory, some milliseconds of a CPU's.
+  store->max_move_bytes = memory.is_host() ? int64_t{16} << 20 : int64_t{128} << 20;
+  return store;
+}
+
+Status KvStore::carry_out(const std::vector<KvMove>& list) {
+  if (list.empty()) return {};
+  for (const KvMove& move : list)
+    HEARTH_TRY(copies->copy_within(memory.data() + move.to_bytes, memory.data() + move.from_bytes, move.size_bytes));
+  return copies->synchronize();
+}
+
+}  // namespace hearth

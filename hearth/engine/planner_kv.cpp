@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// The planner and the KV pool that models share: what a model may have, what its sequences find there, and who gives
+// way.
+#include <algorithm>
+#include <utility>
+
+#include "hearth/base/log.h"
+#include "hearth/engine/planner.h"
+
+namespace hearth {
+namespace {
+
+// Waiting sequences that are looked up in a plan: those behind them are hardly admitted in the same step.
+constexpr int64_t kLookups = 16;
+constexpr int64_t kWindowNs = 1'000'000'000, kTellNs = 100'000'000;
+
+}  // namespace
+
+// ---- models
+
+Result<int64_t> Planner::add_to_store(ModelState& model) {
+  SlabPool& pool = *model.store->pool;
+  HEARTH_TRY_ASSIGN(model.kv_model, pool.add_model({.name = model.served->name,
+                                                    .block_tokens = model.block_tokens,
+                                                    .block_bytes = model.kv.layout.block_bytes(),
+                                                    .limits = {}}));
+  share_store(*model.store);
+  return pool.most(model.kv_model) * model.block_tokens;
+}
+
+void Planner::leave_store(ModelState& model) {
+  model.store->pool->remove_model(model.kv_model);
+  model.kv_model = -1;
+  share_store(*model.store);
+}
+
+// Each model is guaranteed the same part of the pool, and may borrow what others do not use.
+void Planner::share_store(const KvStore& store) {
+  const KvPoolStats stats = store.pool->stats();
+  for (const KvModelStats& m : stats.models) {
+    const auto guarantee = store.pool->columns(m.model) * (stats.slabs / std::ssize(stats.models));
+    const Status set = store.pool->set_limits(m.model, {.guarantee = guarantee});
+    HEARTH_CHECK(set.has_value(), "equal parts of a KV pool: {}", set.error().message);
+  }
+}
+
+// ---- the prefix cache
+
+// How much of what a waiting sequence is to be fed is there. Its last token is fed in any case: its logits are wanted.
+void Planner::look_up(const ModelState& model, Sequence& sequence) {
+  sequence.hit_blocks = sequence.revived_blocks = 0;
+  const Request& request = sequence.request();
+  const bool scores_prompt =
+      request.prompt_logprobs != kNoLogprobs && sequence.choice == 0 && sequence.prompt_scored < sequence.prompt_size();
+  const int64_t blocks = (sequence.feed_end() - 1) / model.block_tokens;
+  if (scores_prompt || blocks < 1 || lookups_++ >= kLookups) return;
+  know_keys(model, sequence, blocks);
+  const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(blocks));
+  const KvHit hit = model.store->pool->hit(model.kv_model, keys);
+  sequence.hit_blocks = hit.blocks;
+  sequence.revived_blocks = hit.revived;
+}
+
+// As look_up() found it.
+void Planner::match(ModelState& model, Sequence& sequence) {
+  const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(sequence.hit_blocks));
+  const int64_t blocks = model.store->pool->match(model.kv_model, keys, sequence.blocks);
+  sequence.published = blocks;
+  sequence.fed = blocks * model.block_tokens;
+}
+
+// The keys of its first `blocks` blocks. REQUIRES: their tokens are known.
+void Planner::know_keys(const ModelState& model, Sequence& sequence, int64_t blocks) {
+  const Request& request = sequence.request();
+  if (!sequence.chain) {
+    const std::string salt = fmt::format("{}:{}{}", request.tenant.size(), request.tenant, request.cache_salt);
+    sequence.chain = model.store->pool->root(model.kv_model, salt);
+  }
+  std::vector<int32_t> tokens(static_cast<size_t>(model.block_tokens));
+  while (std::ssize(sequence.keys) < blocks) {
+    const int64_t begin = std::ssize(sequence.keys) * model.block_tokens;
+    for (int64_t i = 0; i < model.block_tokens; ++i) {
+      const int64_t at = begin + i;
+      tokens[static_cast<size_t>(i)] = at < sequence.prompt_size()
+                                           ? request.prompt[static_cast<size_t>(at)]
+                                           : sequence.outputs[static_cast<size_t>(at - sequence.prompt_size())];
+    }
+    sequence.keys.push_back(sequence.chain->next(tokens));
+  }
+}
+
+// After a step: what of the sequence is computed up to there is known to the cache, as far as its tokens are known.
+void Planner::publish(ModelState& model, Sequence& sequence, int64_t computed) {
+  if (!sequence.sound) return;
+  const int64_t known = std::min(computed, sequence.prompt_size() + std::ssize(sequence.outputs));
+  const int64_t blocks = known / model.block_tokens;
+  if (sequence.published >= blocks) return;
+  know_keys(model, sequence, blocks);
+  for (; sequence.published < blocks; ++sequence.published) {
+    const auto b = static_cast<size_t>(sequence.published);
+    model.store->pool->publish(sequence.blocks[b], sequence.keys[b]);
+  }
+}
+
+// ---- who gives way
+
+// A model that is short of blocks and has less than its part gets them: they are kept for it from now on, nearly empty
+// slabs are put together, and a sequence of a model that borrows gives way. Once it is short no more nothing is kept.
+void Planner::make_room(ModelState& model, const StepChoice& choice) {
+  SlabPool& pool = *model.store->pool;
+  KvLimits limits = pool.limits(model.kv_model);
+  int64_t kept = 0;
+  if (choice.short_of_blocks) {
+    const auto first = std::ranges::find_if(model.sequences, [](const auto& s) { return !s->ended && !s->running(); });
+    const int64_t wanted = first == model.sequences.end() ? 1 : blocks_for((*first)->known(), model.block_tokens) + 1;
+    kept = std::min(limits.guarantee, pool.live(model.kv_model) + wanted);
+  }
+  if (const int64_t before = std::exchange(limits.kept, kept); kept != before) {
+    if (kept < before) inbox_->poke();  // others may go on
+    const Status set = pool.set_limits(model.kv_model, limits);
+    HEARTH_CHECK(set.has_value(), "what is kept of a guarantee: {}", set.error().message);
+  }
+  if (!choice.short_of_blocks) return;
+  const std::vector<KvMove> moves = pool.compact(model.store->max_move_bytes);
+  model.store->moves.insert(model.store->moves.end(), moves.begin(), moves.end());
+  if (!moves.empty()) inbox_->poke();
+  const auto victim = pool.victim_for(model.kv_model);
+  if (!victim || *victim == model.kv_model || pool.live(model.kv_model) >= kept) return;
+  const auto lender =
+      std::ranges::find_if(models_, [&](const auto& m) { return m->store == model.store && m->kv_model == *victim; });
+  const auto leaves = [](const auto& s) { return s->running() && s->gives_way; };
+  if (lender == models_.end() || std::ranges::any_of((*lender)->sequences, leaves)) return;
+  const auto last = std::find_if((*lender)->sequences.rbegin(), (*lender)->sequences.rend(), [&](const auto& s) {
+    return s->running() && !s->ended && own_blocks(**lender, *s) > 0;
+  });
+  if (last == (*lender)->sequences.rend()) return;
+  (*last)->gives_way = true;
+  inbox_->poke();
+}
+
+// Those that were asked to, as soon as no step uses their blocks.
+void Planner::give_way(ModelState& model) {
+  for (const auto& sequence : model.sequences) {
+    if (!sequence->gives_way || sequence->in_flight > 0) continue;
+    sequence->gives_way = false;
+    if (!sequence->running() || sequence->ended) continue;
+    preempt(model, *sequence);
+    inbox_->poke();
+  }
+}
+
+// ---- from time to time
+
+std::vector<KvStore*> Planner::stores() const {
+  std::vector<KvStore*> stores;
+  for (const auto& model : models_)
+    if (std::ranges::find(stores, model->store.get()) == stores.end()) stores.push_back(model->store.get());
+  return stores;
+}
+
+// The pool ranks models by what they made of their memory, second by second; others read how it stands.
+void Planner::look_at_clock() {
+  const int64_t now_ns = clock_.now_ns();
+  if (now_ns - window_begin_ns_ >= kWindowNs) {
+    window_begin_ns_ = now_ns;
+    for (KvStore* const store : stores()) store->pool->end_window();
+  }
+  if (now_ns - kv_told_ns_ < kTellNs) return;
+  kv_told_ns_ = now_ns;
+  std::vector<KvPoolStats> pools;
+  for (const KvStore* const store : stores()) pools.push_back(store->pool->stats());
+  const std::lock_guard lock(stats_.mutex);
+  stats_.kv_pools = std::move(pools);
+}
+
+}  // namespace hearth
