@@ -73,6 +73,7 @@ struct ModelStats {
   int64_t kv_blocks_used = 0;
   int64_t block_tokens = 0;
   int64_t max_sequences = 0;
+  KvModelStats kv;  // in the pool that it shares
 };
 
 class Engine {

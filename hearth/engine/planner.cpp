@@ -155,7 +155,8 @@ void Planner::publish() {
     stats.running = running;
     stats.waiting = std::max<int64_t>(0, open - running);
     stats.kv_blocks = model.store->pool->most(model.kv_model);
-    stats.kv_blocks_used = model.store->pool->live(model.kv_model);
+    stats.kv = model.store->pool->stats(model.kv_model);
+    stats.kv_blocks_used = stats.kv.live;
     stats.block_tokens = model.block_tokens;
     stats.max_sequences = model.max_sequences;
   }

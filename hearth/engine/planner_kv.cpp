@@ -48,7 +48,7 @@ void Planner::share_store(const KvStore& store) {
 
 // How much of what a waiting sequence is to be fed is there. Its last token is fed in any case: its logits are wanted.
 void Planner::look_up(const ModelState& model, Sequence& sequence) {
-  sequence.hit_blocks = sequence.revived_blocks = 0;
+  sequence.asked_blocks = sequence.hit_blocks = sequence.revived_blocks = 0;
   const Request& request = sequence.request();
   const bool scores_prompt =
       request.prompt_logprobs != kNoLogprobs && sequence.choice == 0 && sequence.prompt_scored < sequence.prompt_size();
@@ -57,14 +57,15 @@ void Planner::look_up(const ModelState& model, Sequence& sequence) {
   know_keys(model, sequence, blocks);
   const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(blocks));
   const KvHit hit = model.store->pool->hit(model.kv_model, keys);
+  sequence.asked_blocks = blocks;
   sequence.hit_blocks = hit.blocks;
   sequence.revived_blocks = hit.revived;
 }
 
 // As look_up() found it.
 void Planner::match(ModelState& model, Sequence& sequence) {
-  const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(sequence.hit_blocks));
-  const int64_t blocks = model.store->pool->match(model.kv_model, keys, sequence.blocks);
+  const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(sequence.asked_blocks));
+  const int64_t blocks = model.store->pool->match(model.kv_model, keys, sequence.hit_blocks, sequence.blocks);
   sequence.published = blocks;
   sequence.fed = blocks * model.block_tokens;
 }

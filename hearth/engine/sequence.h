@@ -45,7 +45,8 @@ struct Sequence {
 
   std::optional<PrefixChain> chain;  // behind the last of `keys`
   std::vector<PrefixKey> keys;       // of the whole blocks of known tokens, as far as they were asked for
-  int64_t hit_blocks = 0;            // of a waiting one: blocks that the cache has for it, at this plan;
+  int64_t asked_blocks = 0;          // of a waiting one: blocks that were looked for in the cache at this plan;
+  int64_t hit_blocks = 0;            // of these, blocks that are there;
   int64_t revived_blocks = 0;        // of these, blocks that nobody holds
   int64_t published = 0;             // blocks that the cache knows, or is not to be told of
   bool sound = true;                 // no row of it has failed: what it has computed is of use to others

@@ -48,7 +48,7 @@ class FineServePool final : public KvPool {
   Status set_limits(KvModelId model, const KvLimits& limits) override;
   PrefixChain root(KvModelId model, std::string_view salt) const override;
   KvHit hit(KvModelId, std::span<const PrefixKey>) const override { return {}; }
-  int64_t match(KvModelId, std::span<const PrefixKey>, std::vector<KvBlock>&) override { return 0; }
+  int64_t match(KvModelId, std::span<const PrefixKey>, int64_t, std::vector<KvBlock>&) override { return 0; }
   void publish(KvBlock, const PrefixKey&) override {}
   void forget(KvBlock) override {}
   bool admits() const override { return true; }

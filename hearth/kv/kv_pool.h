@@ -67,8 +67,8 @@ struct KvModelStats {
   int64_t live = 0, cached = 0;  // blocks
   int64_t borrowed = 0;          // live blocks above its guarantee
   int64_t unused = 0;            // blocks of its guarantee that it does not use: lent where others borrow
-  int64_t hit_blocks = 0, missed_blocks = 0, evicted_blocks = 0;  // since it was added
-  double tokens_per_byte = 0;                                     // marginal memory efficiency, see efficiency.h
+  int64_t asked_blocks = 0, hit_blocks = 0, evicted_blocks = 0;  // since it was added
+  double tokens_per_byte = 0;                                    // marginal memory efficiency, see efficiency.h
 };
 
 struct KvPoolStats {
@@ -116,9 +116,10 @@ class KvPool {
   // ---- prefix cache; keys from a PrefixChain of root(), one for each whole block
   virtual PrefixChain root(KvModelId model, std::string_view salt) const = 0;
   virtual KvHit hit(KvModelId model, std::span<const PrefixKey> keys) const = 0;
-  // Appends the blocks of the longest prefix that is there and that the quota lets it have, retained.
-  // Returns how many.
-  virtual int64_t match(KvModelId model, std::span<const PrefixKey> keys, std::vector<KvBlock>& blocks) = 0;
+  // Appends the blocks of the longest prefix that is there and that the quota lets it have, but no more than `at_most`,
+  // retained. Returns how many.
+  virtual int64_t match(KvModelId model, std::span<const PrefixKey> keys, int64_t at_most,
+                        std::vector<KvBlock>& blocks) = 0;
   // From the next step on the block holds these tokens behind this prefix. A key that is there already stays with the
   // block that has it. REQUIRES: the block is live and not published.
   virtual void publish(KvBlock block, const PrefixKey& key) = 0;

@@ -330,20 +330,22 @@ KvPoolStats SlabPool::stats() const {
     stats.free_bytes += format.free * format.block_bytes;
     stats.tail_bytes += format.slabs * tail;
   }
-  for (KvModelId m = 0; m < std::ssize(models_); ++m) {
-    const Model& model = models_[static_cast<size_t>(m)];
-    if (!model.there) continue;
-    stats.models.push_back({.model = m,
-                            .live = model.live,
-                            .cached = model.cached,
-                            .borrowed = std::max<int64_t>(0, model.live - model.spec.limits.guarantee),
-                            .unused = std::max<int64_t>(0, model.spec.limits.guarantee - model.live),
-                            .hit_blocks = model.hit_blocks,
-                            .missed_blocks = model.missed_blocks,
-                            .evicted_blocks = model.evicted_blocks,
-                            .tokens_per_byte = model.efficiency.tokens_per_byte()});
-  }
+  for (KvModelId m = 0; m < std::ssize(models_); ++m)
+    if (models_[static_cast<size_t>(m)].there) stats.models.push_back(this->stats(m));
   return stats;
+}
+
+KvModelStats SlabPool::stats(KvModelId id) const {
+  const Model& model = at(id);
+  return {.model = id,
+          .live = model.live,
+          .cached = model.cached,
+          .borrowed = std::max<int64_t>(0, model.live - model.spec.limits.guarantee),
+          .unused = std::max<int64_t>(0, model.spec.limits.guarantee - model.live),
+          .asked_blocks = model.asked_blocks,
+          .hit_blocks = model.hit_blocks,
+          .evicted_blocks = model.evicted_blocks,
+          .tokens_per_byte = model.efficiency.tokens_per_byte()};
 }
 
 }  // namespace hearth

@@ -52,7 +52,8 @@ class SlabPool final : public KvPool {
 
   PrefixChain root(KvModelId model, std::string_view salt) const override;
   KvHit hit(KvModelId model, std::span<const PrefixKey> keys) const override;
-  int64_t match(KvModelId model, std::span<const PrefixKey> keys, std::vector<KvBlock>& blocks) override;
+  int64_t match(KvModelId model, std::span<const PrefixKey> keys, int64_t at_most,
+                std::vector<KvBlock>& blocks) override;
   void publish(KvBlock block, const PrefixKey& key) override;
   void forget(KvBlock block) override;
 
@@ -67,6 +68,7 @@ class SlabPool final : public KvPool {
   Result<std::vector<KvMove>> resize(int64_t slabs) override;
   int64_t slab_bytes() const override { return slabs_.slab_bytes(); }
   KvPoolStats stats() const override;
+  KvModelStats stats(KvModelId model) const;
 
  private:
   struct Block {
@@ -83,7 +85,7 @@ class SlabPool final : public KvPool {
     uint64_t serial = 0;  // of all models that ever were: what was cached of one is never another's
     int32_t format = 0;
     int64_t live = 0, cached = 0;
-    int64_t hit_blocks = 0, missed_blocks = 0, evicted_blocks = 0;
+    int64_t asked_blocks = 0, hit_blocks = 0, evicted_blocks = 0;
     MemoryEfficiency efficiency{0};
 
     int64_t owed() const { return std::max<int64_t>(0, spec.limits.kept - live); }

@@ -27,11 +27,11 @@ KvHit SlabPool::hit(KvModelId id, std::span<const PrefixKey> keys) const {
   return hit;
 }
 
-int64_t SlabPool::match(KvModelId id, std::span<const PrefixKey> keys, std::vector<KvBlock>& blocks) {
+int64_t SlabPool::match(KvModelId id, std::span<const PrefixKey> keys, int64_t at_most, std::vector<KvBlock>& blocks) {
   Model& model = at(id);
   int64_t matched = 0;
   for (const PrefixKey& key : keys) {
-    const auto found = index_.find(key);
+    const auto found = matched < at_most ? index_.find(key) : index_.end();
     if (found == index_.end()) break;
     Block& block = blocks_[static_cast<size_t>(found->second)];
     if (block.references == 0) {
@@ -48,7 +48,7 @@ int64_t SlabPool::match(KvModelId id, std::span<const PrefixKey> keys, std::vect
   }
   if (prefix_cache_) {
     model.hit_blocks += matched;
-    model.missed_blocks += std::ssize(keys) - matched;
+    model.asked_blocks += std::ssize(keys);
     uses_[static_cast<size_t>(model.format)].hit_tokens += matched * model.spec.block_tokens;
   }
   see_level();

@@ -190,6 +190,19 @@ TEST_F(SlabPoolPolicy, TenantsAndFormerModelsShareNothing) {
   EXPECT_EQ(cached(model, 1, 5), 0);
 }
 
+TEST_F(SlabPoolPolicy, HitsAreCountedOfWhatWasAsked) {
+  make(4);
+  const KvModelId model = add(1);
+  leave_cached(model, 1, 6);
+  std::vector<KvBlock> found;
+  EXPECT_EQ(pool->match(model, keys(model, 1, 9), 4, found), 4);
+  const KvModelStats stats = pool->stats(model);
+  EXPECT_EQ(stats.asked_blocks, 9);
+  EXPECT_EQ(stats.hit_blocks, 4);
+  EXPECT_EQ(stats.live, 4);
+  EXPECT_EQ(stats.cached, 2);
+}
+
 TEST_F(SlabPoolPolicy, WhatIsForgottenIsNotFound) {
   make(4);
   const KvModelId model = add(1);
@@ -217,7 +230,7 @@ TEST_F(SlabPoolPolicy, TheSlabThatWasNotUsedForLongestGoesFirst) {
   const KvModelId model = add(1), other = add(2);
   for (const int32_t first : {100, 200, 300}) leave_cached(model, first, kColumns);
   std::vector<KvBlock> used;
-  EXPECT_EQ(pool->match(model, keys(model, 100, kColumns), used), kColumns);
+  EXPECT_EQ(pool->match(model, keys(model, 100, kColumns), kColumns, used), kColumns);
   pool->release(used);
   take(other, 1);
   EXPECT_EQ(cached(model, 100, kColumns), kColumns);
@@ -242,7 +255,7 @@ TEST_F(SlabPoolPolicy, ACacheThatBringsNothingGoesBeforeAnOlderOneThatDoes) {
   leave_cached(useful, 100, kColumns);
   for (int i = 0; i < 3; ++i) {
     std::vector<KvBlock> used;
-    EXPECT_EQ(pool->match(useful, keys(useful, 100, kColumns), used), kColumns);
+    EXPECT_EQ(pool->match(useful, keys(useful, 100, kColumns), kColumns, used), kColumns);
     pool->release(used);
     pool->end_window();
   }

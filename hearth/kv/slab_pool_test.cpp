@@ -216,7 +216,7 @@ TEST(SlabPool, AgreesWithANaiveModelUnderRandomOperations) {
           const std::vector<PrefixKey> keys = keys_of(s);
           const KvHit hit = pool->hit(s.model, keys);
           const int64_t available = naive.available(s.model);
-          const int64_t matched = pool->match(s.model, keys, s.blocks);
+          const int64_t matched = pool->match(s.model, keys, std::ssize(keys), s.blocks);
           ASSERT_LE(matched, hit.blocks);
           ASSERT_EQ(matched, std::ssize(s.blocks));
           naive.took(s.model, s.blocks);

@@ -240,6 +240,59 @@ void add_model_gauges(const std::vector<ModelStats>& stats, std::vector<MetricFa
   out.push_back(std::move(config));
 }
 
+// A model's part of the KV pool that it shares.
+void add_model_kv(const std::vector<ModelStats>& stats, std::vector<MetricFamily>& out) {
+  const auto add = [&](MetricType type, const char* name, const char* help, auto value) {
+    MetricFamily f = family(name, help, type);
+    for (const ModelStats& model : stats)
+      f.metric.push_back(number(type, model_labels(model.model), static_cast<double>(value(model))));
+    out.push_back(std::move(f));
+  };
+  add(MetricType::Counter, "vllm:prefix_cache_queries_total", "Tokens of whole blocks looked for in the prefix cache.",
+      [](const ModelStats& m) { return m.kv.asked_blocks * m.block_tokens; });
+  add(MetricType::Counter, "vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.",
+      [](const ModelStats& m) { return m.kv.hit_blocks * m.block_tokens; });
+  add(MetricType::Counter, "hearth_kv_evicted_blocks_total", "Cached KV blocks that gave way.",
+      [](const ModelStats& m) { return m.kv.evicted_blocks; });
+  add(MetricType::Gauge, "hearth_kv_cached_blocks", "KV blocks that only the prefix cache holds.",
+      [](const ModelStats& m) { return m.kv.cached; });
+  add(MetricType::Gauge, "hearth_kv_borrowed_blocks", "KV blocks in use above what the model is guaranteed.",
+      [](const ModelStats& m) { return m.kv.borrowed; });
+  add(MetricType::Gauge, "hearth_kv_unused_blocks", "KV blocks that the model is guaranteed and does not use.",
+      [](const ModelStats& m) { return m.kv.unused; });
+  add(MetricType::Gauge, "hearth_kv_tokens_per_byte", "Tokens a second that a byte more of KV memory would bring.",
+      [](const ModelStats& m) { return m.kv.tokens_per_byte; });
+}
+
+void add_kv_pools(const std::vector<KvPoolStats>& pools, std::vector<MetricFamily>& out) {
+  MetricFamily bytes = family(
+      "hearth_kv_pool_bytes",
+      "The KV pool: live and cached blocks, free columns and tails of slabs in use, empty slabs.", MetricType::Gauge);
+  MetricFamily slabs = family("hearth_kv_slabs", "Slabs by the size of their blocks; 0: empty.", MetricType::Gauge);
+  MetricFamily moved =
+      family("hearth_kv_moved_blocks_total", "KV blocks that moved to make a slab empty.", MetricType::Counter);
+  for (size_t i = 0; i < pools.size(); ++i) {
+    const KvPoolStats& pool = pools[i];
+    const std::string name = std::to_string(i);
+    const auto state = [&](const char* label, int64_t value) {
+      bytes.metric.push_back(number(MetricType::Gauge, {{"pool", name}, {"state", label}}, static_cast<double>(value)));
+    };
+    state("live", pool.live_bytes);
+    state("cached", pool.cached_bytes);
+    state("free", pool.free_bytes);
+    state("tail", pool.tail_bytes);
+    state("empty", pool.pool_bytes - pool.live_bytes - pool.cached_bytes - pool.free_bytes - pool.tail_bytes);
+    const auto format = [&](int64_t block_bytes, int64_t count) {
+      slabs.metric.push_back(number(MetricType::Gauge, {{"pool", name}, {"block_bytes", std::to_string(block_bytes)}},
+                                    static_cast<double>(count)));
+    };
+    format(0, pool.empty_slabs);
+    for (const KvFormatStats& f : pool.formats) format(f.block_bytes, f.slabs);
+    moved.metric.push_back(number(MetricType::Counter, {{"pool", name}}, static_cast<double>(pool.moved_blocks)));
+  }
+  for (MetricFamily* f : {&bytes, &slabs, &moved}) out.push_back(std::move(*f));
+}
+
 void add_process(std::vector<MetricFamily>& out) {
   const ProcessStats p = read_process_stats();
   out.push_back(single("process_cpu_seconds_total", "CPU time of the process, user and system.", MetricType::Counter,
@@ -281,6 +334,7 @@ struct Metrics::Impl {
   Routes routes;  // guarded by http_mutex
   mutable std::mutex stats_mutex;
   StatsSource stats;  // guarded by stats_mutex
+  PoolSource pools;   // guarded by stats_mutex
 
   // REQUIRES: engine_mutex is held.
   ModelCounts& model(std::string_view name) {
@@ -308,9 +362,10 @@ struct Metrics::Impl {
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
 Metrics::~Metrics() = default;
 
-void Metrics::set_stats(StatsSource source) {
+void Metrics::set_stats(StatsSource source, PoolSource pools) {
   const std::lock_guard lock(impl_->stats_mutex);
   impl_->stats = std::move(source);
+  impl_->pools = std::move(pools);
 }
 
 void Metrics::on_step(const StepRecord& record) noexcept try {
@@ -372,9 +427,11 @@ void Metrics::on_http(std::string_view route, std::string_view method, int statu
 
 std::string Metrics::text() const {
   StatsSource source;
+  PoolSource pools;
   {
     const std::lock_guard lock(impl_->stats_mutex);
     source = impl_->stats;
+    pools = impl_->pools;
   }
   const std::vector<ModelStats> stats = source ? source() : std::vector<ModelStats>();
   std::vector<ModelEntry> models;
@@ -392,6 +449,8 @@ std::string Metrics::text() const {
 
   std::vector<MetricFamily> families;
   add_model_gauges(stats, families);
+  add_model_kv(stats, families);
+  if (pools) add_kv_pools(pools(), families);
   add_model_counts(models, families);
   MetricFamily requests =
       family("http_requests_total", "HTTP answers, by route, method and status.", MetricType::Counter);

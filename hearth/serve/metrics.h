@@ -28,14 +28,16 @@ class Metrics final : public EngineObserver {
   // Where the gauges of models come from, asked at each scrape (Engine::stats). Models that it names are
   // exported from the first scrape on, with zeros.
   using StatsSource = std::function<std::vector<ModelStats>()>;
+  // Of the KV pools, the same (Engine::kv_stats).
+  using PoolSource = std::function<std::vector<KvPoolStats>()>;
 
   Metrics();
   ~Metrics() override;
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
 
-  // The engine is created with its observer, so it is named afterwards. An empty one: no gauges.
-  void set_stats(StatsSource source);
+  // The engine is created with its observer, so it is named afterwards. Empty ones: no gauges.
+  void set_stats(StatsSource source, PoolSource pools);
 
   void on_step(const StepRecord& record) noexcept override;
   void on_choice(const ChoiceRecord& record) noexcept override;

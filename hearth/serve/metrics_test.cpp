@@ -227,16 +227,29 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
   Metrics metrics;
   EXPECT_FALSE(parse(metrics.text()).types.contains("vllm:num_requests_running"));
   int64_t running = 2;
-  metrics.set_stats([&] {
+  const auto pools = [] {
+    return std::vector<KvPoolStats>{{.pool_bytes = 1000,
+                                     .slabs = 10,
+                                     .empty_slabs = 6,
+                                     .live_bytes = 300,
+                                     .cached_bytes = 60,
+                                     .free_bytes = 30,
+                                     .tail_bytes = 10,
+                                     .moved_blocks = 8,
+                                     .formats = {{.block_bytes = 20, .slabs = 4}}}};
+  };
+  const auto models = [&] {
     return std::vector<ModelStats>{{.model = "a \"b\"\\c",
                                     .running = running,
                                     .waiting = 7,
                                     .kv_blocks = 200,
                                     .kv_blocks_used = 50,
                                     .block_tokens = 16,
-                                    .max_sequences = 64},
+                                    .max_sequences = 64,
+                                    .kv = {.cached = 3, .borrowed = 4, .asked_blocks = 9, .hit_blocks = 5}},
                                    {.model = "empty"}};
-  });
+  };
+  metrics.set_stats(models, pools);
   Exposition e = parse(metrics.text());
   const Labels odd = model("a \"b\"\\c");
   EXPECT_EQ(e.types.at("vllm:num_requests_running"), "gauge");
@@ -245,6 +258,16 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
   EXPECT_EQ(e.at("vllm:kv_cache_usage_perc", odd), 0.25);
   EXPECT_EQ(e.at("vllm:kv_cache_usage_perc", model("empty")), 0);
   EXPECT_EQ(e.at("vllm:cache_config_info", model("a \"b\"\\c", {{"block_size", "16"}, {"num_gpu_blocks", "200"}})), 1);
+  EXPECT_EQ(e.types.at("vllm:prefix_cache_hits_total"), "counter");
+  EXPECT_EQ(e.at("vllm:prefix_cache_queries_total", odd), 144);
+  EXPECT_EQ(e.at("vllm:prefix_cache_hits_total", odd), 80);
+  EXPECT_EQ(e.at("hearth_kv_cached_blocks", odd), 3);
+  EXPECT_EQ(e.at("hearth_kv_borrowed_blocks", odd), 4);
+  EXPECT_EQ(e.at("hearth_kv_pool_bytes", {{"pool", "0"}, {"state", "live"}}), 300);
+  EXPECT_EQ(e.at("hearth_kv_pool_bytes", {{"pool", "0"}, {"state", "empty"}}), 600);
+  EXPECT_EQ(e.at("hearth_kv_slabs", {{"pool", "0"}, {"block_bytes", "20"}}), 4);
+  EXPECT_EQ(e.at("hearth_kv_slabs", {{"pool", "0"}, {"block_bytes", "0"}}), 6);
+  EXPECT_EQ(e.at("hearth_kv_moved_blocks_total", {{"pool", "0"}}), 8);
   // Before its first request a model has its counters and histograms, at zero.
   EXPECT_EQ(e.at("vllm:generation_tokens_total", odd), 0);
   EXPECT_EQ(e.at("vllm:time_to_first_token_seconds_count", model("empty")), 0);
@@ -297,7 +320,7 @@ TEST(Metrics, TheProcessAndTheBuild) {
 // vLLM's names, which dashboards and gateways are written against.
 TEST(Metrics, EveryNameOfVllmThatHearthHas) {
   Metrics metrics;
-  metrics.set_stats([] { return std::vector<ModelStats>{{.model = "m"}}; });
+  metrics.set_stats([] { return std::vector<ModelStats>{{.model = "m"}}; }, {});
   const Exposition e = parse(metrics.text());
   for (const char* name : {"num_requests_running",
                            "num_requests_waiting",
@@ -327,7 +350,7 @@ TEST(Metrics, EveryNameOfVllmThatHearthHas) {
 // Steps while others scrape: nothing is lost, and a step costs little (peers' users scrape every 333 ms).
 TEST(Metrics, StepsAndScrapesTogether) {
   Metrics metrics;
-  metrics.set_stats([] { return std::vector<ModelStats>{{.model = "m"}}; });
+  metrics.set_stats([] { return std::vector<ModelStats>{{.model = "m"}}; }, {});
   std::vector<float> inter(64, 0.02f);
   constexpr int kSteps = 20000;
   std::atomic<bool> done{false};

@@ -32,7 +32,7 @@ class ServerImpl final : public Server {
 
   Status open() {
     HEARTH_TRY_ASSIGN(engine_, Engine::create(options_.engine, &metrics_, clock_));
-    metrics_.set_stats([this] { return engine_->stats(); });
+    metrics_.set_stats([this] { return engine_->stats(); }, [this] { return engine_->kv_stats(); });
     workers_ = std::make_unique<WorkerPool>(options_.request_workers, options_.waiting_requests,
                                             WorkerPool::Priority::kGivesWay,
                                             cpus_beside_team(team_threads(options_.engine.threads)));
