@@ -70,7 +70,11 @@ class Planner {
   // The KV pool that models share: planner_kv.cpp.
   Result<int64_t> add_to_store(ModelState& model);
   void leave_store(ModelState& model);
-  void share_store(const KvStore& store);
+  struct Lifted {
+    KvModelId model = 0;
+    int64_t blocks = 0;
+  };
+  void share_store(KvStore& store, std::optional<Lifted> lifted);
   void look_up(const ModelState& model, Sequence& sequence);
   void match(ModelState& model, Sequence& sequence);
   void know_keys(const ModelState& model, Sequence& sequence, int64_t blocks);

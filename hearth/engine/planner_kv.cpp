@@ -24,35 +24,51 @@ Result<int64_t> Planner::add_to_store(ModelState& model) {
                                                     .block_tokens = model.block_tokens,
                                                     .block_bytes = model.kv.layout.block_bytes(),
                                                     .limits = {}}));
-  share_store(*model.store);
+  share_store(*model.store, {});
   return pool.most(model.kv_model) * model.block_tokens;
 }
 
 void Planner::leave_store(ModelState& model) {
   model.store->pool->remove_model(model.kv_model);
   model.kv_model = -1;
-  share_store(*model.store);
+  share_store(*model.store, {});
 }
 
-// Each model is guaranteed the same part of the pool, and may borrow what others do not use.
-void Planner::share_store(const KvStore& store) {
+// Each model is guaranteed the same part of the pool, and may borrow what others do not use. One at a time may be
+// guaranteed more, as many blocks as its next sequence needs; the others then share the rest.
+void Planner::share_store(KvStore& store, std::optional<Lifted> lifted) {
+  store.lifted = lifted ? lifted->model : -1;
   const KvPoolStats stats = store.pool->stats();
-  for (const KvModelStats& m : stats.models) {
-    const auto guarantee = store.pool->columns(m.model) * (stats.slabs / std::ssize(stats.models));
-    const Status set = store.pool->set_limits(m.model, {.guarantee = guarantee});
-    HEARTH_CHECK(set.has_value(), "equal parts of a KV pool: {}", set.error().message);
+  const int64_t models = std::ssize(stats.models);
+  int64_t slabs = stats.slabs, sharing = models;
+  if (lifted && models > 1) {
+    slabs -= std::min(slabs, blocks_for(lifted->blocks, store.pool->columns(lifted->model)));
+    --sharing;
+  }
+  // First all that shrink, so that the sum never exceeds the pool.
+  for (const bool grows : {false, true}) {
+    for (const KvModelStats& m : stats.models) {
+      KvLimits limits = store.pool->limits(m.model);
+      const int64_t part = m.model == store.lifted ? stats.slabs - slabs : slabs / sharing;
+      const int64_t guarantee = part * store.pool->columns(m.model);
+      limits.guarantee = grows ? guarantee : std::min(guarantee, limits.guarantee);
+      limits.kept = std::min(limits.kept, limits.guarantee);
+      const Status set = store.pool->set_limits(m.model, limits);
+      HEARTH_CHECK(set.has_value(), "parts of a KV pool: {}", set.error().message);
+    }
   }
 }
 
 // ---- the prefix cache
 
 // How much of what a waiting sequence is to be fed is there. Its last token is fed in any case: its logits are wanted.
+// The one before too: on a GPU a token that is alone of its sequence in a step may have other bits (decision 0004).
 void Planner::look_up(const ModelState& model, Sequence& sequence) {
   sequence.asked_blocks = sequence.hit_blocks = sequence.revived_blocks = 0;
   const Request& request = sequence.request();
   const bool scores_prompt =
       request.prompt_logprobs != kNoLogprobs && sequence.choice == 0 && sequence.prompt_scored < sequence.prompt_size();
-  const int64_t blocks = (sequence.feed_end() - 1) / model.block_tokens;
+  const int64_t blocks = (sequence.feed_end() - 2) / model.block_tokens;
   if (scores_prompt || blocks < 1 || lookups_++ >= kLookups) return;
   know_keys(model, sequence, blocks);
   const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(blocks));
@@ -105,25 +121,32 @@ void Planner::publish(ModelState& model, Sequence& sequence, int64_t computed) {
 
 // ---- who gives way
 
-// A model that is short of blocks and has less than its part gets them: they are kept for it from now on, nearly empty
-// slabs are put together, and a sequence of a model that borrows gives way. Once it is short no more nothing is kept.
+// A model that is short of blocks and has less than its part, or than its next sequence needs, gets them: they are kept
+// for it from now on, nearly empty slabs are put together, and a sequence of a model that borrows gives way. Once it is
+// short no more nothing is kept.
 void Planner::make_room(ModelState& model, const StepChoice& choice) {
-  SlabPool& pool = *model.store->pool;
-  KvLimits limits = pool.limits(model.kv_model);
+  KvStore& store = *model.store;
+  SlabPool& pool = *store.pool;
+  if (std::ranges::count(models_, model.store, &ModelState::store) < 2) return;
   int64_t kept = 0;
   if (choice.short_of_blocks) {
     const auto first = std::ranges::find_if(model.sequences, [](const auto& s) { return !s->ended && !s->running(); });
-    const int64_t wanted = first == model.sequences.end() ? 1 : blocks_for((*first)->known(), model.block_tokens) + 1;
-    kept = std::min(limits.guarantee, pool.live(model.kv_model) + wanted);
+    const int64_t next = first == model.sequences.end() ? 1 : blocks_for((*first)->known(), model.block_tokens) + 1;
+    if (next > pool.limits(model.kv_model).guarantee && store.lifted < 0)
+      share_store(store, Lifted{.model = model.kv_model, .blocks = next});
+    kept = std::min(pool.limits(model.kv_model).guarantee, pool.live(model.kv_model) + next);
+  } else if (store.lifted == model.kv_model) {
+    share_store(store, {});
   }
+  KvLimits limits = pool.limits(model.kv_model);
   if (const int64_t before = std::exchange(limits.kept, kept); kept != before) {
     if (kept < before) inbox_->poke();  // others may go on
     const Status set = pool.set_limits(model.kv_model, limits);
     HEARTH_CHECK(set.has_value(), "what is kept of a guarantee: {}", set.error().message);
   }
   if (!choice.short_of_blocks) return;
-  const std::vector<KvMove> moves = pool.compact(model.store->max_move_bytes);
-  model.store->moves.insert(model.store->moves.end(), moves.begin(), moves.end());
+  const std::vector<KvMove> moves = pool.compact(store.max_move_bytes);
+  store.moves.insert(store.moves.end(), moves.begin(), moves.end());
   if (!moves.empty()) inbox_->poke();
   const auto victim = pool.victim_for(model.kv_model);
   if (!victim || *victim == model.kv_model || pool.live(model.kv_model) >= kept) return;
