@@ -30,6 +30,11 @@ struct SlabList {
     (last == kNoSlab ? first : links[last].next) = slab;
     last = slab;
   }
+  void prepend(SlabLinks& links, int32_t slab) {
+    links[slab] = {.previous = kNoSlab, .next = first};
+    (first == kNoSlab ? last : links[first].previous) = slab;
+    first = slab;
+  }
   void remove(SlabLinks& links, int32_t slab) {
     const auto [previous, next] = links[slab];
     (previous == kNoSlab ? first : links[previous].next) = next;

@@ -263,7 +263,7 @@ void SlabPool::release(std::span<const KvBlock> blocks) {
       slabs_.cache(block.at, now_);
       ++model.cached;
     } else {
-      slabs_.free_live(block.at);
+      slabs_.free_live(block.at, ++now_);
       unused_.push_back(blocks[i]);
     }
   }

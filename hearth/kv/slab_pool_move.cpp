@@ -48,7 +48,7 @@ void SlabPool::move_out(int32_t s, std::vector<KvMove>& moves) {
     moves.push_back({.from_bytes = slabs_.offset_bytes(from),
                      .to_bytes = slabs_.offset_bytes(at),
                      .size_bytes = slabs_.format(f).block_bytes});
-    slabs_.free_live(from);
+    slabs_.free_live(from, now_);
     ++moved_blocks_;
   }
 }

@@ -238,6 +238,19 @@ TEST_F(SlabPoolPolicy, TheSlabThatWasNotUsedForLongestGoesFirst) {
   EXPECT_EQ(cached(model, 300, kColumns), kColumns);
 }
 
+// One slab is used up after the other: those that follow stay whole, for this model's cache or for others.
+TEST_F(SlabPoolPolicy, BlocksTakenOneByOneUseUpOneIdleSlab) {
+  make(5);
+  const KvModelId model = add(1);
+  for (const int32_t first : {100, 200, 300, 400}) leave_cached(model, first, kColumns);
+  const std::vector<KvBlock> live = take(model, 1);
+  leave_cached(model, 500, kColumns - 1);  // beside it, and used last
+  for (int i = 0; i < kColumns; ++i) EXPECT_EQ(slab_of(take(model, 1)[0]), 0);
+  EXPECT_EQ(pool->stats().idle_slabs, 3);
+  take(model, 1);
+  EXPECT_EQ(pool->stats().idle_slabs, 2);
+}
+
 TEST_F(SlabPoolPolicy, ACacheWithinItsGuaranteeGoesLast) {
   make(3);
   const KvModelId guarded = add(1, {.guarantee = kColumns}), plain = add(2), third = add(4);

@@ -86,9 +86,11 @@ int32_t SlabSet::fill(int32_t s, int32_t block) {
   return column;
 }
 
-void SlabSet::free_live(SlabColumn at) {
-  change(at.slab, false, [&](Slab& slab) {
+void SlabSet::free_live(SlabColumn at, int64_t now) {
+  const bool last = slab(at.slab).live == 1;
+  change(at.slab, last, [&](Slab& slab) {
     --slab.live;
+    if (last) slab.used_at = now;
     slab.block_in[static_cast<size_t>(at.column)] = kNoBlock;
     slab.free.push_back(at.column);
   });
@@ -154,7 +156,11 @@ void SlabSet::change(int32_t s, bool newest, Change&& change) {
       return age == Where::Age::kIdle ? format.idle : format.mixed;
     };
     if (before.age != Where::Age::kNone) list(before.age).remove(age_links_, s);
-    if (after.age != Where::Age::kNone) list(after.age).append(age_links_, s);
+    if (after.age != Where::Age::kNone) {
+      // An idle slab that is filled was the one not used for longest, and still is.
+      const bool oldest = before.age == Where::Age::kIdle && !newest;
+      oldest ? list(after.age).prepend(age_links_, s) : list(after.age).append(age_links_, s);
+    }
   }
   if (slab.live == 0 && slab.cached == 0) {
     count(s, -1);

@@ -3,7 +3,8 @@
 // which the right slab is found without a search. It knows states of columns, not whose they are or who may have them.
 //   I1. A slab is empty (no format, in use by nobody), idle (cached columns, no live one) or live (a live column).
 //   I2. free + cached + live of a slab = the columns of its format.
-//   I3. Sums of a format are those over its slabs; a slab is in exactly the lists that its counts say.
+//   I3. Sums of a format are those over its slabs; a slab is in exactly the lists that its counts say, and the lists of
+//       idle and mixed slabs are in the order of used_at.
 // One owning thread.
 #pragma once
 
@@ -29,7 +30,7 @@ class SlabSet {
     int32_t live = 0, cached = 0;
     std::vector<int32_t> free;      // columns; the last is taken next
     std::vector<int32_t> block_in;  // by column: who is in it, or kNoBlock
-    int64_t used_at = 0;            // when a column of it was last cached
+    int64_t used_at = 0;            // when a column of it was last cached or revived, or its last live one left
     bool draining = false;          // in no list: nothing new goes into it
     bool idle() const { return live == 0 && cached > 0; }
   };
@@ -73,9 +74,9 @@ class SlabSet {
   // Cuts the empty slab that is nearest to the base. REQUIRES: one is empty. It counts as live from its first column.
   int32_t cut(int32_t f);
 
-  // A free column of the slab becomes live.
+  // A free column of the slab becomes live. REQUIRES: of an idle one, that no mixed slab was unused for longer.
   int32_t fill(int32_t s, int32_t block);
-  void free_live(SlabColumn at);
+  void free_live(SlabColumn at, int64_t now);
   void free_cached(SlabColumn at);
   void cache(SlabColumn at, int64_t now);   // live -> cached
   void revive(SlabColumn at, int64_t now);  // cached -> live
