@@ -11,7 +11,7 @@ namespace hearth {
 namespace {
 
 // Waiting sequences that are looked up in a plan: those behind them are hardly admitted in the same step.
-constexpr int64_t kLookups = 16;
+constexpr int64_t kLookups = 8;
 constexpr int64_t kWindowNs = 1'000'000'000, kTellNs = 100'000'000;
 
 }  // namespace
@@ -69,7 +69,7 @@ void Planner::look_up(const ModelState& model, Sequence& sequence) {
   const bool scores_prompt =
       request.prompt_logprobs != kNoLogprobs && sequence.choice == 0 && sequence.prompt_scored < sequence.prompt_size();
   const int64_t blocks = (sequence.feed_end() - 2) / model.block_tokens;
-  if (scores_prompt || blocks < 1 || lookups_++ >= kLookups) return;
+  if (scores_prompt || blocks < 1 || model.free_places.empty() || lookups_++ >= kLookups) return;
   know_keys(model, sequence, blocks);
   const std::span keys = std::span(sequence.keys).first(static_cast<size_t>(blocks));
   const KvHit hit = model.store->pool->hit(model.kv_model, keys);
