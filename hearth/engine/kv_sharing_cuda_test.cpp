@@ -34,20 +34,20 @@ TEST(KvSharingCuda, EveryTextIsWhatItIsAlone) {
   Random random(kSeed);
   const OpTable* const ops = cuda_ops();
   ASSERT_NE(ops, nullptr);
-  const std::vector<std::shared_ptr<const ServedModel>> models = {small_model("small", 1, *ops),
-                                                                  small_model("deeper", 5, *ops, 3)};
+  const std::vector<std::shared_ptr<const ServedModel>> models = {small_model("small", 1, *ops, 2, true),
+                                                                  small_model("deeper", 5, *ops, 3, true)};
   const auto random_tokens = [&](int64_t count) {
     std::vector<int32_t> tokens;
-    for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(random.below(8192)));
+    for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(random.below(256)));
     return tokens;
   };
   const std::vector<int32_t> beginnings[] = {random_tokens(150), random_tokens(150)};
   std::vector<Request> requests;
-  for (int i = 0; i < 120; ++i) {
+  for (int i = 0; i < 240; ++i) {
     const auto& beginning = beginnings[random.below(2)];
     Request r;
     r.id = "test";
-    r.model = models[static_cast<size_t>(random.below(10) < (i / 30 % 2 == 0 ? 8 : 2) ? 0 : 1)];
+    r.model = models[static_cast<size_t>(random.below(10) < (i / 40 % 2 == 0 ? 8 : 2) ? 0 : 1)];
     r.prompt.assign(beginning.begin(), beginning.begin() + random.below(150));
     for (const int32_t id : random_tokens(1 + random.below(20))) r.prompt.push_back(id);
     r.max_tokens = 1 + random.below(100);

@@ -145,9 +145,16 @@ void Planner::make_room(ModelState& model, const StepChoice& choice) {
     HEARTH_CHECK(set.has_value(), "what is kept of a guarantee: {}", set.error().message);
   }
   if (!choice.short_of_blocks) return;
-  const std::vector<KvMove> moves = pool.compact(store.max_move_bytes);
-  store.moves.insert(store.moves.end(), moves.begin(), moves.end());
-  if (!moves.empty()) inbox_->poke();
+  // Free columns of its own format it can use as they lie; those of others only as whole slabs.
+  const bool others = std::ranges::any_of(models_, [&](const auto& m) {
+    return m->store == model.store && m->kv.layout.block_bytes() != model.kv.layout.block_bytes() &&
+           pool.live(m->kv_model) > 0;
+  });
+  if (others) {
+    const std::vector<KvMove> moves = pool.compact(store.max_move_bytes);
+    store.moves.insert(store.moves.end(), moves.begin(), moves.end());
+    if (!moves.empty()) inbox_->poke();
+  }
   const auto victim = pool.victim_for(model.kv_model);
   if (!victim || *victim == model.kv_model || pool.live(model.kv_model) >= kept) return;
   const auto lender =

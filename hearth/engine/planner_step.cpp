@@ -111,8 +111,8 @@ std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
   return step;
 }
 
-// Places, and blocks for all that is fed. Where two sequences that the policy saw shared blocks that are now found in the
-// cache, there may be fewer than it gave out: then who was admitted last waits on, and who has too few blocks is not fed.
+// Places, and blocks for all that is fed. There may be fewer than the policy gave out, by blocks that a victim shared
+// with who is admitted in its place: then who was admitted last waits on, and who has too few blocks is not fed.
 void Planner::allocate(ModelState& model, const StepChoice& choice) {
   SlabPool& pool = *model.store->pool;
   std::vector<Sequence*> admitted;

@@ -22,9 +22,12 @@ namespace hearth::engine_test {
 
 inline constexpr int64_t kContext = 320;
 
-// Hidden 64, the vocabulary of the demo model's tokenizer.
+// Hidden 64, the vocabulary of the demo model's tokenizer; or one of bytes, which needs no file.
 inline std::shared_ptr<const ServedModel> small_model(const std::string& name = "small", uint64_t seed = 1,
-                                                      const OpTable& ops = cpu_ops(), int64_t layers = 2) {
+                                                      const OpTable& ops = cpu_ops(), int64_t layers = 2,
+                                                      bool bytes = false) {
+  auto tokenizer = bytes ? Tokenizer::bytes() : Tokenizer::load("models/fable-13m");
+  HEARTH_CHECK(tokenizer.has_value(), "{}", tokenizer.error().message);
   const ModelConfig config = parse_model_config({{"architectures", {"LlamaForCausalLM"}},
                                                  {"hidden_size", 64},
                                                  {"intermediate_size", 96},
@@ -32,13 +35,11 @@ inline std::shared_ptr<const ServedModel> small_model(const std::string& name = 
                                                  {"num_attention_heads", 4},
                                                  {"num_key_value_heads", 2},
                                                  {"max_position_embeddings", kContext},
-                                                 {"vocab_size", 8192}})
+                                                 {"vocab_size", bytes ? tokenizer->vocab_size() : 8192}})
                                  .value();
   ThreadPool pool(1);
   auto model = Model::dummy(config, ops, {}, DType::kF32, seed, pool);
   HEARTH_CHECK(model.has_value(), "{}", model.error().message);
-  auto tokenizer = Tokenizer::load("models/fable-13m");
-  HEARTH_CHECK(tokenizer.has_value(), "{}", tokenizer.error().message);
   const int64_t vocab = config.vocab_size;
   auto grammars = GrammarCompiler::create(*tokenizer, vocab, tokenizer->eos_ids());
   HEARTH_CHECK(grammars.has_value(), "{}", grammars.error().message);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Models, their quotas, and blocks from allocation to release; slab_pool_cache.cpp and slab_pool_move.cpp have the rest.
+// Models, their quotas, and blocks from allocation to release; the rest is in slab_pool_cache.cpp and
+// slab_pool_move.cpp.
 #include "hearth/kv/slab_pool.h"
 
 #include <algorithm>
@@ -127,9 +128,9 @@ Status SlabPool::set_limits(KvModelId id, const KvLimits& limits) {
 
 // ---- how much a model can have
 //
-// Slabs without live blocks, E + I (empty, idle), are anybody's. Of a format F with c columns a slab, room(F) columns in
-// live slabs are free or can be evicted, for F alone. Its models have owed(F) = sum of max(0, kept - live) blocks to get.
-// What is kept is safe while
+// Slabs without live blocks, E + I (empty, idle), are anybody's. Of a format F with c columns a slab, room(F) columns
+// in live slabs are free or can be evicted, for F alone. Its models have owed(F) = sum of max(0, kept - live) blocks to
+// get. What is kept is safe while
 //   E + I >= sum over F of ceil(max(0, owed(F) - room(F)) / c(F)).                                            (1)
 // x blocks more for a model of F, d of them kept for it, leave that true exactly if
 //   x <= room(F) + c(F) * A - (owed(F) - d),  A = E + I - what the sum says of the other formats:
