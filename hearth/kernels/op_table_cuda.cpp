@@ -11,8 +11,10 @@ namespace {
 constexpr LinearOp kLinearBf16{"linear_bf16_sm90", linear_cublaslt_workspace_bytes, linear_bf16_sm90};
 constexpr LinearOp kLinearFp8{"linear_fp8_sm90", linear_fp8_sm90_workspace_bytes, linear_fp8_sm90,
                               linear_fp8_sm90_takes_rounded, linear_fp8_sm90_parts};
-constexpr LinearOp kLinearNibble{"linear_nibble_sm90", linear_nibble_sm90_workspace_bytes, linear_nibble_sm90,
-                                 linear_nibble_sm90_takes_rounded, linear_nibble_sm90_parts};
+constexpr LinearOp kLinearNibble{"linear_nibble_sm90",     linear_nibble_sm90_workspace_bytes,
+                                 linear_nibble_sm90,       linear_nibble_sm90_takes_rounded,
+                                 linear_nibble_sm90_parts, linear_nibble_sm90_packed_bytes,
+                                 linear_nibble_sm90_pack};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};

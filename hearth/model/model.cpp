@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hearth/model/model.h"
 
+#include <algorithm>
+
 #include "hearth/model/architecture.h"
+#include "hearth/tensor/quantized_weight.h"
 
 namespace hearth {
 Status Model::bind_ops() {
@@ -17,6 +20,46 @@ Status Model::bind_ops() {
   return {};
 }
 
+Status Model::pack_weights() {
+  // By way of a copy: the largest weight's.
+  struct Packing {
+    LinearWeight* weight;
+    const LinearOp* op;
+    int64_t bytes;
+  };
+  std::vector<Packing> packings;
+  const auto add = [&](Linear& linear, const LinearOps& found) {
+    for (size_t i = 0; i < found.size(); ++i) {
+      LinearWeight& w = linear.parts[i];
+      if (found[i]->pack && found[i]->packed_bytes(w.format, w.n, w.k) > 0)
+        packings.push_back({&w, found[i], quantized_weight_bytes(w.format, w.n, w.k, static_cast<bool>(w.k_order))});
+    }
+  };
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    LayerWeights& layer = weights_.layers[i];
+    DenseFfn& ffn = std::get<DenseFfn>(layer.ffn);
+    const BlockOps& found = layer_ops_[i];
+    add(layer.qkv, found.qkv), add(layer.o, found.o), add(ffn.gate_up, found.gate_up), add(ffn.down, found.down);
+  }
+  add(weights_.lm_head, lm_head_op_);
+  int64_t most = 0;
+  for (const Packing& packing : packings) most = std::max(most, packing.bytes);
+  if (most == 0) return {};
+  HEARTH_TRY_ASSIGN(const Buffer scratch, ops_->memory().allocate(most).with_context("weights"));
+  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, ops_->memory().create_queue());
+  for (const Packing& packing : packings) {
+    // The parts lie one behind the other, codes first (quantized_weight.h).
+    auto* const place = static_cast<std::byte*>(const_cast<void*>(packing.weight->codes.data));
+    LinearWeight packed = *packing.weight;
+    for (ConstTensorView* view : {&packed.codes, &packed.scales, &packed.zeros, &packed.k_order, &packed.act_scale})
+      if (*view) view->data = scratch.data() + (static_cast<const std::byte*>(view->data) - place);
+    HEARTH_TRY(queue->copy_within(scratch.data(), place, packing.bytes));
+    HEARTH_TRY(packing.op->pack(packed, place, queue->stream()));
+    if (packed.units) *packing.weight = packed;
+  }
+  return queue->synchronize();
+}
+
 Result<std::shared_ptr<const Model>> Model::bind(const ModelConfig& config, WeightSource& source, const OpTable& ops,
                                                  const ModelOptions& options, std::optional<KvFormatId> kv_format,
                                                  ThreadPool& pool) {
@@ -30,13 +73,19 @@ Result<std::shared_ptr<const Model>> Model::bind(const ModelConfig& config, Weig
   model->shard_ = options.shard;
   // Before the weights, which take their time.
   if (ops.prepare) HEARTH_TRY(ops.prepare());
+  const auto packed_bytes = [&](const WeightFormat& format, int64_t n, int64_t k) -> int64_t {
+    const LinearOp* const op = ops.find_linear ? ops.find_linear(format, options.activation) : nullptr;
+    return op && op->packed_bytes ? op->packed_bytes(format, n, k) : 0;
+  };
   HEARTH_TRY_ASSIGN(model->weights_, load_weights(source, config,
                                                   {.activation = options.activation,
                                                    .shard = options.shard,
                                                    .memory = &ops.memory(),
-                                                   .progress = options.progress},
+                                                   .progress = options.progress,
+                                                   .packed_bytes = packed_bytes},
                                                   pool));
   HEARTH_TRY(model->bind_ops());
+  HEARTH_TRY(model->pack_weights());
   return std::shared_ptr<const Model>(std::move(model));
 }
 

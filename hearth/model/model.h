@@ -67,6 +67,8 @@ class Model {
                                                    ThreadPool& pool);
   // Looks up all ops for the bound weights; Unsupported names the weight and format without one.
   Status bind_ops();
+  // Packs the weights whose ops have an order of their own for them, in place. REQUIRES: bind_ops().
+  Status pack_weights();
 
   ModelConfig config_;
   ModelWeights weights_;

@@ -42,7 +42,8 @@ class Binder {
         activation_(options.activation),
         shard_(options.shard),
         pool_(pool),
-        progress_(options.progress) {}
+        progress_(options.progress),
+        packed_bytes_(options.packed_bytes) {}
 
   // The first pass: where everything goes, and how much it is.
   Status plan(ModelWeights& weights) {
@@ -180,7 +181,7 @@ class Binder {
     if (shard_.size != 1) return unsupported("{}: quantized weights are not split over {} ranks", module, shard_.size);
     HEARTH_TRY_ASSIGN(const std::optional<WeightFormat> format, source_.quantized_format(module, n, k));
     const int64_t bytes = quantized_weight_bytes(*format, n, k, true);
-    const int64_t at = take(bytes);
+    const int64_t at = take(packed_bytes_ ? std::max(bytes, packed_bytes_(*format, n, k)) : bytes);
     source_bytes_ += format->stored_bytes(n, k);
     const std::optional<TensorEntry> codes = source_.canonical_codes(module, n, k);
     if (!sink_) {
@@ -505,6 +506,7 @@ class Binder {
   const Shard shard_;
   ThreadPool& pool_;
   const LoadProgress& progress_;
+  const std::function<int64_t(const WeightFormat&, int64_t, int64_t)>& packed_bytes_;
   WeightSink* sink_ = nullptr;  // null in the first pass
   int64_t used_ = 0;            // bytes of our memory taken
   int64_t source_bytes_ = 0;    // bytes of the checkpoint wanted

@@ -83,6 +83,8 @@ struct WeightsOptions {
   Shard shard;
   const Memory* memory = &host_memory();  // where they shall lie
   LoadProgress progress;
+  // Bytes from the codes on that the place of a quantized weight has at least (LinearOp::packed_bytes); null: none.
+  std::function<int64_t(const WeightFormat& format, int64_t n, int64_t k)> packed_bytes;
   int64_t piece_bytes = WeightSink::kPieceBytes;  // of host memory, twice, on the way to a device
 };
 

@@ -81,7 +81,7 @@ struct LinearWeight {
   WeightFormat format;
   int64_t n = 0;
   int64_t k = 0;
-  ConstTensorView codes;        // per format, backend packing included
+  ConstTensorView codes;        // per format
   ConstTensorView scales;       // by scale_layout
   ConstTensorView zeros;        // as scales, u8
   ConstTensorView lines;        // [lines, bitvectors] f16 or i8
@@ -90,6 +90,8 @@ struct LinearWeight {
   ConstTensorView k_order;      // [K] i32: position of input column k in W's stored order (GPTQ act-order)
   ConstTensorView act_scale;    // [1] f32, ActFormat::kE4m3Static only
   ConstTensorView bias;         // [N], f32 or bf16, optional
+  ConstTensorView units;        // [bytes] u8: codes, scales and zeros as a backend packed them (LinearOp::pack); these
+                                // are then empty
 };
 
 }  // namespace hearth

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "hearth/kernels/gpu_test.h"
+#include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
 
 namespace hearth::testing {
@@ -24,6 +25,29 @@ class DeviceWeight {
   PlacedWeight& placed_;
   DeviceCopy copy_;
   std::optional<OnDevice> bias_;
+
+ public:
+  LinearWeight weight;
+};
+
+// The same as a model's load packs it (LinearOp::pack). It may stay as it was.
+class PackedWeight {
+ public:
+  explicit PackedWeight(PlacedWeight& placed, TestTensor* bias = nullptr)
+      : canonical_(placed, bias), weight(canonical_.weight) {
+    auto bytes = DeviceBuffer::allocate(
+        std::max<int64_t>(64, linear_nibble_sm90_packed_bytes(weight.format, weight.n, weight.k)));
+    EXPECT_TRUE(bytes) << bytes.error().message;
+    units_ = *std::move(bytes);
+    GpuExec gpu;
+    const Status packed = linear_nibble_sm90_pack(weight, units_.data(), gpu.exec().stream);
+    EXPECT_TRUE(packed) << packed.error().message;
+    EXPECT_TRUE(gpu.synchronize());
+  }
+
+ private:
+  DeviceWeight canonical_;
+  DeviceBuffer units_;
 
  public:
   LinearWeight weight;

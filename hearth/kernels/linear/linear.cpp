@@ -33,6 +33,7 @@ Status validate_part(std::string_view name, const ConstTensorView& view, DType d
 Status validate_quantized(const LinearWeight& weight) {
   const WeightFormat& format = weight.format;
   HEARTH_TRY(format.validate(weight.n, weight.k));
+  if (weight.units) return {};
   const bool bitvectors = format.code == WeightCode::kBitvectors;
   const DType codes = format.code == WeightCode::kE4m3      ? DType::kE4m3
                       : bitvectors && format.bitvectors > 4 ? DType::kU8
@@ -103,7 +104,9 @@ Status validate_on_device(const LinearArgs& args, RoundedX rounded) {
                               to_string(weight.format), dtype_name(weight.codes.dtype));
     if (weight.k_order) return invalid_argument("linear: a plain weight has a k_order, wanted none");
   }
-  HEARTH_TRY(validate_matrix("weight", weight.codes, weight.n, weight.k));
+  if (!weight.units) {
+    HEARTH_TRY(validate_matrix("weight", weight.codes, weight.n, weight.k));
+  }
 
   const bool is_rounded = args.x.dtype == DType::kE4m3;
   if (is_rounded && rounded == RoundedX::kRefused)

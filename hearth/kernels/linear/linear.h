@@ -47,6 +47,13 @@ struct LinearOp {
   // Several products with the same x, as fast as one of all their rows where the backend can. The sums are those of
   // run() of each, but their order may be another. Null: there is only run().
   Status (*run_parts)(std::span<const LinearArgs> parts, ExecContext& exec) = nullptr;
+  // A model's load packs each weight once, where the op has an order of its own for it; both null where none has.
+  // Bytes that pack() takes for a weight; 0: it leaves it as it is.
+  int64_t (*packed_bytes)(const WeightFormat& format, int64_t n, int64_t k) = nullptr;
+  // Packs `weight`, in canonical form, to `to` [packed_bytes], which is elsewhere and 64-byte aligned, by work in
+  // `stream` (a Queue's), and moves its views there, but the bias: LinearWeight::units. Leaves a weight that it cannot
+  // pack as it is: its units stay empty.
+  Status (*pack)(LinearWeight& weight, std::byte* to, void* stream) = nullptr;
 };
 
 // Whether an op takes an x of e4m3.

@@ -7,8 +7,8 @@
 // (act_quantize.h), where it does not come so, and both meet on the tensor cores: few rows in our kernels, more
 // in cuBLASLt.
 // linear_nibble_sm90: bf16 x, 4-bit codes with scales for groups of 128, 256, 512, ... columns; x rounded to E4M3 where
-// the format says so. On tensor cores: up to 16 rows by linear_ring_sm90.cuh, more by linear_nibble_wide_sm90.h; what
-// lies as neither wants it is linear_quantized_sm90's.
+// the format says so. Packed weights on tensor cores: up to 16 rows by linear_units_sm90.h, more by
+// linear_nibble_wide_sm90.h. What is not packed is linear_quantized_sm90's.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once
@@ -37,6 +37,9 @@ Status linear_fp8_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exe
 
 bool supports_linear_nibble_sm90(const WeightFormat& format, DType activation);
 bool linear_nibble_sm90_takes_rounded(const LinearWeight& weight);
+// LinearOp::packed_bytes and pack: units (nibble_units.h), where the weight has them and no k_order.
+int64_t linear_nibble_sm90_packed_bytes(const WeightFormat& format, int64_t n, int64_t k);
+Status linear_nibble_sm90_pack(LinearWeight& weight, std::byte* to, void* stream);
 int64_t linear_nibble_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec);
 Status linear_nibble_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec);

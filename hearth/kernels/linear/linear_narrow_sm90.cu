@@ -16,10 +16,6 @@ namespace {
 // are its registers of four MMAs.
 template <bool kFp8>
 struct PlainCodec {
-  static constexpr int kRowBytes = kChunkBytes, kTokenChunks = 1, kTeams = 1;
-  static constexpr bool kHasGroups = false;
-  static constexpr float kUnit = 1;
-
   struct Lane {
     int first, second;
     __device__ __forceinline__ explicit Lane(int lane)
@@ -28,7 +24,7 @@ struct PlainCodec {
 
   template <int kTiles>
   __device__ __forceinline__ static void multiply(const std::byte* weight, const std::byte* tokens, const Lane& lane,
-                                                  const int (&)[2], float (&sum)[kTiles][4]) {
+                                                  float (&sum)[kTiles][4]) {
     const auto load = [&](const std::byte* from, int c) {
       return *reinterpret_cast<const uint4*>(from + (c == 0 ? lane.first : lane.second));
     };

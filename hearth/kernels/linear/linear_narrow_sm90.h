@@ -26,14 +26,11 @@ struct NarrowPart {
   int64_t weight_stride;
   int n;
   int weight_scale_step;
-  const void* weight_scale;     // of row r, group g at r * weight_scale_step + g, or null
+  const void* weight_scale;     // of row r at r * weight_scale_step, or null
   const void *bias, *residual;  // or null; the residual of out's type
   void* out;
   int64_t residual_stride, out_stride;  // elements
   DType weight_scale_dtype, bias_dtype, out_dtype;
-  // Of a 4-bit code, as weight_scale; null: 8.
-  const uint8_t* zeros = nullptr;
-  int64_t zero_step = 0;
 };
 
 struct NarrowProduct {
@@ -42,8 +39,6 @@ struct NarrowProduct {
   int m;
   int row_bytes;         // of W: k elements
   const float* x_scale;  // of row r at r, or null
-  // 4-bit codes: scales of a row, each for 128 << group_shift columns.
-  int groups = 1, group_shift = 0;
   int parts;
   NarrowPart part[kNarrowMostParts];
 };

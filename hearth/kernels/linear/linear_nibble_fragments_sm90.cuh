@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// 4-bit codes to the registers that wgmma takes as A (wgmma.cuh). A lane has 16 bytes of a row and group: 32 columns in
-// four words of 8. An instruction (slice) takes one word, of bf16 half of one, of the rows r and r + 8: its registers 0
-// and 2 come from a word of row r, 1 and 3 from one of row r + 8. Which columns those are is FragmentOrder.
+// Words of units (nibble_units.h) to the registers that wgmma takes as A (wgmma.cuh). An instruction (slice) takes one
+// word, of bf16 half of one, of the rows r and r + 8: its registers 0 and 2 come from a word of row r, 1 and 3 from one
+// of row r + 8.
 //
 // A Codec:
-//   kOrder, kBf16       how x is arranged; its type
+//   kBf16               the type of x
 //   kUnit               what a decoded number is multiplied with, beside its group's scale
 //   State               what decoding needs of a row and group, nothing without kHasState
 //   State(zero, tables) of its zero point and fill_zero_tables()
-//   decode(words, slice, state, first, last): registers 0 and 2, or 1 and 3, of a slice
+//   decode(word, slice, state, first, last): registers 0 and 2, or 1 and 3, of a slice
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,31 +16,26 @@
 
 #include <cstdint>
 
-#include "hearth/kernels/linear/arrange_rows_sm90.h"
 #include "hearth/kernels/sm90/mma.cuh"
 
 namespace hearth::sm90 {
 
 // -7 to 7: bits 2 to 0 of a code are those of an E4M3 number too small to be normal, or of the first that are.
 struct SignMagnitudeFragments {
-  static constexpr FragmentOrder kOrder = FragmentOrder::kParity;
   static constexpr bool kBf16 = false, kHasState = false;
   static constexpr float kUnit = 512;  // E4M3's smallest number is 2^-9
   struct State {
     __device__ __forceinline__ State(uint32_t, const uint4*) {}
   };
 
-  __device__ __forceinline__ static void decode(const uint32_t (&words)[4], int slice, const State&, uint32_t& first,
-                                                uint32_t& last) {
-    const uint32_t codes = words[slice];
-    first = (codes & 0x07070707) | (codes << 4 & 0x80808080);
-    last = (codes >> 4 & 0x07070707) | (codes & 0x80808080);
+  __device__ __forceinline__ static void decode(uint32_t word, int, const State&, uint32_t& first, uint32_t& last) {
+    first = word & 0x87878787;
+    last = __funnelshift_r(word, word, 4) & 0x87878787;
   }
 };
 
 // kC4Levels of quantized_matrix.h and their negatives.
 struct LevelFragments {
-  static constexpr FragmentOrder kOrder = FragmentOrder::kRuns;
   static constexpr bool kBf16 = false, kHasState = false;
   static constexpr float kUnit = 1;
   // 9/64, 13/32, 11/16, 1 and 11/8, 7/4, 9/4, 3.
@@ -49,17 +44,15 @@ struct LevelFragments {
     __device__ __forceinline__ State(uint32_t, const uint4*) {}
   };
 
-  __device__ __forceinline__ static void decode(const uint32_t (&words)[4], int slice, const State&, uint32_t& first,
-                                                uint32_t& last) {
-    const uint32_t codes = words[slice], index = codes & 0x77777777, raised = codes << 4;
-    first = permute_bytes(kSmall, kLarge, index) | (permute_bytes(raised, codes, 0x5140) & 0x80808080);
-    last = permute_bytes(kSmall, kLarge, index >> 16) | (permute_bytes(raised, codes, 0x7362) & 0x80808080);
+  __device__ __forceinline__ static void decode(uint32_t word, int, const State&, uint32_t& first, uint32_t& last) {
+    const uint32_t index = word & 0x77777777;
+    first = permute_bytes(kSmall, kLarge, index) | (word & 0x80808080);
+    last = permute_bytes(kSmall, kLarge, index >> 16) | (word << 4 & 0x80808080);
   }
 };
 
 // q - zero, -15 to 15, by a table of 16 E4M3 numbers.
 struct OffsetE4m3Fragments {
-  static constexpr FragmentOrder kOrder = FragmentOrder::kRuns;
   static constexpr bool kBf16 = false, kHasState = true;
   static constexpr float kUnit = 1;
   struct State {
@@ -67,9 +60,9 @@ struct OffsetE4m3Fragments {
     __device__ __forceinline__ State(uint32_t zero, const uint4* tables) : table(tables[zero]) {}
   };
 
-  __device__ __forceinline__ static void decode(const uint32_t (&words)[4], int slice, const State& state,
-                                                uint32_t& first, uint32_t& last) {
-    const uint32_t codes = words[slice], index = codes & 0x77777777, raised = codes << 4;
+  __device__ __forceinline__ static void decode(uint32_t codes, int, const State& state, uint32_t& first,
+                                                uint32_t& last) {
+    const uint32_t index = codes & 0x77777777, raised = codes << 4;
     first = look_up(state.table, index, permute_bytes(raised, codes, 0xD9C8));
     last = look_up(state.table, index >> 16, permute_bytes(raised, codes, 0xFBEA));
   }
@@ -83,7 +76,6 @@ struct OffsetE4m3Fragments {
 
 // q - zero in bf16: a code in the lowest bits of 128 adds its value; taking away 128 + zero is exact.
 struct OffsetBf16Fragments {
-  static constexpr FragmentOrder kOrder = FragmentOrder::kHalves;
   static constexpr bool kBf16 = true, kHasState = true;
   static constexpr float kUnit = 1;
   struct State {
@@ -91,9 +83,9 @@ struct OffsetBf16Fragments {
     __device__ __forceinline__ State(uint32_t zero, const uint4*) : taken((0x4300 | zero) * 0x10001u) {}
   };
 
-  __device__ __forceinline__ static void decode(const uint32_t (&words)[4], int slice, const State& state,
-                                                uint32_t& first, uint32_t& last) {
-    const uint32_t codes = words[slice / 2] >> slice % 2 * 8;
+  __device__ __forceinline__ static void decode(uint32_t word, int slice, const State& state, uint32_t& first,
+                                                uint32_t& last) {
+    const uint32_t codes = word >> slice % 2 * 8;
     first = pair(codes, state.taken);
     last = pair(codes >> 4, state.taken);
   }

@@ -80,7 +80,7 @@ void check(const NibbleCase& c, uint64_t seed) {
   ASSERT_TRUE(linear_quantized_ref(
       {.x = x.view(), .weight = &host, .residual = c.extras ? wide_residual.view() : TensorView(), .out = exact.view()},
       exec));
-  const DeviceWeight device(placed, c.extras ? &bias : nullptr);
+  const PackedWeight device(placed, c.extras ? &bias : nullptr);
   const Status status = run_gpu(device.weight, x, c.extras ? &residual : nullptr, out, 0, c.m);
   ASSERT_TRUE(status) << status.error().message;
   double error = 0, norm = 0;
@@ -125,7 +125,7 @@ TEST(LinearNibbleSm90, ARowIsItsOwn) {
     // Two tiles a block, and three stages a tile, which two teams share.
     constexpr int64_t kRows = 16, kCols = 2200, kK = 3072;
     PlacedWeight placed(random_matrix(format, kCols, kK, false, random));
-    const DeviceWeight device(placed);
+    const PackedWeight device(placed);
     TestTensor x(DType::kBf16, kRows, kK), all(DType::kF32, kRows, kCols), some(DType::kF32, kRows, kCols);
     x.fill(random);
     ASSERT_TRUE(run_gpu(device.weight, x, nullptr, all, 0, kRows));
@@ -141,7 +141,7 @@ TEST(LinearNibbleSm90, BadRowsStayAlone) {
     SCOPED_TRACE(fmt::format("seed {} {}", ++seed, to_string(format)));
     Random random(seed);
     PlacedWeight placed(random_matrix(format, 40, 256, false, random));
-    const DeviceWeight device(placed);
+    const PackedWeight device(placed);
     TestTensor x(DType::kBf16, 4, 256), out(DType::kF32, 4, 40);
     x.fill(random);
     x.set(1, 200, std::numeric_limits<float>::quiet_NaN());
@@ -177,13 +177,13 @@ TEST(LinearNibbleSm90, TakesRoundedRowsAndSeveralWeights) {
           device_together(together);
       const RoundedRows input = rounded.view(codes.view().data, scales.view().data);
       std::list<PlacedWeight> placed;
-      std::list<DeviceWeight> weights;
+      std::list<PackedWeight> weights;
       for (const int64_t n : kCols)
         weights.emplace_back(placed.emplace_back(random_matrix(format, n, kK, false, random)));
       const auto parts_into = [&](const TensorView& out) {
         std::vector<LinearArgs> parts;
         int64_t col = 0;
-        for (const DeviceWeight& one : weights) {
+        for (const PackedWeight& one : weights) {
           EXPECT_TRUE(linear_nibble_sm90_takes_rounded(one.weight));
           parts.push_back({.x = input.codes,
                            .weight = &one.weight,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Validates, arranges x, plans and starts the kernel of linear_nibble_wide_sm90.cuh, up to kRowsAtOnce rows of x at
+// Validates, rounds x, plans and starts the kernel of linear_nibble_wide_sm90.cuh, up to kRowsAtOnce rows of x at
 // once.
 #include "hearth/kernels/linear/linear_nibble_wide_sm90.h"
 
@@ -7,6 +7,8 @@
 
 #include "hearth/base/check.h"
 #include "hearth/kernels/linear/linear_nibble_wide_sm90.cuh"
+#include "hearth/kernels/linear/nibble_units.h"
+#include "hearth/kernels/linear/round_rows_sm90.h"
 #include "hearth/kernels/sm90/tensor_map.cuh"
 #include "hearth/memory/cuda/device.h"
 #include "hearth/memory/cuda/launch.cuh"
@@ -27,29 +29,16 @@ int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Where the parts of the scratch memory begin.
 struct Scratch {
-  int64_t x_scale, ready, partial, size;
+  int64_t ready, partial, size;
 
   Scratch(int64_t m, int64_t k)
-      : x_scale(align256(std::min(m, kRowsAtOnce) * k * 2)),
-        ready(x_scale + align256(std::min(m, kRowsAtOnce) * 4)),
+      : ready(round_rows_bytes(std::min(m, kRowsAtOnce), k)),
         partial(ready + align256(kReadyBytes)),
         size(partial + kPartialBytes) {}
 };
 
 bool rounds_x(const WeightFormat& format) {
   return format.act == ActFormat::kE4m3PerToken || format.act == ActFormat::kE4m3Static;
-}
-
-bool supports(const WeightFormat& format) {
-  if (format.scale_layout != ScaleLayout::kGroup || format.group_k % kFragmentGroup != 0 ||
-      (format.scale_dtype != DType::kF32 && format.scale_dtype != DType::kF16 && format.scale_dtype != DType::kBf16))
-    return false;
-  switch (format.code) {
-    case WeightCode::kI4SignMagnitude:
-    case WeightCode::kC4: return rounds_x(format);
-    case WeightCode::kU4: return rounds_x(format) || format.act == ActFormat::kNative;
-    default: return false;
-  }
 }
 
 bool is_aligned_rows(const ConstTensorView& view, int64_t bytes) {
@@ -105,29 +94,21 @@ Instance instance_of(const WeightFormat& format, WideTile tile) {
   }
 }
 
-FragmentOrder order_of(const WeightFormat& format) {
-  if (!rounds_x(format)) return FragmentOrder::kHalves;
-  return format.code == WeightCode::kI4SignMagnitude ? FragmentOrder::kParity : FragmentOrder::kRuns;
-}
-
-// x in chunks of 128 bytes of K, boxes of all chunks of a stage; W's rows, 128 bytes of each.
-Result<WideMaps> make_maps(const NarrowPart& part, const void* x, int64_t m, int64_t k, bool bf16,
-                           const Instance& instance) {
-  const int bytes = bf16 ? 2 : 1;
+// x in chunks of 128 bytes of K, boxes of all chunks of a stage.
+Result<WideMaps> make_maps(const ConstTensorView& x, const Instance& instance) {
+  const int64_t bytes = dtype_bytes(x.dtype, 1), m = x.rows(), k = x.cols();
   const auto columns = static_cast<uint64_t>(kWideChunkBytes / bytes);
   WideMaps maps;
   HEARTH_TRY_ASSIGN(
-      maps.x, encode_tensor_map(
-                  x, bytes,
-                  {.rank = 3,
-                   .size = {columns, static_cast<uint64_t>(m), static_cast<uint64_t>(k) / columns},
-                   .stride_bytes = {static_cast<uint64_t>(bytes), static_cast<uint64_t>(k * bytes), kWideChunkBytes},
-                   .box = {static_cast<uint32_t>(columns), static_cast<uint32_t>(instance.tokens), bf16 ? 4u : 2u}}));
-  HEARTH_TRY_ASSIGN(maps.weight,
-                    encode_tensor_map(part.weight, 1,
-                                      {.size = {static_cast<uint64_t>(k / 2), static_cast<uint64_t>(part.n)},
-                                       .stride_bytes = {1, static_cast<uint64_t>(part.weight_stride)},
-                                       .box = {kWideChunkBytes, static_cast<uint32_t>(instance.rows)}}));
+      maps.x,
+      encode_tensor_map(
+          x.data, static_cast<int>(bytes),
+          {.rank = 3,
+           .size = {columns, static_cast<uint64_t>(m), static_cast<uint64_t>(k) / columns},
+           .stride_bytes = {static_cast<uint64_t>(bytes),
+                            static_cast<uint64_t>(dtype_bytes(x.dtype, m == 1 ? k : x.row_stride)), kWideChunkBytes},
+           .box = {static_cast<uint32_t>(columns), static_cast<uint32_t>(instance.tokens),
+                   static_cast<uint32_t>(kWideUnits * bytes)}}));
   return maps;
 }
 
@@ -138,13 +119,14 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
   const Scratch scratch(args.x.rows(), w.k);
   std::byte* const memory = exec.workspace.data();
   const bool is_rounded = args.x.dtype == DType::kE4m3, rounds = rounds_x(w.format);
-  auto* const scale = reinterpret_cast<float*>(memory + scratch.x_scale);
-  HEARTH_TRY(arrange_rows({.x = args.x.slice_rows(begin, rows),
-                           .order = order_of(w.format),
-                           .static_scale = static_cast<const float*>(w.act_scale.data),
-                           .out = memory,
-                           .scale = scale},
-                          exec.stream));
+  ConstTensorView x = args.x.slice_rows(begin, rows);
+  const float* scale = nullptr;
+  if (is_rounded) {
+    scale = static_cast<const float*>(args.x_scale.data) + begin;
+  } else if (rounds) {
+    HEARTH_TRY_ASSIGN(const RowsE4m3 rounded, round_rows(x, w, memory, exec.stream));
+    x = rounded.codes, scale = rounded.scale;
+  }
   if (tile == WideTile::kChosen)
     tile = choose_wide_tile({.tokens = rows,
                              .n = w.n,
@@ -153,25 +135,25 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
   const Instance instance = instance_of(w.format, tile);
   const auto token_tiles = static_cast<int>((rows + instance.tokens - 1) / instance.tokens);
   const auto tiles = static_cast<int>((w.n + instance.rows - 1) / instance.rows) * token_tiles;
-  const auto chunks = static_cast<int>((w.k + 2 * kFragmentGroup - 1) / (2 * kFragmentGroup));
+  const auto chunks = static_cast<int>((w.k / kUnitColumns + kWideUnits - 1) / kWideUnits);
   WideParams params{.part = narrow_part(args),
                     // With one tile of tokens nobody reads a row of W again.
                     .plan = WidePlan(tiles, chunks, std::min(multiprocessors, kMostBlocks), token_tiles > 1),
                     .m = static_cast<int>(rows),
                     .token_tiles = token_tiles};
   NarrowPart& part = params.part;
-  part.weight_scale = w.scales.data, part.weight_scale_step = static_cast<int>(w.scales.row_stride);
-  part.weight_scale_dtype = w.format.scale_dtype;
-  if (w.format.has_zero_point)
-    part.zeros = static_cast<const uint8_t*>(w.zeros.data), part.zero_step = w.zeros.row_stride;
+  part.weight = static_cast<const uint8_t*>(w.units.data);
+  part.weight_scale_dtype = unit_scale_dtype(w.format);
   const int64_t out_bytes = dtype_bytes(part.out_dtype, 1);
   part.out = static_cast<std::byte*>(part.out) + begin * part.out_stride * out_bytes;
   if (part.residual != nullptr)
     part.residual = static_cast<const std::byte*>(part.residual) + begin * part.residual_stride * out_bytes;
   params.in_vectors = can_move_vectors(part);
-  params.groups = static_cast<int>(w.scales.cols());
-  params.group_pieces = static_cast<int>(std::min(w.format.group_k, w.k) / kFragmentGroup);
-  if (rounds) params.x_scale = is_rounded ? static_cast<const float*>(args.x_scale.data) + begin : scale;
+  params.strips = static_cast<int>((w.n + kUnitRows - 1) / kUnitRows);
+  params.unit_columns = static_cast<int>(w.k / kUnitColumns);
+  params.unit_bytes = unit_bytes(w.format);
+  params.has_zeros = w.format.has_zero_point;
+  params.x_scale = scale;
 
   params.ready = exec.staged.counters;
   if (params.ready == nullptr) {
@@ -179,7 +161,7 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
     HEARTH_CUDA_TRY(cudaMemsetAsync(params.ready, 0, kReadyBytes, static_cast<cudaStream_t>(exec.stream)));
   }
   params.partial = reinterpret_cast<float*>(memory + scratch.partial);
-  HEARTH_TRY_ASSIGN(const WideMaps maps, make_maps(part, memory, rows, w.k, !rounds, instance));
+  HEARTH_TRY_ASSIGN(const WideMaps maps, make_maps(x, instance));
   return instance.start(params, maps, exec.stream);
 }
 
@@ -191,10 +173,8 @@ bool fits_nibble_wide(const LinearArgs& args) {
   constexpr int64_t kMost = int64_t{1} << 30;
   // Of the least tiles, 128 rows and 32 tokens.
   const int64_t units = (w.n + 127) / 128 * ((std::min(args.x.rows(), kRowsAtOnce) + 31) / 32) * (w.k / 256 + 1);
-  return supports(w.format) && !w.k_order && w.k > 0 && w.k % kFragmentGroup == 0 && w.k < kMost && w.n > 0 &&
-         w.n < kMost && units < kMost && args.x.rows() > 0 &&
-         (is_rounded ? rounds_x(w.format) : args.x.dtype == DType::kBf16) &&
-         is_aligned_rows(args.x, is_rounded ? 8 : 16) && is_aligned_rows(w.codes, 16);
+  return w.units && w.k < kMost && w.n > 0 && w.n < kMost && units < kMost && args.x.rows() > 0 &&
+         (is_rounded ? rounds_x(w.format) : args.x.dtype == DType::kBf16) && is_aligned_rows(args.x, 16);
 }
 
 int64_t nibble_wide_workspace_bytes(int64_t m, int64_t, int64_t k) { return Scratch(m, k).size; }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel of linear_nibble_wide_sm90.h. A warp copies, two groups of 128 columns of W and of the tokens a stage; two
-// warpgroups multiply, each 64 rows of W by all tokens of the tile, W from registers: shared memory gives the packed
-// codes, a decoder (linear_nibble_fragments_sm90.cuh) the fragments. A group's sums are added to a tile's in f32, times
+// warpgroups multiply, each 64 rows of W by all tokens of the tile, W from registers: shared memory gives units
+// (nibble_units.h), a decoder (linear_nibble_fragments_sm90.cuh) the fragments. A group's sums are added to a tile's in f32, times
 // its scale. All multiprocessors get the same number of units (tile, two groups), in shares of tiles as in
 // linear_stream_sm90.cu and in whole tiles; the warpgroups exchange sums and end tiles each for itself.
 #pragma once
@@ -10,6 +10,7 @@
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 #include "hearth/kernels/linear/linear_nibble_fragments_sm90.cuh"
 #include "hearth/kernels/linear/linear_nibble_wide_plan_sm90.cuh"
+#include "hearth/kernels/linear/nibble_units.h"
 #include "hearth/kernels/sm90/block.cuh"
 #include "hearth/kernels/sm90/flags.cuh"
 #include "hearth/kernels/sm90/mbarrier.cuh"
@@ -23,21 +24,25 @@ constexpr int kWideTeams = 2, kWideTeamThreads = 128;
 constexpr int kWideHalfRows = 64;  // of W that a warpgroup multiplies at once
 constexpr int kWideMultipliers = kWideTeams * kWideTeamThreads;
 constexpr int kWideRegisters = 240, kWideCopyRegisters = 24;  // of a thread where they are moved
-constexpr int kWideChunkBytes = 128;  // a row of a swizzled tile in shared memory; of W two groups
-constexpr int kWideOutTokens = 32;    // that go through shared memory at once on their way out
+constexpr int kWideChunkBytes = 128;                          // a row of a swizzled tile in shared memory
+constexpr int kWideUnits = 2;                                 // of K in a stage
+// Of a strip in a stage, at most: units with scales of f32 and zero points.
+constexpr int kWideStripBytes = kWideUnits * (kUnitCodeBytes + kUnitRows * 5);
+constexpr int kWideOutTokens = 32;  // that go through shared memory at once on their way out
 constexpr int kWideOutStride = kWideHalfRows + 4;
 constexpr int kWideOutBytes = kWideTeams * kWideOutTokens * kWideOutStride * 4;
 constexpr int kWideVector = 8;  // outputs of a thread at once
 
 struct WideMaps {
-  CUtensorMap x, weight;
+  CUtensorMap x;
 };
 
 struct WideParams {
-  NarrowPart part;  // its weight_scale, zeros and their steps are those of the groups
+  NarrowPart part;  // weight: units
   WidePlan plan;
   int m, token_tiles;  // tiles that follow each other have the same rows of W
-  int groups, group_pieces;
+  int strips, unit_columns, unit_bytes;
+  bool has_zeros;
   const float* x_scale;
   bool in_vectors;  // out and residual may be moved 16 bytes at once
   float* partial;   // [blocks][kWideTeams][sums of a thread][kWideTeamThreads]
@@ -45,7 +50,7 @@ struct WideParams {
 };
 
 // kHalves: times 64 rows of W of a warpgroup in a tile. Two of them halve what is read of x.
-// Shared memory: stages (W, then the tokens' chunks one behind the other), then the warpgroups' outputs.
+// Shared memory: stages (the tokens' chunks one behind the other, then W strip by strip), then the warpgroups' outputs.
 template <class Codec, int kTokens, int kHalves>
 struct WideShape {
   // Many tokens' sums take all registers: the copying warp is then a warpgroup, which gives its own away. With fewer,
@@ -53,28 +58,20 @@ struct WideShape {
   static constexpr bool kMovesRegisters = kTokens * kHalves > 64;
   static constexpr int kThreads = kWideMultipliers + (kMovesRegisters ? 128 : 32);
   static constexpr int kTeamRows = kHalves * kWideHalfRows, kRows = kWideTeams * kTeamRows;
-  static constexpr int kWeightBytes = kRows * kWideChunkBytes;
+  static constexpr int kStrips = kRows / kUnitRows;
   static constexpr int kTokenChunks = Codec::kBf16 ? 4 : 2;  // of a stage
   static constexpr int kTokenBytes = kTokens * kWideChunkBytes;
-  static constexpr int kStageBytes = kWeightBytes + kTokenChunks * kTokenBytes;
+  static constexpr int kStageBytes = (kStrips * kWideStripBytes + kTokenChunks * kTokenBytes + 1023) / 1024 * 1024;
   // All that a block may have, as linear_stream_sm90.cu.
   static constexpr int kStages = (225 * 1024 - kSharedLeft - kWideOutBytes) / kStageBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes + kWideOutBytes + 1024;
   static_assert(kStages >= 2 && kStageBytes % 1024 == 0);
 };
 
-// What a lane has of a unit's scales and zero points: row r or r + 8 of its fragments (bit 1 of the lane), group 0 or 1
-// (bit 0).
-template <int kHalves>
-struct WideScales {
-  uint32_t bits[kHalves], zero[kHalves];
-};
-
 template <class Codec, int kTokens, int kHalves>
 class WideBlock {
  public:
   using Shape = WideShape<Codec, kTokens, kHalves>;
-  using Scales = WideScales<kHalves>;
   static constexpr int kStages = Shape::kStages, kSums = kTokens / 2, kSlices = Codec::kBf16 ? 8 : 4;
 
   __device__ WideBlock(const WideParams& p, std::byte* shared, const uint4* tables, MBarrier* barriers)
@@ -84,19 +81,19 @@ class WideBlock {
         barriers_(shared_address_once(barriers)),
         team_(static_cast<int>(threadIdx.x) / kWideTeamThreads),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        row_(static_cast<int>(threadIdx.x) % kWideTeamThreads / 32 * 16 + row_of_lane(lane_)) {}
+        row_(static_cast<int>(threadIdx.x) % kWideTeamThreads / 32 * kUnitRows + lane_ / 4) {}
 
   // One thread.
   __device__ void copy(const WideMaps& maps) {
     const int held = min(kStages, p_.plan.units(block_here()));
     for_each_unit([&](int unit, int stage, int, int row, int, int chunk) {
-      if (unit < held) copy_weight(maps, stage, row, chunk);
+      if (unit < held) copy_weight(stage, row, chunk);
     });
     pdl_wait();
     for_each_unit([&](int unit, int stage, int parity, int row, int token, int chunk) {
       if (unit >= held) {
         empty(stage).wait_or_fault(parity ^ 1);
-        copy_weight(maps, stage, row, chunk);
+        copy_weight(stage, row, chunk);
       }
       copy_tensor(tokens_at(stage), maps.x, 0, token, chunk * Shape::kTokenChunks, full(stage));
     });
@@ -106,27 +103,14 @@ class WideBlock {
   __device__ void multiply() {
     WideWork work(p_.plan, block_here());
     WideSegment segment = work.here(p_.plan, block_here());
-    Scales asked = ask_scales(segment);
     pdl_wait();
     Stage stage;
-    UnitScales scales;
-    widen_scales(asked, scales);
     for (bool more = true; more;) {
       work.advance(p_.plan, block_here(), segment);
       more = work.has_more(p_.plan, block_here());
-      const int first_row = first_row_of(segment.tile);
       float total[kHalves][kSums] = {};
-      for (int chunk = segment.first; chunk < segment.last; ++chunk) {
-        const bool ends = chunk + 1 == segment.last;
-        if (!ends) {
-          asked = ask_scales(first_row, chunk + 1);
-        } else if (more) {
-          asked = ask_scales(work.here(p_.plan, block_here()));
-        }
-        multiply_unit(stage, scales, total);
-        widen_scales(asked, scales);
-        stage = stage.next();
-      }
+      for (int chunk = segment.first; chunk < segment.last; ++chunk, stage = stage.next())
+        multiply_unit(stage, kWideUnits * chunk + 1 < p_.unit_columns, total);
       if (segment.last < p_.plan.chunks) {
         leave(total);
       } else {
@@ -138,9 +122,6 @@ class WideBlock {
   }
 
  private:
-  // Of 8: so that lanes of two rows that read at the same time find them in different halves of the banks.
-  __device__ __forceinline__ static int row_of_lane(int lane) { return lane / 8 | lane / 4 % 2 << 2; }
-
   // Counts through the stages.
   struct Stage {
     int at = 0, parity = 0;
@@ -152,11 +133,6 @@ class WideBlock {
   struct Fragments {
     uint32_t at[kSlices][4];
     float low, high;
-  };
-  // As Scales, of the unit that is multiplied.
-  struct UnitScales {
-    float number[kHalves];
-    uint32_t zero[kHalves];
   };
 
   template <class F>
@@ -179,22 +155,31 @@ class WideBlock {
     return *static_cast<MBarrier*>(__cvta_shared_to_generic(barriers_ + stage * sizeof(MBarrier)));
   }
   __device__ __forceinline__ MBarrier& empty(int stage) const { return full(kStages + stage); }
-  __device__ __forceinline__ std::byte* weight_at(int stage) const {
+  __device__ __forceinline__ std::byte* tokens_at(int stage) const {
     return static_cast<std::byte*>(__cvta_shared_to_generic(shared_ + stage * Shape::kStageBytes));
   }
-  __device__ __forceinline__ std::byte* tokens_at(int stage) const { return weight_at(stage) + Shape::kWeightBytes; }
+  __device__ __forceinline__ std::byte* weight_at(int stage) const {
+    return tokens_at(stage) + Shape::kTokenChunks * Shape::kTokenBytes;
+  }
   __device__ __forceinline__ float* out_at() const {
-    return reinterpret_cast<float*>(weight_at(kStages)) + team_ * kWideOutTokens * kWideOutStride;
+    return reinterpret_cast<float*>(tokens_at(kStages)) + team_ * kWideOutTokens * kWideOutStride;
   }
   __device__ __forceinline__ void team_barrier() const { named_barrier(1 + team_, kWideTeamThreads); }
   __device__ __forceinline__ bool leads() const { return threadIdx.x % kWideTeamThreads == 0; }
 
-  __device__ __forceinline__ void copy_weight(const WideMaps& maps, int stage, int row, int chunk) {
-    full(stage).arrive_and_expect(Shape::kStageBytes);
-    if (p_.token_tiles == 1) {
-      copy_tensor_once(weight_at(stage), maps.weight, chunk * kWideChunkBytes, row, full(stage));
-    } else {
-      copy_tensor(weight_at(stage), maps.weight, chunk * kWideChunkBytes, row, full(stage));
+  // The strips and units that exist; the tokens' bytes are expected with them.
+  __device__ __forceinline__ void copy_weight(int stage, int row, int chunk) {
+    const int first_strip = row / kUnitRows, strips = min(Shape::kStrips, p_.strips - first_strip);
+    const int first = kWideUnits * chunk, bytes = min(kWideUnits, p_.unit_columns - first) * p_.unit_bytes;
+    full(stage).arrive_and_expect(strips * bytes + Shape::kTokenChunks * Shape::kTokenBytes);
+    for (int i = 0; i < strips; ++i) {
+      const uint8_t* const from = p_.part.weight + (int64_t{first_strip + i} * p_.unit_columns + first) * p_.unit_bytes;
+      std::byte* const to = weight_at(stage) + i * kWideStripBytes;
+      if (p_.token_tiles == 1) {
+        copy_bulk_once(to, from, bytes, full(stage));
+      } else {
+        copy_bulk(to, from, bytes, full(stage));
+      }
     }
   }
 
@@ -202,74 +187,46 @@ class WideBlock {
   __device__ __forceinline__ int first_row_of(int tile) const {
     return tile / p_.token_tiles * Shape::kRows + team_ * Shape::kTeamRows;
   }
-  // Rows and groups that do not exist have those of the last one: their products are zero or go nowhere.
-  __device__ __forceinline__ Scales ask_scales(int first_row, int chunk) const {
-    const NarrowPart& part = p_.part;
-    int group = 2 * chunk + lane_ % 2;
-    if (p_.group_pieces > 1) group /= p_.group_pieces;
-    group = min(group, p_.groups - 1);
-    Scales scales;
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const int64_t row = min(first_row + half * kWideHalfRows + row_ + lane_ / 2 % 2 * 8, part.n - 1);
-      const int64_t at = row * part.weight_scale_step + group;
-      if (part.weight_scale_dtype == DType::kF32) {
-        scales.bits[half] = __ldg(static_cast<const uint32_t*>(part.weight_scale) + at);
-      } else {
-        scales.bits[half] = __ldg(static_cast<const uint16_t*>(part.weight_scale) + at);
-      }
-      scales.zero[half] = part.zeros == nullptr ? 8 : __ldg(part.zeros + row * part.zero_step + group);
-    }
-    return scales;
-  }
-  // Of a segment's first unit.
-  __device__ __forceinline__ Scales ask_scales(const WideSegment& segment) const {
-    return ask_scales(first_row_of(segment.tile), segment.first);
-  }
-  __device__ __forceinline__ float widen_scale(uint32_t bits) const {
-    const float narrow = p_.part.weight_scale_dtype == DType::kF16
-                             ? __half2float(__ushort_as_half(static_cast<unsigned short>(bits)))
-                             : __uint_as_float(bits << 16);
-    return (p_.part.weight_scale_dtype == DType::kF32 ? __uint_as_float(bits) : narrow) * Codec::kUnit;
-  }
-
-  __device__ __forceinline__ static void load_words(const std::byte* at, uint32_t (&words)[4]) {
-    const uint4 vector = *reinterpret_cast<const uint4*>(at);
-    words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
-  }
-
-  __device__ __forceinline__ void widen_scales(const Scales& asked, UnitScales& scales) const {
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half)
-      scales.number[half] = widen_scale(asked.bits[half]), scales.zero[half] = asked.zero[half];
-  }
 
   // A pass is a group of 64 rows: one chain of products.
   static constexpr int kPasses = 2 * kHalves;
 
-  // What pass `pass` of the unit in `stage` multiplies.
-  __device__ __forceinline__ void load(int stage, int pass, const UnitScales& scales, Fragments& a) const {
+  // What pass `pass` of the units in `stage` multiplies.
+  __device__ __forceinline__ void load(int stage, int pass, bool has_second, Fragments& a) const {
     const int group = pass / kHalves, half = pass % kHalves;
-    const std::byte* const at = weight_at(stage) +
-                                (team_ * Shape::kTeamRows + half * kWideHalfRows + row_) * kWideChunkBytes +
-                                ((group * 4 + lane_ % 4) ^ row_ % 8) * 16;
-    uint32_t low[4], high[4];
-    load_words(at, low);
-    load_words(at + 8 * kWideChunkBytes, high);
-    const int from_low = (lane_ & ~3) | group, from_high = from_low | 2;
-    a.low = __shfl_sync(~0u, scales.number[half], from_low);
-    a.high = __shfl_sync(~0u, scales.number[half], from_high);
-    const typename Codec::State state_low(__shfl_sync(~0u, scales.zero[half], from_low), tables_);
-    const typename Codec::State state_high(__shfl_sync(~0u, scales.zero[half], from_high), tables_);
+    const int strip = (team_ * Shape::kTeamRows + half * kWideHalfRows + row_) / kUnitRows;
+    const std::byte* const unit = weight_at(stage) + strip * kWideStripBytes + group * p_.unit_bytes;
+    const std::byte* const scales = unit + kUnitCodeBytes;
+    const int r = lane_ / 4;
+    if (p_.part.weight_scale_dtype == DType::kF32) {
+      const float2 pair = reinterpret_cast<const float2*>(scales)[r];
+      a.low = pair.x, a.high = pair.y;
+    } else {
+      const uint32_t pair = reinterpret_cast<const uint32_t*>(scales)[r];
+      a.low = value_of_stored(pair & 0xFFFF, p_.part.weight_scale_dtype);
+      a.high = value_of_stored(pair >> 16, p_.part.weight_scale_dtype);
+    }
+    a.low *= Codec::kUnit, a.high *= Codec::kUnit;
+    // What lies there is nobody's, and its products are zero.
+    if (group == 1 && !has_second) a.low = a.high = 0;
+    uint32_t zeros = 0x0808;
+    if (Codec::kHasState && p_.has_zeros)
+      zeros = reinterpret_cast<const uint16_t*>(unit + p_.unit_bytes - kUnitRows)[r];
+    const typename Codec::State state_low(zeros & 15, tables_), state_high(zeros >> 8 & 15, tables_);
 #pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) {
-      Codec::decode(low, slice, state_low, a.at[slice][0], a.at[slice][2]);
-      Codec::decode(high, slice, state_high, a.at[slice][1], a.at[slice][3]);
+    for (int v = 0; v < 2; ++v) {
+      const uint4 words = reinterpret_cast<const uint4*>(unit)[v * 32 + lane_];
+#pragma unroll
+      for (int i = 0; i < kSlices / 2; ++i) {
+        const int slice = v * (kSlices / 2) + i;
+        const bool is_first = i < kSlices / 4;
+        Codec::decode(is_first ? words.x : words.z, slice, state_low, a.at[slice][0], a.at[slice][2]);
+        Codec::decode(is_first ? words.y : words.w, slice, state_high, a.at[slice][1], a.at[slice][3]);
+      }
     }
   }
 
-  __device__ __forceinline__ void multiply_unit(const Stage& stage, const UnitScales& scales,
-                                                float (&total)[kHalves][kSums]) {
+  __device__ __forceinline__ void multiply_unit(const Stage& stage, bool has_second, float (&total)[kHalves][kSums]) {
     // Operands differ in the address alone, the lowest 14 bits.
     const uint64_t first_tokens = wgmma_operand(shared_address(tokens_at(0)));
     const uint32_t tokens = static_cast<uint32_t>(first_tokens) + stage.at * (Shape::kStageBytes / 16);
@@ -278,7 +235,7 @@ class WideBlock {
     for (int pass = 0; pass < kPasses; ++pass) {
       const int group = pass / kHalves, half = pass % kHalves;
       Fragments a;
-      load(stage.at, pass, scales, a);
+      load(stage.at, pass, has_second, a);
       const uint32_t x = tokens + group * (Shape::kTokenChunks / 2 * Shape::kTokenBytes / 16);
       float sum[kSums];  // the first product writes it
       wgmma_begin();

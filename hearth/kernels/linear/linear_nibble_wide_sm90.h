@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// 4-bit weights with scales for groups of K by more tokens than the ring of linear_nibble_sm90.cu takes, on the tensor
-// cores, straight from the canonical codes. Host side; device pointers throughout.
+// 4-bit weights in units (nibble_units.h) by more tokens than linear_units_sm90.h takes, on the tensor cores. Host side;
+// device pointers throughout.
 //   I1. A row of out depends on its row of x alone, bit for bit, as long as one tile holds all rows, which the chosen
 //       ones do up to 64: how K is cut depends on the weights and the device. With more rows it depends on their
 //       number, too.

@@ -86,6 +86,14 @@ Copies place_copies(const WeightFormat& format, int64_t n, int64_t k) {
     all.weights.push_back(moved);
   }
   or_exit(all.memory.copy_from_host(repeated));
+  if (format.scale_layout != ScaleLayout::kGroup) return all;
+  const Stream stream = or_exit(Stream::create());
+  const int64_t units = (linear_nibble_sm90_packed_bytes(format, n, k) + 255) / 256 * 256;
+  DeviceBuffer packed = or_exit(DeviceBuffer::allocate(copies * units));
+  for (int64_t i = 0; i < copies; ++i)
+    or_exit(linear_nibble_sm90_pack(all.weights[static_cast<size_t>(i)], packed.data() + i * units, stream.handle()));
+  or_exit(stream.synchronize());
+  all.memory = std::move(packed);
   return all;
 }
 

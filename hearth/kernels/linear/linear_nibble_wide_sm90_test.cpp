@@ -9,10 +9,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
-#include <set>
 
 #include "hearth/kernels/gpu_test.h"
-#include "hearth/kernels/linear/arrange_rows_sm90.h"
 #include "hearth/kernels/linear/device_weight_for_test.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
 #include "hearth/kernels/rounded_test.h"
@@ -102,7 +100,7 @@ void check(const WideCase& c, uint64_t seed) {
   ASSERT_TRUE(linear_quantized_ref(
       {.x = x.view(), .weight = &host, .residual = c.extras ? wide_residual.view() : TensorView(), .out = exact.view()},
       exec));
-  const DeviceWeight device(placed, c.extras ? &bias : nullptr);
+  const PackedWeight device(placed, c.extras ? &bias : nullptr);
   const Status status = run_gpu(device.weight, x, c.extras ? &residual : nullptr, out, 0, c.m, seed % 2 == 0, c.tile);
   ASSERT_TRUE(status) << status.error().message;
   double error = 0, norm = 0, worst = -1;
@@ -119,23 +117,6 @@ void check(const WideCase& c, uint64_t seed) {
   if (std::getenv("HEARTH_PRINT_ERRORS") != nullptr)
     fmt::print("{:55} m {:4} n {:4} k {:5} relative error {:.2e}\n", to_string(c.format), c.m, c.n, c.k,
                std::sqrt(error / norm));
-}
-
-// Every column has a place of its own, and what a word's decoder gives lies in the registers of one lane.
-TEST(LinearNibbleWideSm90, ArrangesEveryColumnOnce) {
-  using sm90::FragmentOrder;
-  for (const FragmentOrder order : {FragmentOrder::kRuns, FragmentOrder::kParity, FragmentOrder::kHalves}) {
-    std::set<int> slots;
-    for (int column = 0; column < sm90::kFragmentGroup; ++column) {
-      const int slot = sm90::fragment_slot(order, column);
-      slots.insert(slot);
-      // Four lanes share 16 slots of E4M3, 8 of bf16.
-      EXPECT_EQ(order == FragmentOrder::kHalves ? slot % 8 / 2 : slot % 16 / 4, column / 32);
-      EXPECT_EQ(slot / 32, column % 32 / 8);
-    }
-    EXPECT_EQ(slots.size(), size_t{sm90::kFragmentGroup});
-    EXPECT_EQ(*slots.rbegin(), sm90::kFragmentGroup - 1);
-  }
 }
 
 // One weight is 1 and every x a small integer of its own: says which column went where when something is amiss.
@@ -162,7 +143,7 @@ TEST(LinearNibbleWideSm90, FindsEveryColumn) {
       }
     }
     PlacedWeight placed(matrix);
-    const DeviceWeight device(placed);
+    const PackedWeight device(placed);
     TestTensor x(DType::kBf16, kRows, kK), out(DType::kF32, kRows, kCols);
     // The column's number, a digit of base 15 a row: the largest, 14, makes the scale 2^-5. Other rows are 0.
     for (int64_t r = 0; r < kRows; ++r)
@@ -252,7 +233,7 @@ TEST(LinearNibbleWideSm90, TakesExtremeScales) {
       QuantizedMatrix matrix = random_matrix(format, kCols, kK, false, random);
       for (float& scale : matrix.scales) scale *= weight_scale;
       PlacedWeight placed(matrix);
-      const DeviceWeight device(placed);
+      const PackedWeight device(placed);
       TestTensor x(DType::kBf16, kRows, kK), out(DType::kF32, kRows, kCols), exact(DType::kF32, kRows, kCols);
       for (int64_t r = 0; r < kRows; ++r)
         for (int64_t k = 0; k < kK; ++k)
@@ -280,7 +261,7 @@ TEST(LinearNibbleWideSm90, ARowIsItsOwn) {
     Random random(seed);
     constexpr int64_t kRows = 128, kCols = 200, kK = 1152;
     PlacedWeight placed(random_matrix(format, kCols, kK, false, random));
-    const DeviceWeight device(placed);
+    const PackedWeight device(placed);
     TestTensor x(DType::kBf16, kRows, kK), all(DType::kF32, kRows, kCols), some(DType::kF32, kRows, kCols);
     x.fill(random);
     ASSERT_TRUE(run_gpu(device.weight, x, nullptr, all, 0, kRows, true, sm90::WideTile::k128x128));
@@ -302,7 +283,7 @@ TEST(LinearNibbleWideSm90, BadRowsStayAlone) {
     Random random(seed);
     constexpr int64_t kRows = 40, kCols = 70;
     PlacedWeight placed(random_matrix(format, kCols, 256, false, random));
-    const DeviceWeight device(placed);
+    const PackedWeight device(placed);
     TestTensor x(DType::kBf16, kRows, 256), out(DType::kF32, kRows, kCols);
     x.fill(random);
     x.set(1, 200, std::numeric_limits<float>::quiet_NaN());
@@ -333,7 +314,7 @@ TEST(LinearNibbleWideSm90, TakesRoundedRows) {
       RoundedForTest rounded(m, kK, 16);
       for (int64_t r = 0; r < m; ++r) round_row(rounded.view(), r, [&](int64_t k) { return x.at(r, k); });
       PlacedWeight placed(random_matrix(format, kCols, kK, false, random));
-      const DeviceWeight device(placed);
+      const PackedWeight device(placed);
       ASSERT_TRUE(run_gpu(device.weight, x, nullptr, plain, 0, m));
       GpuExec gpu({}, sm90::nibble_wide_workspace_bytes(m, kCols, kK));
       OnDevice codes(rounded.codes), scales(rounded.scales), device_taken(taken);
@@ -349,18 +330,15 @@ TEST(LinearNibbleWideSm90, TakesRoundedRows) {
     }
 }
 
+// What is not packed, and rows that are not whole vectors.
 TEST(LinearNibbleWideSm90, RefusesWhatItDoesNotTake) {
-  TestTensor x(DType::kBf16, 20, 256), out(DType::kF32, 20, 8);
+  TestTensor x(DType::kBf16, 20, 256), ragged(DType::kBf16, 20, 256, 4), out(DType::kF32, 20, 8);
   Random random(1);
-  for (const WeightFormat& format :
-       {int4_format(WeightCode::kU4, 32), int4_format(WeightCode::kU4, 128, false, DType::kE4m3),
-        int4_format(WeightCode::kC4, 128), int4_format(WeightCode::kU4, 0)}) {
-    PlacedWeight placed(random_matrix(format, 8, 256, false, random));
-    EXPECT_FALSE(sm90::fits_nibble_wide({.x = x.view(), .weight = &placed.weight, .out = out.view()}))
-        << to_string(format);
-  }
   PlacedWeight placed(random_matrix(kernels()[0], 8, 256, false, random));
-  const LinearArgs args{.x = x.view(), .weight = &placed.weight, .out = out.view()};
+  const PackedWeight packed(placed);
+  EXPECT_FALSE(sm90::fits_nibble_wide({.x = x.view(), .weight = &placed.weight, .out = out.view()}));
+  EXPECT_FALSE(sm90::fits_nibble_wide({.x = ragged.view(), .weight = &packed.weight, .out = out.view()}));
+  const LinearArgs args{.x = x.view(), .weight = &packed.weight, .out = out.view()};
   EXPECT_TRUE(sm90::fits_nibble_wide(args));
   ExecContext exec;
   const Status status = sm90::linear_nibble_wide_sm90(args, exec);

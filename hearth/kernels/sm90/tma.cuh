@@ -24,6 +24,17 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes,
                : "memory");
 }
 
+// The same for what is read once: it leaves L2 before all else.
+__device__ __forceinline__ void copy_bulk_once(void* to, const void* from, int bytes, MBarrier& barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(&barrier)), "l"(policy)
+      : "memory");
+}
+
 // The map's box at coordinate (x, y), x innermost. What lies outside of the tensor arrives as zeros and counts.
 // `to` is a multiple of 128 bytes, of 1024 where the map swizzles 128 bytes.
 __device__ __forceinline__ void copy_tensor(void* to, const CUtensorMap& map, int x, int y, MBarrier& barrier) {

@@ -142,6 +142,7 @@ class Graph {
   static Result<Graph> capture(const Stream& stream, FunctionRef<Status()> body);
 
   Status launch(const Stream& stream) const;
+  explicit operator bool() const { return executable_ != nullptr; }
 
  private:
   explicit Graph(void* executable) : executable_(executable) {}
