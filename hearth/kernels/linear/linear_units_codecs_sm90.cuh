@@ -5,6 +5,7 @@
 //   kUnit          what 1 in a sum stands for
 //   State(zeros)   what it needs of a unit's rows r and r + 8
 //   arrange(first, last)  of E4M3: columns 4 q to 4 q + 3 of a lane and those 16 behind, as they will be multiplied
+//   kHasHalves     whether these are the first four columns and then the last, of which arrange_half() makes one
 //   decode(word, zero pair, pairs)  a word's operands of two products of 16 columns
 // All products are exact; their sums are f32.
 #pragma once
@@ -18,11 +19,10 @@
 
 namespace hearth::sm90 {
 
-// Of E4M3 as f16, the columns that `one` and `other` choose, of the first four and of the last.
-__device__ __forceinline__ uint4 in_pairs(uint32_t first, uint32_t last, uint32_t one, uint32_t other) {
-  const WidePairs f = widen_e4m3x4(first), l = widen_e4m3x4(last);
-  return {permute_bytes(f.low, f.high, one), permute_bytes(f.low, f.high, other), permute_bytes(l.low, l.high, one),
-          permute_bytes(l.low, l.high, other)};
+// Four of E4M3 as f16, in the two pairs that `one` and `other` choose.
+__device__ __forceinline__ uint2 in_pairs(uint32_t four, uint32_t one, uint32_t other) {
+  const WidePairs wide = widen_e4m3x4(four);
+  return {permute_bytes(wide.low, wide.high, one), permute_bytes(wide.low, wide.high, other)};
 }
 
 // Codes that stand for themselves.
@@ -37,8 +37,11 @@ struct SignUnits {
   static constexpr float kUnit = 65536;
   using State = NoZeros;
 
+  static constexpr bool kHasHalves = true;
+  __device__ __forceinline__ static uint2 arrange_half(uint32_t four) { return in_pairs(four, 0x7632, 0x5410); }
   __device__ __forceinline__ static uint4 arrange(uint32_t first, uint32_t last) {
-    return in_pairs(first, last, 0x7632, 0x5410);
+    const uint2 f = arrange_half(first), l = arrange_half(last);
+    return {f.x, f.y, l.x, l.y};
   }
   // Columns 1 and 3, 0 and 2 of the first four; then of the last.
   __device__ __forceinline__ static void decode(uint32_t word, uint32_t, uint32_t (&pairs)[4]) {
@@ -59,8 +62,11 @@ struct LevelUnits {
   static constexpr float kUnit = 262144;
   using State = NoZeros;
 
+  static constexpr bool kHasHalves = true;
+  __device__ __forceinline__ static uint2 arrange_half(uint32_t four) { return in_pairs(four, 0x5410, 0x7632); }
   __device__ __forceinline__ static uint4 arrange(uint32_t first, uint32_t last) {
-    return in_pairs(first, last, 0x5410, 0x7632);
+    const uint2 f = arrange_half(first), l = arrange_half(last);
+    return {f.x, f.y, l.x, l.y};
   }
   // Columns 0 and 2, 1 and 3 of the first four; then of the last.
   __device__ __forceinline__ static void decode(uint32_t word, uint32_t, uint32_t (&pairs)[4]) {
@@ -89,6 +95,7 @@ struct OffsetUnits {
         : low(((zeros & 15) | kOne) * 0x10001u), high((zeros >> 8 | kOne) * 0x10001u) {}
   };
 
+  static constexpr bool kHasHalves = false;
   // Each of the first four beside the one 16 behind it.
   __device__ __forceinline__ static uint4 arrange(uint32_t first, uint32_t last) {
     const WidePairs low = widen_e4m3x4(permute_bytes(first, last, 0x5140)),

@@ -18,21 +18,27 @@ constexpr int kOtherBytes = 3 * 1024;
 // latency needs; more under way only delays x.
 constexpr int kLeastRingBytes = 50 * 1024, kMostRingBytes = 102 * 1024;
 
-// x: all, or as many segments as leave room. The ring: whole shares of a segment where that is all that a warp ever asks
-// for, because few copies are quick to ask for; else pieces of two units or one, so that several are under way.
-template <class Codec, int kTiles>
+// The ring: whole shares of a segment where that is all that a warp ever asks for, because few copies are quick to ask
+// for; else pieces of two units or one, so that several are under way. x in rows: all, or as many segments as leave room.
+template <class Codec, int kTiles, bool kRows>
 bool divide_memory(UnitsParams& p, int blocks, const UnitsRing& ring) {
-  using Shape = UnitsShape<Codec, kTiles>;
+  using Shape = UnitsShape<Codec, kTiles, kRows>;
   const int room = kUnitSharedBytes - kOtherBytes - Shape::kSumBytes;
-  p.slab_units = p.unit_columns;
-  if (Shape::x_bytes(p.slab_units, p.m) > room - kLeastRingBytes)
-    p.slab_units = std::max(1, (room - kLeastRingBytes) / Shape::x_bytes(kUnitSegment, p.m)) * kUnitSegment;
-  const int free_bytes = room - Shape::x_bytes(std::min(p.slab_units, p.unit_columns), p.m);
-  const int ring_bytes = ring.piece > 0 ? free_bytes : std::min(free_bytes, kMostRingBytes);
   const int segments = ceil_div(p.unit_columns, kUnitSegment);
-  const int shares = segments * ceil_div(ceil_div(p.strips, blocks), Shape::kTeams);  // of a warp
+  p.slab_units = p.unit_columns;
+  if (Shape::x_bytes(p.slab_units, p.m) > room - kLeastRingBytes) {
+    if (!kRows) return false;
+    int held = segments - 1;
+    while (held > 1 && Shape::x_bytes(held * kUnitSegment, p.m) > room - kLeastRingBytes) --held;
+    p.slab_units = std::max(1, held) * kUnitSegment;
+  }
+  const int free_bytes = room - Shape::x_bytes(p.slab_units, p.m);
+  const int ring_bytes = ring.piece > 0 ? free_bytes : std::min(free_bytes, kMostRingBytes);
+  const int strips = ceil_div(p.strips, blocks);                  // of a block
+  const int shares = segments * ceil_div(strips, Shape::kTeams);  // of a warp
+  p.ring_warps = std::min(strips, Shape::kTeams) * kUnitTeamWarps;
   constexpr int kShare = kUnitSegment / kUnitTeamWarps;
-  const auto slots = [&](int piece) { return ring_bytes / (Shape::kWarps * piece * p.unit_bytes); };
+  const auto slots = [&](int piece) { return ring_bytes / (p.ring_warps * piece * p.unit_bytes); };
   p.piece = kShare;
   if (slots(kShare) < shares) p.piece = slots(2) >= 2 ? 2 : 1;
   if (ring.piece > 0) p.piece = ring.piece;
@@ -42,24 +48,35 @@ bool divide_memory(UnitsParams& p, int blocks, const UnitsRing& ring) {
   return p.slots >= 1;
 }
 
-template <class Codec, int kTiles>
-Status start(UnitsParams p, const CudaDeviceInfo& device, void* stream, const UnitsRing& ring) {
-  using Shape = UnitsShape<Codec, kTiles>;
-  if (kUnitSharedBytes > device.block_shared_bytes)
-    return unsupported("linear: a block of this GPU has {} bytes of shared memory, wanted {}",
-                       device.block_shared_bytes, kUnitSharedBytes);
-  const int blocks = std::min(p.strips, device.multiprocessors);
-  if (!divide_memory<Codec, kTiles>(p, blocks, ring))
+template <class Codec, int kTiles, bool kRows>
+Status start(UnitsParams p, int blocks, void* stream, const UnitsRing& ring) {
+  using Shape = UnitsShape<Codec, kTiles, kRows>;
+  if (!divide_memory<Codec, kTiles, kRows>(p, blocks, ring))
     return unsupported("linear: no room for pieces of {} units", p.piece);
-  const auto kernel = linear_units_kernel<Codec, kTiles>;
+  const auto kernel = linear_units_kernel<Codec, kTiles, kRows>;
   Launch how(dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), stream);
   how.pdl = true;
-  how.shared_bytes = Shape::kWarps * p.slots * p.piece * p.unit_bytes +
-                     Shape::x_bytes(std::min(p.slab_units, p.unit_columns), p.m) + Shape::kSumBytes;
+  how.shared_bytes =
+      p.ring_warps * p.slots * p.piece * p.unit_bytes + Shape::x_bytes(p.slab_units, p.m) + Shape::kSumBytes;
   HEARTH_TRY(enter_cuda_device());
   // The same for every product: another thread may be about to start this kernel.
   HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kUnitSharedBytes));
   return launch(how, kernel, p);
+}
+
+// x of E4M3 becomes f16 on its way to shared memory where there is room.
+template <class Codec, int kTiles>
+Status start(const UnitsParams& p, const CudaDeviceInfo& device, void* stream, const UnitsRing& ring) {
+  if (kUnitSharedBytes > device.block_shared_bytes)
+    return unsupported("linear: a block of this GPU has {} bytes of shared memory, wanted {}",
+                       device.block_shared_bytes, kUnitSharedBytes);
+  const int blocks = std::min(p.strips, device.multiprocessors);
+  if constexpr (!Codec::kBf16 && Codec::kHasHalves) {
+    using Shape = UnitsShape<Codec, kTiles, false>;
+    const int room = kUnitSharedBytes - kOtherBytes - Shape::kSumBytes - kLeastRingBytes;
+    if (Shape::x_bytes(p.unit_columns, p.m) <= room) return start<Codec, kTiles, false>(p, blocks, stream, ring);
+  }
+  return start<Codec, kTiles, true>(p, blocks, stream, ring);
 }
 
 template <class Codec>

@@ -3,7 +3,8 @@
 // turns, W as the M side of the MMA and tokens the N side.
 //   A warp has its own part of every strip and of shared memory, a ring of pieces of some units, which its lane 0 fills
 //     by the copy engine; the first ones are asked for before the kernels in front have ended. Nobody else waits for it.
-//   x lies in shared memory as lanes multiply it, all of it, or where that is too much a slab of K after the other.
+//   x lies in shared memory, all of it, as f16 in the lanes' order; or where that is too large in
+//     rows as it comes, and where these are too large, too, a slab of K after the other.
 //   Another warp ends a team's strips: adds the eight warps' sums in the order of the warps, and writes.
 // K's segments of 32 units are split evenly over the warps of a team, whatever m is.
 #pragma once
@@ -57,12 +58,14 @@ struct UnitsParams {
   const void* x;  // [m, k], rows x_stride bytes apart
   int64_t x_stride;
   const float* x_scale;  // of row r at r; kToRoundBy: one
-  int slab_units;        // of x in shared memory at once: segments, or all
+  int slab_units;        // of K, whose x is in shared memory at once: segments, or all
   int piece, slots;
+  int ring_warps;  // that have strips
 };
 
 // Shared memory: the warps' rings, x, the teams' sums.
-template <class Codec, int kTiles>
+// kRows: x is there in rows, as it comes.
+template <class Codec, int kTiles, bool kRows>
 struct UnitsShape {
   static constexpr int kTokens = kTiles * kUnitTokens;
   static constexpr int kTeams = kTiles == 1 ? kUnitMostTeams : 2;  // three have no registers for 16 tokens
@@ -70,7 +73,12 @@ struct UnitsShape {
   static constexpr int kThreads = kMultipliers + 32 * kTeams;              // a warp for each team ends strips
   static constexpr int kSums = kUnitTeamWarps * kTokens * kUnitSumStride;  // of a team
   static constexpr int kSumBytes = kTeams * kSums * 4;
-  HEARTH_HOST_DEVICE static constexpr int x_bytes(int units, int m) { return units * kUnitColumns * m * 2; }
+  static constexpr int kUnitXBytes = kUnitColumns * (kRows && !Codec::kBf16 ? 1 : 2);
+  // Of a token in rows: different tokens lie on different banks.
+  HEARTH_HOST_DEVICE static constexpr int row_bytes(int units) { return units * kUnitXBytes + 16; }
+  HEARTH_HOST_DEVICE static constexpr int x_bytes(int units, int m) {
+    return m * (kRows ? row_bytes(units) : units * kUnitXBytes);
+  }
 };
 
 // What a warp asks for next: units [unit, end) of a strip, whose units begin at `from`, in the segment that begins at
@@ -86,19 +94,20 @@ struct UnitsBarriers {
   MBarrier sums_full[kUnitMostTeams];     // a team's sums are there: its threads arrive
   MBarrier sums_empty[kUnitMostTeams];    // and have been read: the warp that ends strips arrives
   UnitsAsked asked[kWarps];               // a warp's lane 0's
+  MBarrier x_full;                        // a slab of x in rows is there: one thread, and the bytes
 };
 
-template <class Codec, int kTiles>
+template <class Codec, int kTiles, bool kRows>
 class UnitsBlock {
  public:
-  using Shape = UnitsShape<Codec, kTiles>;
+  using Shape = UnitsShape<Codec, kTiles, kRows>;
 
   __device__ UnitsBlock(const UnitsParams& p, std::byte* shared, UnitsBarriers& barriers, uint32_t* largest)
       : p_(p),
         barriers_(barriers),
         largest_(largest),
         ring_(shared),
-        x_(shared + Shape::kWarps * p.slots * p.piece * p.unit_bytes),
+        x_(shared + p.ring_warps * p.slots * p.piece * p.unit_bytes),
         warp_(static_cast<int>(threadIdx.x) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32) {}
 
@@ -113,13 +122,14 @@ class UnitsBlock {
     for (int i = 0; i < p_.slots; ++i) ask(i, 0);
   }
 
-  // The multipliers, behind pdl_wait() and before a barrier of the block; with several slabs nothing.
+  // The multipliers, behind pdl_wait() and before a barrier of the block. Rows: the first slab is only asked for.
   __device__ void bring_x() {
-    if (p_.slab_units < p_.unit_columns) return;
-    if (p_.x_form == UnitsX::kAsIs) {
-      bring_slab(0, p_.unit_columns);
-    } else if constexpr (!Codec::kBf16 && kTiles == 1) {
-      round_x();
+    if (p_.x_form != UnitsX::kAsIs) {
+      if constexpr (!Codec::kBf16 && kTiles == 1) round_x();
+    } else if constexpr (kRows) {
+      if (threadIdx.x == 0) ask_rows(0);
+    } else {
+      place_rows();
     }
   }
 
@@ -129,26 +139,30 @@ class UnitsBlock {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       const int token = row + t * kUnitTokens;  // one that does not exist: whatever it gives is not written
-      x_lane[t] = (token < p_.m ? token : 0) * 64 + lane_ % 4 * 16;
+      x_lane[t] = kRows ? (token < p_.m ? token : 0) * Shape::row_bytes(p_.slab_units) + lane_ % 4 * 4
+                        : (token < p_.m ? token : 0) * 64 + lane_ % 4 * 16;
     }
-    const bool in_slabs = p_.slab_units < p_.unit_columns;
+    int x_parity = 0;
     int slot = 0, parities = 2;  // of the slot, of sums_empty
     for (int strip = first_strip(); strip - team() * static_cast<int>(gridDim.x) < p_.strips; strip += strip_step()) {
       float total[kTiles][4] = {};
       for (int slab = 0; slab < p_.unit_columns; slab += p_.slab_units) {
         const int slab_end = min(slab + p_.slab_units, p_.unit_columns);
-        if (in_slabs) {
-          named_barrier(1, Shape::kMultipliers);
-          bring_slab(slab, slab_end);
-          named_barrier(1, Shape::kMultipliers);
+        if (kRows && p_.x_form == UnitsX::kAsIs) {
+          // The first slab of all is asked for, and stays where it is the only one.
+          const bool is_new = p_.slab_units < p_.unit_columns || strip == first_strip();
+          if (is_new && (slab > 0 || strip != first_strip())) {
+            named_barrier(1, Shape::kMultipliers);
+            if (threadIdx.x == 0) ask_rows(slab);
+          }
+          if (is_new) barriers_.x_full.wait(x_parity), x_parity ^= 1;
         }
         if (strip >= p_.strips) continue;
         for (int segment = slab; segment < slab_end; segment += kUnitSegment) {
           int unit, end;
           share_of(segment, unit, end);
           for (; unit < end; unit += p_.piece) {
-            multiply_piece(x_ + Shape::x_bytes(unit - slab, p_.m), min(p_.piece, end - unit), x_lane, slot,
-                           parities & 1, total);
+            multiply_piece(x_ + (unit - slab) * x_step(), min(p_.piece, end - unit), x_lane, slot, parities & 1, total);
             if (++slot == p_.slots) slot = 0, parities ^= 1;
           }
         }
@@ -210,7 +224,7 @@ class UnitsBlock {
   }
 
  private:
-  static constexpr int kXColumns = 32;  // of x in 64 bytes, four lanes'
+  static constexpr int kXColumns = 32;  // of a block of x, four lanes'
 
   __device__ __forceinline__ int team() const { return warp_ / kUnitTeamWarps; }
   __device__ __forceinline__ int first_strip() const {
@@ -218,8 +232,7 @@ class UnitsBlock {
   }
   __device__ __forceinline__ static int strip_step() { return Shape::kTeams * static_cast<int>(gridDim.x); }
   __device__ __forceinline__ float* sums_of(int team) const {
-    const int units = min(p_.slab_units, p_.unit_columns);
-    return reinterpret_cast<float*>(x_ + Shape::x_bytes(units, p_.m)) + team * Shape::kSums;
+    return reinterpret_cast<float*>(x_ + Shape::x_bytes(p_.slab_units, p_.m)) + team * Shape::kSums;
   }
   __device__ __forceinline__ const UnitsPart& part_of(int strip) const {
     int part = 0;
@@ -275,8 +288,7 @@ class UnitsBlock {
     const std::byte* unit = slot_at(slot);
     barriers_.full[warp_][slot].wait(parity);
 #pragma unroll(kTiles == 1 ? 2 : 1)
-    for (int i = 0; i < count; ++i, unit += p_.unit_bytes, x += Shape::x_bytes(1, p_.m))
-      multiply_unit(unit, x, x_lane, total);
+    for (int i = 0; i < count; ++i, unit += p_.unit_bytes, x += x_step()) multiply_unit(unit, x, x_lane, total);
     uint32_t outcome = 0;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
@@ -315,7 +327,7 @@ class UnitsBlock {
         Codec::decode(h == 0 ? words.y : words.w, state.high, high);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-          const uint4 of_x = *reinterpret_cast<const uint4*>(x + (2 * v + h) * p_.m * 64 + x_lane[t]);
+          const uint4 of_x = operand_of_x(x, 2 * v + h, x_lane[t]);
           mma(sum[t][0], {low[0], high[0], low[1], high[1]}, of_x.x, of_x.y);
           mma(sum[t][1], {low[2], high[2], low[3], high[3]}, of_x.z, of_x.w);
         }
@@ -325,6 +337,19 @@ class UnitsBlock {
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[t][i] = fmaf(sum[t][0][i] + sum[t][1][i], scale[i / 2], total[t][i]);
+  }
+  // From a unit's x to the next one's.
+  __device__ __forceinline__ int x_step() const { return kRows ? Shape::kUnitXBytes : Shape::kUnitXBytes * p_.m; }
+  // Of 32 columns.
+  __device__ __forceinline__ uint4 operand_of_x(const std::byte* x, int step, int x_lane) const {
+    if constexpr (!kRows) return *reinterpret_cast<const uint4*>(x + step * p_.m * 64 + x_lane);
+    const std::byte* const at = x + step * (Shape::kUnitXBytes / 4) + x_lane;
+    const auto word = [&](int i) { return *reinterpret_cast<const uint32_t*>(at + 16 * i); };
+    if constexpr (Codec::kBf16) {
+      return {word(0), word(1), word(2), word(3)};
+    } else {
+      return Codec::arrange(word(0), word(1));
+    }
   }
   __device__ __forceinline__ static void mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if constexpr (Codec::kBf16) {
@@ -346,7 +371,46 @@ class UnitsBlock {
       }
   }
 
-  // Four lanes bring 64 bytes of a token, kXColumns columns. A thread has one token; blocks of columns go round.
+  // One thread: rows of the slab that begins at unit `begin`. Nobody reads the one before any more.
+  __device__ __forceinline__ void ask_rows(int begin) const {
+    const int bytes = min(p_.slab_units, p_.unit_columns - begin) * Shape::kUnitXBytes;
+    barriers_.x_full.arrive_and_expect(p_.m * bytes);
+    const uint8_t* from = static_cast<const uint8_t*>(p_.x) + int64_t{begin} * Shape::kUnitXBytes;
+    for (int token = 0; token < p_.m; ++token, from += p_.x_stride)
+      copy_bulk(x_ + token * Shape::row_bytes(p_.slab_units), from, bytes, barriers_.x_full);
+  }
+
+  // x of E4M3 to the lanes' order, 16 columns a thread: half of a block of 32. Blocks begin at different places, so that
+  // not all ask for the same lines at once.
+  __device__ void place_rows() {
+    const int shift = min(32 - __clz(p_.m - 1), 2);  // tokens side by side in a warp, a power of two
+    const int chunk_bits = 5 - shift, chunks = p_.unit_columns * (kUnitColumns / 16);
+    const int groups = (chunks + (1 << chunk_bits) - 1) >> chunk_bits,
+              token_groups = (p_.m + (1 << shift) - 1) >> shift;
+    const int all = groups * token_groups;
+    int item = warp_ + static_cast<int>(blockIdx.x) * 5 % all;
+#pragma unroll 4
+    for (int left = all - warp_; left > 0; left -= Shape::kWarps, item += Shape::kWarps) {
+      while (item >= all) item -= all;
+      const int token_group = item / groups, group = item - token_group * groups;
+      const int token = (token_group << shift) + (lane_ >> chunk_bits);
+      const int chunk = (group << chunk_bits) + (lane_ & ((1 << chunk_bits) - 1)), block = chunk / 2;
+      if (token >= p_.m || chunk >= chunks) continue;
+      const uint4 codes =
+          __ldcg(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(p_.x) + token * p_.x_stride + chunk * 16));
+      std::byte* const to = x_ + (block * p_.m + token) * 64 + chunk % 2 * 8;
+      const uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // In turns, so that neighbouring blocks do not meet on a bank.
+        const int q = (i + block) % 4;
+        const uint32_t four = q == 0 ? word[0] : q == 1 ? word[1] : q == 2 ? word[2] : word[3];
+        *reinterpret_cast<uint2*>(to + q * 16) = Codec::arrange_half(four);
+      }
+    }
+  }
+
+  // Four lanes bring 64 bytes of a token, 32 columns. A thread has one token; blocks of columns go round.
   struct XPlace {
     int shift;  // tokens side by side, a power of two
     int token, block, step;
@@ -355,30 +419,14 @@ class UnitsBlock {
     const int shift = 32 - __clz(p_.m - 1), item = static_cast<int>(threadIdx.x) / 4;
     return {shift, item & ((1 << shift) - 1), item >> shift, Shape::kMultipliers / 4 >> shift};
   }
-  // The lane's 16 bytes of a block.
-  __device__ __forceinline__ void place_x(int block, int token, const uint4& words) const {
-    reinterpret_cast<uint4*>(x_)[(block * p_.m + token) * 4 + lane_ % 4] = words;
-  }
-
-  // Units [begin, end) of x, as it is multiplied.
-  __device__ void bring_slab(int begin, int end) {
-    const XPlace place = x_place();
-    if (place.token >= p_.m) return;
-    // Columns 4 q of 16, twice, in E4M3; 2 q of 8, four times, in bf16.
-    constexpr int kBytes = Codec::kBf16 ? 2 : 1;
-    const uint8_t* const from = static_cast<const uint8_t*>(p_.x) + place.token * p_.x_stride +
-                                int64_t{begin} * kUnitColumns * kBytes + lane_ % 4 * 4;
-    const int blocks = (end - begin) * (kUnitColumns / kXColumns);
-    const auto load = [&](int block, int i) {
-      return __ldcg(reinterpret_cast<const uint32_t*>(from + (block * 2 * kBytes + i) * 16));
-    };
-#pragma unroll 4
-    for (int block = place.block; block < blocks; block += place.step) {
-      if constexpr (Codec::kBf16) {
-        place_x(block, place.token, {load(block, 0), load(block, 1), load(block, 2), load(block, 3)});
-      } else {
-        place_x(block, place.token, Codec::arrange(load(block, 0), load(block, 1)));
-      }
+  // The lane's columns of a block: four, and those 16 behind.
+  __device__ __forceinline__ void place_x(int block, int token, uint2 codes) const {
+    if constexpr (kRows) {
+      auto* const to =
+          reinterpret_cast<uint32_t*>(x_ + token * Shape::row_bytes(p_.slab_units) + block * 32) + lane_ % 4;
+      to[0] = codes.x, to[4] = codes.y;
+    } else {
+      reinterpret_cast<uint4*>(x_)[(block * p_.m + token) * 4 + lane_ % 4] = Codec::arrange(codes.x, codes.y);
     }
   }
 
@@ -420,8 +468,7 @@ class UnitsBlock {
       const int block = place.block + j * place.step;
       if (!is_there || block >= blocks) continue;
       const Pack<uint8_t, 8> codes = rounding(kept[j]);
-      const uint2 words = reinterpret_cast<const uint2&>(codes);
-      place_x(block, place.token, Codec::arrange(words.x, words.y));
+      place_x(block, place.token, reinterpret_cast<const uint2&>(codes));
     }
   }
   __device__ __forceinline__ float x_scale_of(int token) const {
@@ -437,14 +484,14 @@ class UnitsBlock {
   const int warp_, lane_;
 };
 
-template <class Codec, int kTiles>
-__global__ void __launch_bounds__(UnitsShape<Codec, kTiles>::kThreads, 1)
+template <class Codec, int kTiles, bool kRows>
+__global__ void __launch_bounds__(UnitsShape<Codec, kTiles, kRows>::kThreads, 1)
     linear_units_kernel(const __grid_constant__ UnitsParams p) {
-  using Shape = UnitsShape<Codec, kTiles>;
+  using Shape = UnitsShape<Codec, kTiles, kRows>;
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ UnitsBarriers barriers;
   __shared__ uint32_t largest[kUnitsMostRows];
-  UnitsBlock<Codec, kTiles> block(p, shared, barriers, largest);
+  UnitsBlock<Codec, kTiles, kRows> block(p, shared, barriers, largest);
   const bool multiplies = threadIdx.x < Shape::kMultipliers;
   const int ended = static_cast<int>(threadIdx.x) / 32 - Shape::kWarps;  // the team whose strips this warp ends
   if (threadIdx.x % 32 == 0) {
@@ -452,6 +499,7 @@ __global__ void __launch_bounds__(UnitsShape<Codec, kTiles>::kThreads, 1)
       block.begin_copies();
     } else {
       barriers.sums_full[ended].init(32 * kUnitTeamWarps), barriers.sums_empty[ended].init(32);
+      if (ended == 0) barriers.x_full.init(1);
       fence_barrier_init();
     }
   }
