@@ -99,6 +99,15 @@ Result<std::unique_ptr<LinearBench>> LinearBench::create(const OpRig& rig, const
     HEARTH_TRY(rig.repeat(bench->memory_.data(), stored, sets * stored));
   }
   for (int64_t set = 0; set < sets; ++set) bench->weights_.push_back(moved(weight, set * stored));
+  const int64_t packed = bench->op_->pack ? bench->op_->packed_bytes(format, shape.n, shape.k) : 0;
+  if (packed == 0) return bench;
+  // As a model's load leaves them.
+  HEARTH_TRY_ASSIGN(Buffer memory, rig.memory().allocate(sets * packed));
+  for (int64_t set = 0; set < sets; ++set)
+    HEARTH_TRY(bench->op_->pack(bench->weights_[static_cast<size_t>(set)], memory.data() + set * packed,
+                                rig.queue().stream()));
+  HEARTH_TRY(rig.queue().synchronize());
+  bench->memory_ = std::move(memory);
   return bench;
 }
 

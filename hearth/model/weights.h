@@ -3,7 +3,8 @@
 //   I1. Q, K and V of a layer are one linear [(heads + 2 kv_heads) head_dim, hidden], gate and up are one
 //       [2 ffn, hidden]: rows one part after the other. Where one of them is quantized, each is a part of its own.
 //   I2. Norm weights and biases are f32; plain linear weights keep the checkpoint's values (f32, f16, bf16) or
-//       are bf16 where the model computes in bf16; quantized ones are in canonical form (quantized_matrix.h).
+//       are bf16 where the model computes in bf16; quantized ones are in canonical form (quantized_matrix.h), until
+//       Model::pack_weights().
 //   I3. Immutable after load: any number of threads may read.
 #pragma once
 
