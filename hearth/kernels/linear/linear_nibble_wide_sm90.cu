@@ -20,10 +20,10 @@ namespace {
 constexpr int64_t kRowsAtOnce = 4096;
 constexpr int kMostBlocks = 160;  // more multiprocessors than Hopper has
 static_assert(kRowsAtOnce % kWideTokens == 0);
-static_assert(StagedMemory::kCounters >= kMostBlocks * kWideTeams, "a step's counters are the warpgroups' flags");
+static_assert(StagedMemory::kCounters >= kMostBlocks * kWideMostTeams, "a step's counters are the warpgroups' flags");
 
-constexpr int64_t kReadyBytes = kMostBlocks * kWideTeams * int64_t{sizeof(uint32_t)};
-constexpr int64_t kPartialBytes = kMostBlocks * int64_t{kWideTokens} * 256 * int64_t{sizeof(float)};
+constexpr int64_t kReadyBytes = kMostBlocks * kWideMostTeams * int64_t{sizeof(uint32_t)};
+constexpr int64_t kPartialBytes = kMostBlocks * int64_t{kWideTokens} * 192 * int64_t{sizeof(float)};
 
 int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -57,14 +57,14 @@ bool can_move_vectors(const NarrowPart& part) {
 
 using Start = Status (*)(const WideParams&, const WideMaps&, void*);
 struct Instance {
-  int rows, tokens;
+  int rows, tokens, units;
   Start start;
 };
 
-template <class Codec, int kTokens, int kHalves>
+template <class Codec, class Config>
 Status start(const WideParams& params, const WideMaps& maps, void* stream) {
-  using Shape = WideShape<Codec, kTokens, kHalves>;
-  const auto kernel = linear_nibble_wide_kernel<Codec, kTokens, kHalves>;
+  using Shape = WideShape<Codec, Config>;
+  const auto kernel = linear_nibble_wide_kernel<Codec, Config>;
   Launch how(dim3(static_cast<unsigned>(params.plan.blocks)), dim3(Shape::kThreads), stream);
   how.pdl = true;
   how.shared_bytes = Shape::kSharedBytes;
@@ -73,17 +73,25 @@ Status start(const WideParams& params, const WideMaps& maps, void* stream) {
   return launch(how, kernel, params, maps);
 }
 
+template <class Codec, class Config>
+Instance instance_with() {
+  return {WideShape<Codec, Config>::kRows, Config::tokens, Config::units, start<Codec, Config>};
+}
+
 template <class Codec>
 Instance instance_of(WideTile tile) {
   switch (tile) {
-    case WideTile::k128x32: return {128, 32, start<Codec, 32, 1>};
-    case WideTile::k128x64: return {128, 64, start<Codec, 64, 1>};
-    case WideTile::k256x128:
-      if constexpr (!Codec::kHasState) return {256, 128, start<Codec, 128, 2>};
+    case WideTile::k128x32: return instance_with<Codec, Wide128x32>();
+    case WideTile::k128x64: return instance_with<Codec, Wide128x64>();
+    case WideTile::k64x64:
+      if constexpr (!Codec::kBf16) return instance_with<Codec, Wide64x64>();
+      break;
+    case WideTile::k192x128:
+      if constexpr (!Codec::kHasState) return instance_with<Codec, Wide192x128>();
       break;
     default: break;
   }
-  return {128, 128, start<Codec, 128, 1>};
+  return instance_with<Codec, Wide128x128>();
 }
 
 Instance instance_of(const WeightFormat& format, WideTile tile) {
@@ -94,8 +102,8 @@ Instance instance_of(const WeightFormat& format, WideTile tile) {
   }
 }
 
-// x in chunks of 128 bytes of K, boxes of all chunks of a stage.
-Result<WideMaps> make_maps(const ConstTensorView& x, const Instance& instance) {
+// x in chunks of 128 bytes of K, boxes of all chunks of a stage; W in units, boxes of those of a stage.
+Result<WideMaps> make_maps(const ConstTensorView& x, const LinearWeight& w, const Instance& instance) {
   const int64_t bytes = dtype_bytes(x.dtype, 1), m = x.rows(), k = x.cols();
   const auto columns = static_cast<uint64_t>(kWideChunkBytes / bytes);
   WideMaps maps;
@@ -108,7 +116,18 @@ Result<WideMaps> make_maps(const ConstTensorView& x, const Instance& instance) {
            .stride_bytes = {static_cast<uint64_t>(bytes),
                             static_cast<uint64_t>(dtype_bytes(x.dtype, m == 1 ? k : x.row_stride)), kWideChunkBytes},
            .box = {static_cast<uint32_t>(columns), static_cast<uint32_t>(instance.tokens),
-                   static_cast<uint32_t>(kWideUnits * bytes)}}));
+                   static_cast<uint32_t>(instance.units * bytes)}}));
+  // A side of a box has 256 elements at most, so 8 bytes are one.
+  const auto unit = static_cast<uint64_t>(unit_bytes(w.format)), unit_columns = static_cast<uint64_t>(k / kUnitColumns);
+  HEARTH_TRY_ASSIGN(
+      maps.units,
+      encode_tensor_map(w.units.data, 8,
+                        {.rank = 3,
+                         .size = {unit / 8, unit_columns, static_cast<uint64_t>((w.n + kUnitRows - 1) / kUnitRows)},
+                         .stride_bytes = {8, unit, unit * unit_columns},
+                         .box = {static_cast<uint32_t>(unit / 8), static_cast<uint32_t>(instance.units),
+                                 static_cast<uint32_t>(instance.rows / kUnitRows)},
+                         .swizzle = false}));
   return maps;
 }
 
@@ -130,12 +149,14 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
   if (tile == WideTile::kChosen)
     tile = choose_wide_tile({.tokens = rows,
                              .n = w.n,
-                             .has_256_rows = w.format.code != WeightCode::kU4,
+                             .k = w.k,
+                             .is_e4m3 = rounds,
+                             .has_zeros = w.format.code == WeightCode::kU4,
                              .multiprocessors = multiprocessors});
   const Instance instance = instance_of(w.format, tile);
   const auto token_tiles = static_cast<int>((rows + instance.tokens - 1) / instance.tokens);
   const auto tiles = static_cast<int>((w.n + instance.rows - 1) / instance.rows) * token_tiles;
-  const auto chunks = static_cast<int>((w.k / kUnitColumns + kWideUnits - 1) / kWideUnits);
+  const auto chunks = static_cast<int>((w.k / kUnitColumns + instance.units - 1) / instance.units);
   WideParams params{.part = narrow_part(args),
                     // With one tile of tokens nobody reads a row of W again.
                     .plan = WidePlan(tiles, chunks, std::min(multiprocessors, kMostBlocks), token_tiles > 1),
@@ -143,14 +164,13 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
                     .token_tiles = token_tiles};
   NarrowPart& part = params.part;
   part.weight = static_cast<const uint8_t*>(w.units.data);
-  part.weight_scale_dtype = unit_scale_dtype(w.format);
+  const DType scale_dtype = unit_scale_dtype(w.format);
+  params.are_f32 = scale_dtype == DType::kF32, params.are_f16 = scale_dtype == DType::kF16;
   const int64_t out_bytes = dtype_bytes(part.out_dtype, 1);
   part.out = static_cast<std::byte*>(part.out) + begin * part.out_stride * out_bytes;
   if (part.residual != nullptr)
     part.residual = static_cast<const std::byte*>(part.residual) + begin * part.residual_stride * out_bytes;
   params.in_vectors = can_move_vectors(part);
-  params.strips = static_cast<int>((w.n + kUnitRows - 1) / kUnitRows);
-  params.unit_columns = static_cast<int>(w.k / kUnitColumns);
   params.unit_bytes = unit_bytes(w.format);
   params.has_zeros = w.format.has_zero_point;
   params.x_scale = scale;
@@ -161,7 +181,7 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
     HEARTH_CUDA_TRY(cudaMemsetAsync(params.ready, 0, kReadyBytes, static_cast<cudaStream_t>(exec.stream)));
   }
   params.partial = reinterpret_cast<float*>(memory + scratch.partial);
-  HEARTH_TRY_ASSIGN(const WideMaps maps, make_maps(x, instance));
+  HEARTH_TRY_ASSIGN(const WideMaps maps, make_maps(x, w, instance));
   return instance.start(params, maps, exec.stream);
 }
 

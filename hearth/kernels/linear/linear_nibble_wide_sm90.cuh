@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel of linear_nibble_wide_sm90.h. A warp copies, two groups of 128 columns of W and of the tokens a stage; two
+// The kernel of linear_nibble_wide_sm90.h. A warp copies, a unit or two of K of W and of the tokens a stage; two or three
 // warpgroups multiply, each 64 rows of W by all tokens of the tile, W from registers: shared memory gives units
-// (nibble_units.h), a decoder (linear_nibble_fragments_sm90.cuh) the fragments. A group's sums are added to a tile's in f32, times
-// its scale. All multiprocessors get the same number of units (tile, two groups), in shares of tiles as in
-// linear_stream_sm90.cu and in whole tiles; the warpgroups exchange sums and end tiles each for itself.
+// (nibble_units.h), a decoder (linear_nibble_fragments_sm90.cuh) the fragments. A unit's sums are added to a tile's in
+// f32, times its scales. Which tiles a block has, and which of them in part: linear_nibble_wide_plan_sm90.cuh. Sums of
+// a tile that blocks share meet in global memory, each warpgroup's for itself.
 #pragma once
 
 #include "hearth/kernels/linear/linear_decode_sm90.cuh"
@@ -20,104 +20,139 @@
 
 namespace hearth::sm90 {
 
-constexpr int kWideTeams = 2, kWideTeamThreads = 128;
-constexpr int kWideHalfRows = 64;  // of W that a warpgroup multiplies at once
-constexpr int kWideMultipliers = kWideTeams * kWideTeamThreads;
-constexpr int kWideRegisters = 240, kWideCopyRegisters = 24;  // of a thread where they are moved
-constexpr int kWideChunkBytes = 128;                          // a row of a swizzled tile in shared memory
-constexpr int kWideUnits = 2;                                 // of K in a stage
-// Of a strip in a stage, at most: units with scales of f32 and zero points.
-constexpr int kWideStripBytes = kWideUnits * (kUnitCodeBytes + kUnitRows * 5);
-constexpr int kWideOutTokens = 32;  // that go through shared memory at once on their way out
-constexpr int kWideOutStride = kWideHalfRows + 4;
-constexpr int kWideOutBytes = kWideTeams * kWideOutTokens * kWideOutStride * 4;
+constexpr int kWideMostTeams = 3, kWideTeamThreads = 128;
+constexpr int kWideTeamRows = 64;                        // of W that a warpgroup has
+constexpr int kWideBarrierOfTeams = 1 + kWideMostTeams;  // named, of all of them; each has one of its own
+constexpr int kWideCopyRegisters = 24;                   // of a thread where they are moved
+constexpr int kWideChunkBytes = 128;                     // a row of a swizzled tile in shared memory
+// A unit, at most: with scales of f32 and zero points.
+constexpr int kWideUnitBytes = kUnitCodeBytes + kUnitRows * 5;
+constexpr int kWideOutTokens = 16;  // of a warp that go through shared memory at once on their way out
+constexpr int kWideOutStride = kUnitRows + 4;
+constexpr int kWideOutBytes = kWideOutTokens * kWideOutStride * 4;
 constexpr int kWideVector = 8;  // outputs of a thread at once
 
 struct WideMaps {
-  CUtensorMap x;
+  CUtensorMap x, units;
 };
 
 struct WideParams {
   NarrowPart part;  // weight: units
   WidePlan plan;
   int m, token_tiles;  // tiles that follow each other have the same rows of W
-  int strips, unit_columns, unit_bytes;
+  int unit_bytes;
+  // Of W's scales. Words, for an instruction has no operand of bytes.
+  int are_f32, are_f16;
   bool has_zeros;
   const float* x_scale;
   bool in_vectors;  // out and residual may be moved 16 bytes at once
-  float* partial;   // [blocks][kWideTeams][sums of a thread][kWideTeamThreads]
-  uint32_t* ready;  // [blocks][kWideTeams]: its partial sums are there
+  float* partial;   // [blocks][teams][sums of a thread][kWideTeamThreads]
+  uint32_t* ready;  // [blocks][teams]: its partial sums are there
 };
 
-// kHalves: times 64 rows of W of a warpgroup in a tile. Two of them halve what is read of x.
-// Shared memory: stages (the tokens' chunks one behind the other, then W strip by strip), then the warpgroups' outputs.
-template <class Codec, int kTokens, int kHalves>
+// What a tile's kernel is made from; a type, for nvcc 13.0 cannot name a kernel by a value of a class. When each is
+// taken, and why: linear_nibble_wide_tile.h.
+struct WideConfig {
+  static constexpr int teams = 2;  // warpgroups that multiply
+  static constexpr int units = 2;  // of K in a stage
+  // Two warpgroups have the same rows, each every other unit; else rows of their own.
+  static constexpr bool splits_k = false;
+};
+struct Wide128x32 : WideConfig {
+  static constexpr int tokens = 32;
+};
+struct Wide128x64 : WideConfig {
+  static constexpr int tokens = 64;
+};
+struct Wide64x64 : Wide128x64 {
+  static constexpr bool splits_k = true;
+};
+struct Wide128x128 : WideConfig {
+  static constexpr int tokens = 128;
+};
+// Of three warpgroups one decodes, one adds up and one's products run.
+struct Wide192x128 : Wide128x128 {
+  static constexpr int teams = 3, units = 1;
+};
+
+// Shared memory: stages (the tokens' chunks one behind the other, then W strip by strip), then the warps' outputs, then
+// sums.
+template <class Codec, class Config>
 struct WideShape {
+  static constexpr int kTokens = Config::tokens, kTeams = Config::teams;
   // Many tokens' sums take all registers: the copying warp is then a warpgroup, which gives its own away. With fewer,
   // small kernels find room beside the block.
-  static constexpr bool kMovesRegisters = kTokens * kHalves > 64;
-  static constexpr int kThreads = kWideMultipliers + (kMovesRegisters ? 128 : 32);
-  static constexpr int kTeamRows = kHalves * kWideHalfRows, kRows = kWideTeams * kTeamRows;
-  static constexpr int kStrips = kRows / kUnitRows;
-  static constexpr int kTokenChunks = Codec::kBf16 ? 4 : 2;  // of a stage
+  static constexpr bool kMovesRegisters = kTokens > 64;
+  static constexpr int kRegisters = kTeams == 3 ? 160 : 240;
+  static constexpr int kMultipliers = kTeams * kWideTeamThreads;
+  static constexpr int kThreads = kMultipliers + (kMovesRegisters ? 128 : 32);
+  static constexpr int kRows = (Config::splits_k ? 1 : kTeams) * kWideTeamRows;
+  static constexpr int kStrips = kRows / kUnitRows, kStripBytes = Config::units * kWideUnitBytes;
+  static constexpr int kUnitChunks = Codec::kBf16 ? 2 : 1;  // of the tokens
   static constexpr int kTokenBytes = kTokens * kWideChunkBytes;
-  static constexpr int kStageBytes = (kStrips * kWideStripBytes + kTokenChunks * kTokenBytes + 1023) / 1024 * 1024;
+  static constexpr int kTokenStageBytes = Config::units * kUnitChunks * kTokenBytes;
+  static constexpr int kStageBytes = (kStrips * kStripBytes + kTokenStageBytes + 1023) / 1024 * 1024;
+  static constexpr int kOutBytes = kMultipliers / 32 * kWideOutBytes;
+  static constexpr int kJoinBytes = Config::splits_k ? kWideTeamRows * kTokens * 4 : 0;  // sums of the second warpgroup
   // All that a block may have, as linear_stream_sm90.cu.
-  static constexpr int kStages = (225 * 1024 - kSharedLeft - kWideOutBytes) / kStageBytes;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kWideOutBytes + 1024;
+  static constexpr int kStages = (225 * 1024 - kSharedLeft - kOutBytes - kJoinBytes) / kStageBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kOutBytes + kJoinBytes + 1024;
   static_assert(kStages >= 2 && kStageBytes % 1024 == 0);
 };
 
-template <class Codec, int kTokens, int kHalves>
+template <class Codec, class Config>
 class WideBlock {
  public:
-  using Shape = WideShape<Codec, kTokens, kHalves>;
+  using Shape = WideShape<Codec, Config>;
+  static constexpr int kTokens = Config::tokens, kUnits = Config::units;
   static constexpr int kStages = Shape::kStages, kSums = kTokens / 2, kSlices = Codec::kBf16 ? 8 : 4;
+  static constexpr int kUnitStep = Config::splits_k ? 2 : 1;  // from a warpgroup's unit to its next
 
   __device__ WideBlock(const WideParams& p, std::byte* shared, const uint4* tables, MBarrier* barriers)
-      : p_(p),
-        shared_(shared_address_once(shared)),
-        tables_(tables),
-        barriers_(shared_address_once(barriers)),
-        team_(static_cast<int>(threadIdx.x) / kWideTeamThreads),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        row_(static_cast<int>(threadIdx.x) % kWideTeamThreads / 32 * kUnitRows + lane_ / 4) {}
+      : p_(p), shared_(shared_address_once(shared)), tables_(tables), barriers_(shared_address_once(barriers)) {}
 
   // One thread.
   __device__ void copy(const WideMaps& maps) {
     const int held = min(kStages, p_.plan.units(block_here()));
     for_each_unit([&](int unit, int stage, int, int row, int, int chunk) {
-      if (unit < held) copy_weight(stage, row, chunk);
+      if (unit < held) copy_weight(maps, stage, row, chunk);
     });
     pdl_wait();
     for_each_unit([&](int unit, int stage, int parity, int row, int token, int chunk) {
       if (unit >= held) {
         empty(stage).wait_or_fault(parity ^ 1);
-        copy_weight(stage, row, chunk);
+        copy_weight(maps, stage, row, chunk);
       }
-      copy_tensor(tokens_at(stage), maps.x, 0, token, chunk * Shape::kTokenChunks, full(stage));
+      copy_tensor(tokens_at(stage), maps.x, 0, token, chunk * (kUnits * Shape::kUnitChunks), full(stage));
     });
   }
 
   // The multipliers.
   __device__ void multiply() {
     WideWork work(p_.plan, block_here());
-    WideSegment segment = work.here(p_.plan, block_here());
     pdl_wait();
     Stage stage;
-    for (bool more = true; more;) {
-      work.advance(p_.plan, block_here(), segment);
-      more = work.has_more(p_.plan, block_here());
-      float total[kHalves][kSums] = {};
-      for (int chunk = segment.first; chunk < segment.last; ++chunk, stage = stage.next())
-        multiply_unit(stage, kWideUnits * chunk + 1 < p_.unit_columns, total);
-      if (segment.last < p_.plan.chunks) {
-        leave(total);
-      } else {
-        collect(segment, total);
-        write(segment.tile, total);
+    while (work.has_more()) {
+      float total[kSums] = {};
+      // The same in all lanes, which ptxas sees in what a reduction gives: so the loop's numbers are in uniform registers.
+      work.left = static_cast<int>(__reduce_max_sync(~0u, static_cast<unsigned>(work.left)));
+      {
+        const WideSegment segment = work.here(p_.plan, block_here());
+        for (int left = segment.last - segment.first; left > 0; --left, stage = stage.next())
+          multiply_stage(stage, total);
       }
-      if (more) segment = work.here(p_.plan, block_here());
+      if constexpr (Config::splits_k) join(total);
+      // Once more, instead of keeping it meanwhile.
+      const WideSegment segment = work.here(p_.plan, block_here());
+      if (!Config::splits_k || team() == 0) {
+        if (segment.last < p_.plan.chunks) {
+          leave(total);
+        } else {
+          collect(segment, total);
+          write(segment.tile, total);
+        }
+      }
+      work.advance(segment);
     }
   }
 
@@ -129,7 +164,7 @@ class WideBlock {
       return at + 1 == kStages ? Stage{0, parity ^ 1} : Stage{at + 1, parity};
     }
   };
-  // Of a pass: W's registers, and the scales of rows r and r + 8.
+  // Of a unit: W's registers, and the scales of rows r and r + 8.
   struct Fragments {
     uint32_t at[kSlices][4];
     float low, high;
@@ -141,14 +176,14 @@ class WideBlock {
     Stage stage;
     WideWork work(p_.plan, block_here());
 #pragma unroll 1
-    while (work.has_more(p_.plan, block_here())) {
+    while (work.has_more()) {
       const WideSegment segment = work.here(p_.plan, block_here());
       const int row_tile = segment.tile / p_.token_tiles, token_tile = segment.tile - row_tile * p_.token_tiles;
       const int row = row_tile * Shape::kRows;
 #pragma unroll 1
       for (int chunk = segment.first; chunk < segment.last; ++chunk, stage = stage.next())
         f(unit++, stage.at, stage.parity, row, token_tile * kTokens, chunk);
-      work.advance(p_.plan, block_here(), segment);
+      work.advance(segment);
     }
   }
   __device__ __forceinline__ MBarrier& full(int stage) const {
@@ -159,84 +194,97 @@ class WideBlock {
     return static_cast<std::byte*>(__cvta_shared_to_generic(shared_ + stage * Shape::kStageBytes));
   }
   __device__ __forceinline__ std::byte* weight_at(int stage) const {
-    return tokens_at(stage) + Shape::kTokenChunks * Shape::kTokenBytes;
+    return tokens_at(stage) + Shape::kTokenStageBytes;
   }
   __device__ __forceinline__ float* out_at() const {
-    return reinterpret_cast<float*>(tokens_at(kStages)) + team_ * kWideOutTokens * kWideOutStride;
+    return reinterpret_cast<float*>(tokens_at(kStages) + thread_here() / 32 * kWideOutBytes);
   }
-  __device__ __forceinline__ void team_barrier() const { named_barrier(1 + team_, kWideTeamThreads); }
-  __device__ __forceinline__ bool leads() const { return threadIdx.x % kWideTeamThreads == 0; }
+  // Asked for where they are used, for the main loop has no registers for them.
+  __device__ __forceinline__ static int team() { return thread_here() / kWideTeamThreads; }
+  __device__ __forceinline__ static int warp() { return thread_here() % kWideTeamThreads / 32; }
+  __device__ __forceinline__ static int lane() { return thread_here() % 32; }
+  __device__ __forceinline__ void team_barrier() const { named_barrier(1 + team(), kWideTeamThreads); }
+  __device__ __forceinline__ bool leads() const { return thread_here() % kWideTeamThreads == 0; }
 
-  // The strips and units that exist; the tokens' bytes are expected with them.
-  __device__ __forceinline__ void copy_weight(int stage, int row, int chunk) {
-    const int first_strip = row / kUnitRows, strips = min(Shape::kStrips, p_.strips - first_strip);
-    const int first = kWideUnits * chunk, bytes = min(kWideUnits, p_.unit_columns - first) * p_.unit_bytes;
-    full(stage).arrive_and_expect(strips * bytes + Shape::kTokenChunks * Shape::kTokenBytes);
-    for (int i = 0; i < strips; ++i) {
-      const uint8_t* const from = p_.part.weight + (int64_t{first_strip + i} * p_.unit_columns + first) * p_.unit_bytes;
-      std::byte* const to = weight_at(stage) + i * kWideStripBytes;
-      if (p_.token_tiles == 1) {
-        copy_bulk_once(to, from, bytes, full(stage));
-      } else {
-        copy_bulk(to, from, bytes, full(stage));
-      }
+  // The tokens' bytes are expected with them. What does not exist arrives as zeros.
+  __device__ __forceinline__ void copy_weight(const WideMaps& maps, int stage, int row, int chunk) {
+    full(stage).arrive_and_expect(Shape::kStrips * strip_bytes() + Shape::kTokenStageBytes);
+    if (p_.token_tiles == 1) {
+      copy_tensor_once(weight_at(stage), maps.units, 0, chunk * kUnits, row / kUnitRows, full(stage));
+    } else {
+      copy_tensor(weight_at(stage), maps.units, 0, chunk * kUnits, row / kUnitRows, full(stage));
     }
   }
+  __device__ __forceinline__ int strip_bytes() const { return kUnits * p_.unit_bytes; }
 
   // A warpgroup's first row of W.
   __device__ __forceinline__ int first_row_of(int tile) const {
-    return tile / p_.token_tiles * Shape::kRows + team_ * Shape::kTeamRows;
+    return tile / p_.token_tiles * Shape::kRows + (Config::splits_k ? 0 : team() * kWideTeamRows);
   }
 
-  // A pass is a group of 64 rows: one chain of products.
-  static constexpr int kPasses = 2 * kHalves;
-
-  // What pass `pass` of the units in `stage` multiplies.
-  __device__ __forceinline__ void load(int stage, int pass, bool has_second, Fragments& a) const {
-    const int group = pass / kHalves, half = pass % kHalves;
-    const int strip = (team_ * Shape::kTeamRows + half * kWideHalfRows + row_) / kUnitRows;
-    const std::byte* const unit = weight_at(stage) + strip * kWideStripBytes + group * p_.unit_bytes;
-    const std::byte* const scales = unit + kUnitCodeBytes;
-    const int r = lane_ / 4;
-    if (p_.part.weight_scale_dtype == DType::kF32) {
-      const float2 pair = reinterpret_cast<const float2*>(scales)[r];
-      a.low = pair.x, a.high = pair.y;
+  // Where a lane's codes and scales of the warpgroup's first unit lie in a stage.
+  struct Place {
+    uint32_t codes, scales;
+  };
+  __device__ __forceinline__ Place place_here() const {
+    const int strip = (Config::splits_k ? 0 : team() * (kWideTeamRows / kUnitRows)) + warp();
+    const uint32_t unit =
+        Shape::kTokenStageBytes + strip * strip_bytes() + (Config::splits_k ? team() * p_.unit_bytes : 0);
+    return {unit + lane() * 16, unit + kUnitCodeBytes + lane() / 4 * (p_.are_f32 != 0 ? 8 : 4)};
+  }
+  // What a unit has for the lane: words, and scales and zero points of rows r and r + 8.
+  struct Packed {
+    uint4 words[2];
+    uint32_t zeros;
+    float low, high;
+  };
+  __device__ __forceinline__ Packed read(int stage, int unit, const Place& place) const {
+    const std::byte* const at = tokens_at(stage) + unit * p_.unit_bytes;
+    Packed packed;
+#pragma unroll
+    for (int v = 0; v < 2; ++v) packed.words[v] = *reinterpret_cast<const uint4*>(at + place.codes + v * 512);
+    if (p_.are_f32 != 0) {
+      const float2 pair = *reinterpret_cast<const float2*>(at + place.scales);
+      packed.low = pair.x, packed.high = pair.y;
     } else {
-      const uint32_t pair = reinterpret_cast<const uint32_t*>(scales)[r];
-      a.low = value_of_stored(pair & 0xFFFF, p_.part.weight_scale_dtype);
-      a.high = value_of_stored(pair >> 16, p_.part.weight_scale_dtype);
+      // Both types, without a branch.
+      const uint32_t pair = *reinterpret_cast<const uint32_t*>(at + place.scales);
+      const float2 halves = __half22float2(reinterpret_cast<const __half2&>(pair));
+      packed.low = p_.are_f16 != 0 ? halves.x : __uint_as_float(pair << 16);
+      packed.high = p_.are_f16 != 0 ? halves.y : __uint_as_float(pair & 0xFFFF0000);
     }
-    a.low *= Codec::kUnit, a.high *= Codec::kUnit;
-    // What lies there is nobody's, and its products are zero.
-    if (group == 1 && !has_second) a.low = a.high = 0;
-    uint32_t zeros = 0x0808;
+    packed.zeros = 0x0808;
     if (Codec::kHasState && p_.has_zeros)
-      zeros = reinterpret_cast<const uint16_t*>(unit + p_.unit_bytes - kUnitRows)[r];
-    const typename Codec::State state_low(zeros & 15, tables_), state_high(zeros >> 8 & 15, tables_);
+      packed.zeros = *reinterpret_cast<const uint16_t*>(at + place.codes - lane() * 16 + p_.unit_bytes - kUnitRows +
+                                                        lane() / 4 * 2);
+    return packed;
+  }
+  __device__ __forceinline__ void decode(const Packed& packed, Fragments& a) const {
+    a.low = packed.low, a.high = packed.high;
+    const typename Codec::State state_low(packed.zeros & 15, tables_), state_high(packed.zeros >> 8 & 15, tables_);
 #pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      const uint4 words = reinterpret_cast<const uint4*>(unit)[v * 32 + lane_];
-#pragma unroll
-      for (int i = 0; i < kSlices / 2; ++i) {
-        const int slice = v * (kSlices / 2) + i;
-        const bool is_first = i < kSlices / 4;
-        Codec::decode(is_first ? words.x : words.z, slice, state_low, a.at[slice][0], a.at[slice][2]);
-        Codec::decode(is_first ? words.y : words.w, slice, state_high, a.at[slice][1], a.at[slice][3]);
-      }
+    for (int slice = 0; slice < kSlices; ++slice) {
+      const uint4& words = packed.words[slice / (kSlices / 2)];
+      const bool is_first = slice % (kSlices / 2) < kSlices / 4;
+      Codec::decode(is_first ? words.x : words.z, slice, state_low, a.at[slice][0], a.at[slice][2]);
+      Codec::decode(is_first ? words.y : words.w, slice, state_high, a.at[slice][1], a.at[slice][3]);
     }
+    // Else ptxas 13.0 decodes between the products, in registers of words (C7519).
+    pin_registers(a.at);
   }
 
-  __device__ __forceinline__ void multiply_unit(const Stage& stage, bool has_second, float (&total)[kHalves][kSums]) {
+  __device__ __forceinline__ void multiply_stage(const Stage& stage, float (&total)[kSums]) {
     // Operands differ in the address alone, the lowest 14 bits.
     const uint64_t first_tokens = wgmma_operand(shared_address(tokens_at(0)));
     const uint32_t tokens = static_cast<uint32_t>(first_tokens) + stage.at * (Shape::kStageBytes / 16);
+    const Place place = place_here();
     full(stage.at).wait_or_fault(stage.parity);
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int group = pass / kHalves, half = pass % kHalves;
+    for (int unit = 0; unit < kUnits; unit += kUnitStep) {
       Fragments a;
-      load(stage.at, pass, has_second, a);
-      const uint32_t x = tokens + group * (Shape::kTokenChunks / 2 * Shape::kTokenBytes / 16);
+      decode(read(stage.at, unit, place), a);
+      const int here = Config::splits_k ? unit + __shfl_sync(~0u, team(), 0) : unit;
+      const uint32_t x = tokens + here * (Shape::kUnitChunks * Shape::kTokenBytes / 16);
       float sum[kSums];  // the first product writes it
       wgmma_begin();
 #pragma unroll
@@ -253,29 +301,49 @@ class WideBlock {
       wgmma_wait<0>();
       pin_registers(sum);
       pin_registers(a.at);
-      if (pass == kPasses - 1 && lane_ == 0) empty(stage.at).arrive();
+      if (unit + kUnitStep >= kUnits && elect_lane()) empty(stage.at).arrive();
+        // One scale after the other: an operand that stays is not read again.
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) total[half][i] = fmaf(i / 2 % 2 == 0 ? a.low : a.high, sum[i], total[half][i]);
+      for (int row = 0; row < 2; ++row)
+#pragma unroll
+        for (int i = 0; i < kSums / 2; ++i) {
+          const int at = i / 2 * 4 + row * 2 + i % 2;
+          total[at] = fmaf(row == 0 ? a.low : a.high, sum[at], total[at]);
+        }
     }
   }
 
-  __device__ float* partial_of(int block) const {
-    return p_.partial + (int64_t{block} * kWideTeams + team_) * (kHalves * kSums * kWideTeamThreads) +
-           threadIdx.x % kWideTeamThreads;
+  // Both warpgroups' sums, in the first one's registers.
+  __device__ __forceinline__ void join(float (&total)[kSums]) const {
+    float* const at =
+        reinterpret_cast<float*>(tokens_at(kStages) + Shape::kOutBytes) + thread_here() % kWideTeamThreads;
+    if (team() > 0)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) at[i * kWideTeamThreads] = total[i];
+    named_barrier(kWideBarrierOfTeams, Shape::kMultipliers);
+    if (team() == 0)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) total[i] += at[i * kWideTeamThreads];
+    named_barrier(kWideBarrierOfTeams, Shape::kMultipliers);  // before it is written again
   }
-  __device__ uint32_t* ready_of(int block) const { return p_.ready + block * kWideTeams + team_; }
+
+  __device__ float* partial_of(int block) const {
+    return p_.partial + (int64_t{block} * Config::teams + team()) * (kSums * kWideTeamThreads) +
+           thread_here() % kWideTeamThreads;
+  }
+  __device__ uint32_t* ready_of(int block) const { return p_.ready + block * Config::teams + team(); }
   // For the block that ends the tile.
-  __device__ void leave(const float (&total)[kHalves][kSums]) {
+  __device__ void leave(const float (&total)[kSums]) {
     const int block = block_here();
     float* const to = partial_of(block);
 #pragma unroll
-    for (int i = 0; i < kHalves * kSums; ++i) to[i * kWideTeamThreads] = total[i / kSums][i % kSums];
+    for (int i = 0; i < kSums; ++i) to[i * kWideTeamThreads] = total[i];
     __threadfence();
     team_barrier();
     if (leads()) store_release(ready_of(block), 1);
   }
   // Adds what the blocks before this one have of the tile, the lowest first.
-  __device__ void collect(const WideSegment& segment, float (&total)[kHalves][kSums]) {
+  __device__ void collect(const WideSegment& segment, float (&total)[kSums]) {
     const int tile_begin = segment.tile * p_.plan.chunks, end = block_here();
     if (segment.first == 0) return;
     int first = end - 1;
@@ -289,55 +357,56 @@ class WideBlock {
     for (int block = first; block < end; ++block) {
       const float* const from = partial_of(block);
 #pragma unroll
-      for (int i = 0; i < kHalves * kSums; ++i) total[i / kSums][i % kSums] += __ldcg(from + i * kWideTeamThreads);
+      for (int i = 0; i < kSums; ++i) total[i] += __ldcg(from + i * kWideTeamThreads);
     }
   }
 
-  // A tile's rows of out, by way of shared memory: there a token's rows lie side by side. 64 rows of 32 tokens at once.
-  __device__ void write(int tile, const float (&total)[kHalves][kSums]) {
-    const int first_row = first_row_of(tile), first_token = tile % p_.token_tiles * kTokens;
+  // A tile's rows of out, by way of shared memory: there a token's rows lie side by side. A warp's 16 rows of 16 tokens
+  // at once, a vector for each lane.
+  __device__ void write(int tile, const float (&total)[kSums]) {
+    const int lane = this->lane(), row = first_row_of(tile) + warp() * kUnitRows;
+    const int first_token = tile % p_.token_tiles * kTokens, at = lane % 2 * kWideVector;
     float* const out = out_at();
-    const int thread = threadIdx.x % kWideTeamThreads;
-    // A token's scale lies behind its rows.
-    const float x_scale = p_.x_scale == nullptr || thread >= kTokens || first_token + thread >= p_.m
-                              ? 1
-                              : p_.x_scale[first_token + thread];
-    constexpr int kPieces = kTokens / kWideOutTokens, kVectors = kWideHalfRows / kWideVector;
+    float x_scale[kTokens / 32];
+#pragma unroll
+    for (int i = 0; i < kTokens / 32; ++i) {
+      const int token = first_token + i * 32 + lane;
+      x_scale[i] = (p_.x_scale == nullptr || token >= p_.m ? 1 : p_.x_scale[token]) * Codec::kUnit;
+    }
+    constexpr int kPieces = kTokens / kWideOutTokens;
 #pragma unroll 1
-    for (int i = 0; i < kHalves * kPieces; ++i) {
-      const int token = first_token + i % kPieces * kWideOutTokens, row = first_row + i / kPieces * kWideHalfRows;
-      const int tokens = min(kWideOutTokens, p_.m - token);
-      place(i, total, out);
-      if (thread / kWideOutTokens == i % kPieces)
-        out[thread % kWideOutTokens * kWideOutStride + kWideHalfRows] = x_scale;
-      team_barrier();
-#pragma unroll 1
-      for (int e = thread; e < tokens * kVectors; e += kWideTeamThreads) {
-        const int at = e % kVectors * kWideVector;
-        if (row + at < p_.part.n) write_vector(token + e / kVectors, row + at, out + e / kVectors * kWideOutStride, at);
+    for (int i = 0; i < kPieces; ++i) {
+      const int token = i * kWideOutTokens + lane / 2;
+      float scale = 1;
+#pragma unroll
+      for (int part = 0; part < kTokens / 32; ++part) {
+        const float of_part = __shfl_sync(~0u, x_scale[part], token % 32);
+        if (token / 32 == part) scale = of_part;
       }
-      team_barrier();  // before it is written again
+      place(i, total, out);
+      __syncwarp();
+      if (first_token + token < p_.m && row + at < p_.part.n)
+        write_vector(first_token + token, row + at, scale, out + lane / 2 * kWideOutStride + at);
+      __syncwarp();  // before it is written again
     }
   }
-  __device__ __forceinline__ void place(int piece, const float (&total)[kHalves][kSums], float* out) const {
+  __device__ __forceinline__ void place(int piece, const float (&total)[kSums], float* out) const {
     constexpr int kSumsOfPiece = kWideOutTokens / 2, kPieces = kSums / kSumsOfPiece;
-    out += lane_ % 4 * 2 * kWideOutStride + row_;
+    out += lane() % 4 * 2 * kWideOutStride + lane() / 4;
 #pragma unroll
-    for (int one = 0; one < kHalves * kPieces; ++one)
+    for (int one = 0; one < kPieces; ++one)
       if (one == piece)
 #pragma unroll
         for (int i = 0; i < kSumsOfPiece; ++i)
-          out[(i / 4 * 8 + i % 2) * kWideOutStride + i / 2 % 2 * 8] =
-              total[one / kPieces][one % kPieces * kSumsOfPiece + i];
+          out[(i / 4 * 8 + i % 2) * kWideOutStride + i / 2 % 2 * 8] = total[one * kSumsOfPiece + i];
   }
 
-  __device__ __forceinline__ void write_vector(int token, int row, const float* from, int at) const {
+  __device__ __forceinline__ void write_vector(int token, int row, float x_scale, const float* from) const {
     const NarrowPart& part = p_.part;
     float y[kWideVector];
-    const float x_scale = from[kWideHalfRows];
 #pragma unroll
     for (int i = 0; i < kWideVector; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + at + i);
+      const float4 four = *reinterpret_cast<const float4*>(from + i);
       y[i] = four.x * x_scale, y[i + 1] = four.y * x_scale, y[i + 2] = four.z * x_scale, y[i + 3] = four.w * x_scale;
     }
     if (part.bias != nullptr)
@@ -378,15 +447,13 @@ class WideBlock {
   const WideParams& p_;
   const uint32_t shared_, barriers_;  // addresses in shared memory; of full, then of empty
   const uint4* const tables_;
-  const int team_, lane_;
-  const int row_;  // of 64: the lane's first
 };
 
-template <class Codec, int kTokens, int kHalves>
-__global__ void __launch_bounds__(WideShape<Codec, kTokens, kHalves>::kThreads, 1)
+template <class Codec, class Config>
+__global__ void __launch_bounds__(WideShape<Codec, Config>::kThreads, 1)
     linear_nibble_wide_kernel(const __grid_constant__ WideParams p, const __grid_constant__ WideMaps maps) {
   extern __shared__ std::byte raw[];
-  using Shape = WideShape<Codec, kTokens, kHalves>;
+  using Shape = WideShape<Codec, Config>;
   constexpr int kStages = Shape::kStages;
   // Of each stage full: the copying thread, once, and the bytes; the multipliers wait. Then of each stage empty: each of
   // their warps; that thread waits.
@@ -394,19 +461,19 @@ __global__ void __launch_bounds__(WideShape<Codec, kTokens, kHalves>::kThreads, 
   __shared__ uint4 tables[16];
   std::byte* const shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) barriers[i].init(1), barriers[kStages + i].init(kWideMultipliers / 32);
+    for (int i = 0; i < kStages; ++i) barriers[i].init(1), barriers[kStages + i].init(Shape::kMultipliers / 32);
     fence_barrier_init();
   }
   fill_zero_tables(tables);
   __syncthreads();
   pdl_launch_next();
-  WideBlock<Codec, kTokens, kHalves> block(p, shared, tables, barriers);
-  if (threadIdx.x < kWideMultipliers) {
-    if constexpr (Shape::kMovesRegisters) take_registers<kWideRegisters>();
+  WideBlock<Codec, Config> block(p, shared, tables, barriers);
+  if (threadIdx.x < Shape::kMultipliers) {
+    if constexpr (Shape::kMovesRegisters) take_registers<Shape::kRegisters>();
     block.multiply();
   } else {
     if constexpr (Shape::kMovesRegisters) give_registers<kWideCopyRegisters>();
-    if (threadIdx.x == kWideMultipliers) block.copy(maps);
+    if (threadIdx.x == Shape::kMultipliers) block.copy(maps);
   }
 }
 

@@ -23,7 +23,7 @@ bool fits_nibble_wide(const LinearArgs& args);
 // Scratch for up to m rows of k columns.
 int64_t nibble_wide_workspace_bytes(int64_t m, int64_t n, int64_t k);
 // Starts the rounding of x and the product. ResourceExhausted for a smaller workspace. REQUIRES: fits_nibble_wide().
-// k256x128 is for E4M3 and codes without zero points; k128x128 stands in for it.
+// k64x64 is for E4M3, k192x128 for E4M3 and codes without zero points; k128x128 stands in for them.
 Status linear_nibble_wide_sm90(const LinearArgs& args, ExecContext& exec, WideTile tile = WideTile::kChosen);
 
 }  // namespace hearth::sm90

@@ -2,7 +2,8 @@
 // Times 4-bit weights by many tokens on a GPU (linear_nibble_wide_sm90.h), every tile, beside the op for weights of
 // E4M3 and cuBLASLt in bf16, x in bf16 and its rounding included. Each is a graph of dependent launches over copies of
 // its weights that L2 does not hold; rounds alternate between them.
-//   linear_nibble_wide_sm90_bench [--only LAYER] [--out FILE] [--note TEXT]
+//   linear_nibble_wide_sm90_bench [--only LAYER] [--tokens M,M,...] [--formats NAME,...]
+//     [--out FILE] [--note TEXT]
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -27,7 +28,6 @@ struct Layer {
   int64_t n, k;
 };
 constexpr Layer kLayers[] = {{"gate_up", 28672, 4096}, {"down", 4096, 14336}, {"qkv", 6144, 4096}, {"o", 4096, 4096}};
-constexpr int64_t kTokens[] = {17, 32, 64, 128, 256, 512, 1024, 4096};
 constexpr int kRounds = 7;
 constexpr double kCopyBytesPerUs = 3.026e6, kFp8FlopsPerUs = 1.53e9, kBf16FlopsPerUs = 0.79e9;
 
@@ -111,11 +111,12 @@ constexpr struct {
   const char* name;
   WideTile tile;
   int tokens;
-  bool bf16, e4m3;
+  bool bf16, zeros;  // whether it is for activations of bf16, for codes with zero points
 } kTiles[] = {{"128x32", WideTile::k128x32, 32, true, true},
               {"128x64", WideTile::k128x64, 64, true, true},
+              {"64x64", WideTile::k64x64, 64, false, true},
               {"128x128", WideTile::k128x128, 128, true, true},
-              {"256x128", WideTile::k256x128, 128, false, true}};
+              {"192x128", WideTile::k192x128, 128, false, false}};
 
 void bench(const Layer& layer, int64_t m, const std::vector<Copies>& weights, ResultLines& lines) {
   const int64_t n = layer.n, k = layer.k;
@@ -133,8 +134,7 @@ void bench(const Layer& layer, int64_t m, const std::vector<Copies>& weights, Re
       // Tiles that waste much of their tokens, or that read W too often.
       if (tile.tokens >= 2 * m + 32 || (m > 4 * tile.tokens && tile.tokens < 128 && !native)) continue;
       if (native && tile.tokens < 64 && m > 128) continue;
-      if (native ? !tile.bf16 : !tile.e4m3) continue;
-      if (tile.tile == WideTile::k256x128 && format.has_zero_point) continue;
+      if ((native && !tile.bf16) || (format.has_zero_point && !tile.zeros)) continue;
       rivals.push_back({fmt::format("{} {}", name, tile.name), &weights[i], nullptr, tile.tile});
     }
   }
@@ -201,10 +201,20 @@ void bench(const Layer& layer, int64_t m, const std::vector<Copies>& weights, Re
 }
 
 int main_with(int argc, char** argv) {
-  std::string only, out, note;
+  std::string only, out, note, formats = "fp8,fireq,fireq-c4,int4-zero";
+  std::vector<int64_t> tokens = {17, 32, 64, 128, 256, 512, 1024, 4096};
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string_view name = argv[i];
     if (name == "--only") only = argv[i + 1];
+    if (name == "--formats") formats = "fp8," + std::string(argv[i + 1]);
+    if (name == "--tokens") {
+      tokens.clear();
+      for (const char* at = argv[i + 1]; *at != 0; at += *at == ',') {
+        char* end = nullptr;
+        tokens.push_back(std::strtoll(at, &end, 10));
+        at = end;
+      }
+    }
     if (name == "--out") out = argv[i + 1];
     if (name == "--note") note = argv[i + 1];
   }
@@ -217,12 +227,12 @@ int main_with(int argc, char** argv) {
     std::vector<Copies> weights;
     weights.push_back(place_copies(WeightFormat::plain(DType::kBf16), layer.n, layer.k));
     for (const BenchFormat& one : bench_formats("")) {
-      if (one.name == "fp8" || one.name == "fireq" || one.name == "fireq-c4" || one.name == "int4-zero")
+      if (("," + formats + ",").find(fmt::format(",{},", one.name)) != std::string::npos)
         weights.push_back(place_copies(one.format, layer.n, layer.k));
     }
     std::swap(weights[1], *std::find_if(weights.begin(), weights.end(),
                                         [](const Copies& copies) { return copies.format.code == WeightCode::kE4m3; }));
-    for (const int64_t m : kTokens) bench(layer, m, weights, lines);
+    for (const int64_t m : tokens) bench(layer, m, weights, lines);
   }
   return 0;
 }

@@ -194,19 +194,22 @@ TEST(LinearNibbleWideSm90, EveryTileMatchesTheReference) {
   using enum sm90::WideTile;
   uint64_t seed = 400;
   for (const WeightFormat& format : kernels())
-    for (const sm90::WideTile tile : {k128x32, k128x64, k128x128, k256x128})
+    for (const sm90::WideTile tile : {k128x32, k128x64, k64x64, k128x128, k192x128})
       for (const int64_t m : {40, 140}) {
         check({format, m, 300, 1664, DType::kF32, true, tile}, ++seed);
         check({format, m, 20, 6144, DType::kF32, false, tile}, ++seed);
       }
 }
 
-// Tiles in waves behind those that are shared, and none but those (of 132 multiprocessors).
+// Tiles in waves behind those that are shared; none but whole ones, as many for each of 132 multiprocessors, for fewer of
+// them, and one less for some.
 TEST(LinearNibbleWideSm90, WavesMatchTheReference) {
   uint64_t seed = 450;
   for (const WeightFormat& format : kernels()) {
     check({format, 129, 54 * 128 + 1, 384, DType::kF32, false, sm90::WideTile::k128x32}, ++seed);
     check({format, 97, 33 * 128, 384, DType::kF32, true, sm90::WideTile::k128x32}, ++seed);
+    check({format, 97, 31 * 128, 384, DType::kBf16, true, sm90::WideTile::k128x32}, ++seed);
+    check({format, 65, 87 * 128, 256, DType::kF32, false, sm90::WideTile::k128x32}, ++seed);
   }
 }
 

@@ -30,11 +30,14 @@ Result<CUtensorMap> encode_tensor_map(const void* base, int element_bytes, const
   HEARTH_TRY_ASSIGN(const auto encode, find_encoder());
   CUtensorMap map;
   const cuuint32_t ones[] = {1, 1, 1};
-  const CUresult status = encode(
-      &map, element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8,
-      static_cast<cuuint32_t>(shape.rank), const_cast<void*>(base), shape.size, shape.stride_bytes + 1, shape.box, ones,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(&map,
+                                 element_bytes == 8   ? CU_TENSOR_MAP_DATA_TYPE_UINT64
+                                 : element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                                 static_cast<cuuint32_t>(shape.rank), const_cast<void*>(base), shape.size,
+                                 shape.stride_bytes + 1, shape.box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                 shape.swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
     return make_error(
         ErrorCode::kInternal,
