@@ -46,10 +46,9 @@ bool is_aligned_rows(const ConstTensorView& view, int64_t bytes) {
          (view.rows() == 1 || dtype_bytes(view.dtype, view.row_stride) % bytes == 0);
 }
 
-bool can_move_vectors(const NarrowPart& part) {
-  const int64_t bytes = dtype_bytes(part.out_dtype, 1);
-  const auto aligned = [&](const void* at, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(at) % 16 == 0 && stride * bytes % 16 == 0;
+bool can_move_pairs(const NarrowPart& part) {
+  const auto aligned = [](const void* at, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(at) % 4 == 0 && stride % 2 == 0;
   };
   return aligned(part.out, part.out_stride) &&
          (part.residual == nullptr || aligned(part.residual, part.residual_stride));
@@ -170,7 +169,7 @@ Status multiply_rows(const LinearArgs& args, int64_t begin, int64_t rows, ExecCo
   part.out = static_cast<std::byte*>(part.out) + begin * part.out_stride * out_bytes;
   if (part.residual != nullptr)
     part.residual = static_cast<const std::byte*>(part.residual) + begin * part.residual_stride * out_bytes;
-  params.in_vectors = can_move_vectors(part);
+  params.in_pairs = can_move_pairs(part);
   params.unit_bytes = unit_bytes(w.format);
   params.has_zeros = w.format.has_zero_point;
   params.x_scale = scale;

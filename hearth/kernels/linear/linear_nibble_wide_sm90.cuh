@@ -27,10 +27,6 @@ constexpr int kWideCopyRegisters = 24;                   // of a thread where th
 constexpr int kWideChunkBytes = 128;                     // a row of a swizzled tile in shared memory
 // A unit, at most: with scales of f32 and zero points.
 constexpr int kWideUnitBytes = kUnitCodeBytes + kUnitRows * 5;
-constexpr int kWideOutTokens = 16;  // of a warp that go through shared memory at once on their way out
-constexpr int kWideOutStride = kUnitRows + 4;
-constexpr int kWideOutBytes = kWideOutTokens * kWideOutStride * 4;
-constexpr int kWideVector = 8;  // outputs of a thread at once
 
 struct WideMaps {
   CUtensorMap x, units;
@@ -45,7 +41,7 @@ struct WideParams {
   int are_f32, are_f16;
   bool has_zeros;
   const float* x_scale;
-  bool in_vectors;  // out and residual may be moved 16 bytes at once
+  bool in_pairs;    // two rows of out and residual, in bf16, may be moved at once
   float* partial;   // [blocks][teams][sums of a thread][kWideTeamThreads]
   uint32_t* ready;  // [blocks][teams]: its partial sums are there
 };
@@ -75,8 +71,7 @@ struct Wide192x128 : Wide128x128 {
   static constexpr int teams = 3, units = 1;
 };
 
-// Shared memory: stages (the tokens' chunks one behind the other, then W strip by strip), then the warps' outputs, then
-// sums.
+// Shared memory: stages (the tokens' chunks one behind the other, then W strip by strip), then sums.
 template <class Codec, class Config>
 struct WideShape {
   static constexpr int kTokens = Config::tokens, kTeams = Config::teams;
@@ -92,11 +87,10 @@ struct WideShape {
   static constexpr int kTokenBytes = kTokens * kWideChunkBytes;
   static constexpr int kTokenStageBytes = Config::units * kUnitChunks * kTokenBytes;
   static constexpr int kStageBytes = (kStrips * kStripBytes + kTokenStageBytes + 1023) / 1024 * 1024;
-  static constexpr int kOutBytes = kMultipliers / 32 * kWideOutBytes;
   static constexpr int kJoinBytes = Config::splits_k ? kWideTeamRows * kTokens * 4 : 0;  // sums of the second warpgroup
   // All that a block may have, as linear_stream_sm90.cu.
-  static constexpr int kStages = (225 * 1024 - kSharedLeft - kOutBytes - kJoinBytes) / kStageBytes;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kOutBytes + kJoinBytes + 1024;
+  static constexpr int kStages = (225 * 1024 - kSharedLeft - kJoinBytes) / kStageBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kJoinBytes + 1024;
   static_assert(kStages >= 2 && kStageBytes % 1024 == 0);
 };
 
@@ -195,9 +189,6 @@ class WideBlock {
   }
   __device__ __forceinline__ std::byte* weight_at(int stage) const {
     return tokens_at(stage) + Shape::kTokenStageBytes;
-  }
-  __device__ __forceinline__ float* out_at() const {
-    return reinterpret_cast<float*>(tokens_at(kStages) + thread_here() / 32 * kWideOutBytes);
   }
   // Asked for where they are used, for the main loop has no registers for them.
   __device__ __forceinline__ static int team() { return thread_here() / kWideTeamThreads; }
@@ -301,7 +292,9 @@ class WideBlock {
       wgmma_wait<0>();
       pin_registers(sum);
       pin_registers(a.at);
-      if (unit + kUnitStep >= kUnits && elect_lane()) empty(stage.at).arrive();
+      // The words are used up, the scales only below.
+      if (unit + kUnitStep >= kUnits && elect_lane())
+        empty(stage.at).arrive_behind_loads(__float_as_uint(a.low) ^ __float_as_uint(a.high));
         // One scale after the other: an operand that stays is not read again.
 #pragma unroll
       for (int row = 0; row < 2; ++row)
@@ -315,8 +308,7 @@ class WideBlock {
 
   // Both warpgroups' sums, in the first one's registers.
   __device__ __forceinline__ void join(float (&total)[kSums]) const {
-    float* const at =
-        reinterpret_cast<float*>(tokens_at(kStages) + Shape::kOutBytes) + thread_here() % kWideTeamThreads;
+    float* const at = reinterpret_cast<float*>(tokens_at(kStages)) + thread_here() % kWideTeamThreads;
     if (team() > 0)
 #pragma unroll
       for (int i = 0; i < kSums; ++i) at[i * kWideTeamThreads] = total[i];
@@ -361,87 +353,98 @@ class WideBlock {
     }
   }
 
-  // A tile's rows of out, by way of shared memory: there a token's rows lie side by side. A warp's 16 rows of 16 tokens
-  // at once, a vector for each lane.
-  __device__ void write(int tile, const float (&total)[kSums]) {
-    const int lane = this->lane(), row = first_row_of(tile) + warp() * kUnitRows;
-    const int first_token = tile % p_.token_tiles * kTokens, at = lane % 2 * kWideVector;
-    float* const out = out_at();
-    float x_scale[kTokens / 32];
-#pragma unroll
-    for (int i = 0; i < kTokens / 32; ++i) {
-      const int token = first_token + i * 32 + lane;
-      x_scale[i] = (p_.x_scale == nullptr || token >= p_.m ? 1 : p_.x_scale[token]) * Codec::kUnit;
-    }
-    constexpr int kPieces = kTokens / kWideOutTokens;
+  // A tile's rows of out, 32 tokens at once.
+  static constexpr int kPieceTokens = 32, kPieceSums = kPieceTokens / 2, kPiecePairs = kPieceTokens / 4;
+  static constexpr int kPieces = kTokens / kPieceTokens;
+  struct Piece {
+    int row, token;  // the warp's first
+    float sum[kPieceSums];
+    float scale;  // of token `lane` of the piece
+  };
+  __device__ __forceinline__ void write(int tile, const float (&total)[kSums]) const {
+    const int first_token = tile % p_.token_tiles * kTokens, row = first_row_of(tile) + warp() * kUnitRows;
+    const bool has_residual = p_.part.residual != nullptr, is_f32 = p_.part.out_dtype == DType::kF32;
+    // Whether all is moved in pairs of rows; the residual then a piece ahead.
+    const bool in_pairs = !is_f32 && p_.in_pairs && row + kUnitRows <= p_.part.n;
+    uint32_t next[kPiecePairs];
+    if (in_pairs && has_residual) read_pairs(row, first_token, next);
 #pragma unroll 1
     for (int i = 0; i < kPieces; ++i) {
-      const int token = i * kWideOutTokens + lane / 2;
-      float scale = 1;
+      Piece piece{.row = row, .token = first_token + i * kPieceTokens};
 #pragma unroll
-      for (int part = 0; part < kTokens / 32; ++part) {
-        const float of_part = __shfl_sync(~0u, x_scale[part], token % 32);
-        if (token / 32 == part) scale = of_part;
+      for (int one = 0; one < kPieces; ++one)
+        if (one == i)
+#pragma unroll
+          for (int at = 0; at < kPieceSums; ++at) piece.sum[at] = total[one * kPieceSums + at];
+      piece.scale = (p_.x_scale == nullptr ? 1 : p_.x_scale[min(piece.token + lane(), p_.m - 1)]) * Codec::kUnit;
+      finish(piece);
+      if (in_pairs) {
+        uint32_t added[kPiecePairs];
+#pragma unroll
+        for (int pair = 0; pair < kPiecePairs; ++pair) added[pair] = next[pair];
+        if (has_residual && i + 1 < kPieces) read_pairs(row, piece.token + kPieceTokens, next);
+        write_pairs(piece, has_residual, added);
+      } else if (is_f32) {
+        write_each<float>(piece);
+      } else {
+        write_each<__nv_bfloat16>(piece);
       }
-      place(i, total, out);
-      __syncwarp();
-      if (first_token + token < p_.m && row + at < p_.part.n)
-        write_vector(first_token + token, row + at, scale, out + lane / 2 * kWideOutStride + at);
-      __syncwarp();  // before it is written again
     }
   }
-  __device__ __forceinline__ void place(int piece, const float (&total)[kSums], float* out) const {
-    constexpr int kSumsOfPiece = kWideOutTokens / 2, kPieces = kSums / kSumsOfPiece;
-    out += lane() % 4 * 2 * kWideOutStride + lane() / 4;
-#pragma unroll
-    for (int one = 0; one < kPieces; ++one)
-      if (one == piece)
-#pragma unroll
-        for (int i = 0; i < kSumsOfPiece; ++i)
-          out[(i / 4 * 8 + i % 2) * kWideOutStride + i / 2 % 2 * 8] = total[one * kSumsOfPiece + i];
-  }
-
-  __device__ __forceinline__ void write_vector(int token, int row, float x_scale, const float* from) const {
+  // Lane 4 r + q has, of rows r and r + 8, tokens 2 q and 2 q + 1 of each 8. Scales and bias.
+  __device__ __forceinline__ void finish(Piece& piece) const {
     const NarrowPart& part = p_.part;
-    float y[kWideVector];
-#pragma unroll
-    for (int i = 0; i < kWideVector; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + i);
-      y[i] = four.x * x_scale, y[i + 1] = four.y * x_scale, y[i + 2] = four.z * x_scale, y[i + 3] = four.w * x_scale;
-    }
+    float bias[2] = {};
     if (part.bias != nullptr)
 #pragma unroll
-      for (int i = 0; i < kWideVector; ++i)
-        if (row + i < part.n) y[i] += number_at(part.bias, part.bias_dtype, row + i);
-    if (part.out_dtype == DType::kF32) {
-      finish<float>(token, row, y);
-    } else {
-      finish<__nv_bfloat16>(token, row, y);
+      for (int i = 0; i < 2; ++i)
+        bias[i] = number_at(part.bias, part.bias_dtype, min(piece.row + lane() / 4 + i * 8, part.n - 1));
+    const int own = lane() % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kPieceSums; ++i)
+      piece.sum[i] = piece.sum[i] * __shfl_sync(~0u, piece.scale, i / 4 * 8 + own + i % 2) + bias[i / 2 % 2];
+  }
+  // In pairs, lane 4 t + q has rows 2 q and 2 q + 1 of token t of 8, and those 8 behind. Of tokens that do not exist the
+  // last one's.
+  __device__ __forceinline__ void read_pairs(int row, int token, uint32_t (&pairs)[kPiecePairs]) const {
+    const auto* const from = static_cast<const __nv_bfloat16*>(p_.part.residual) + row + lane() % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kPiecePairs; ++i)
+      pairs[i] = *reinterpret_cast<const uint32_t*>(
+          from + i % 2 * 8 + min(token + i / 2 * 8 + lane() / 4, p_.m - 1) * p_.part.residual_stride);
+  }
+  __device__ __forceinline__ void write_pairs(const Piece& piece, bool has_residual,
+                                              const uint32_t (&added)[kPiecePairs]) const {
+    auto* const to = static_cast<__nv_bfloat16*>(p_.part.out) + piece.row + lane() % 4 * 2;
+    float y[kPieceSums];
+#pragma unroll
+    for (int i = 0; i < kPieceSums; ++i) y[i] = piece.sum[i];
+    if (has_residual)
+#pragma unroll
+      for (int i = 0; i < kPiecePairs; ++i) {
+        const uint32_t pair = transpose_pairs(added[i]);
+        y[2 * i] += __uint_as_float(pair << 16), y[2 * i + 1] += __uint_as_float(pair & 0xFFFF0000);
+      }
+#pragma unroll
+    for (int i = 0; i < kPiecePairs; ++i) {
+      const __nv_bfloat162 rounded(narrow<__nv_bfloat16>(y[2 * i]), narrow<__nv_bfloat16>(y[2 * i + 1]));
+      const uint32_t pair = transpose_pairs(reinterpret_cast<const uint32_t&>(rounded));
+      const int token = piece.token + i / 2 * 8 + lane() / 4;
+      if (token < p_.m) *reinterpret_cast<uint32_t*>(to + i % 2 * 8 + token * p_.part.out_stride) = pair;
     }
   }
-
   template <class T>
-  __device__ __forceinline__ void finish(int token, int row, float (&y)[kWideVector]) const {
+  __device__ __forceinline__ void write_each(const Piece& piece) const {
     const NarrowPart& part = p_.part;
-    T* const to = static_cast<T*>(part.out) + token * part.out_stride + row;
-    const T* const residual =
-        part.residual == nullptr ? nullptr : static_cast<const T*>(part.residual) + token * part.residual_stride + row;
-    if (p_.in_vectors && row + kWideVector <= part.n) {
-      using Numbers = Pack<T, kWideVector>;
-      if (residual != nullptr) {
-        const Numbers added = *reinterpret_cast<const Numbers*>(residual);
 #pragma unroll
-        for (int i = 0; i < kWideVector; ++i) y[i] += widen(added.at[i]);
-      }
-      Numbers rounded;
-#pragma unroll
-      for (int i = 0; i < kWideVector; ++i) rounded.at[i] = narrow<T>(y[i]);
-      *reinterpret_cast<Numbers*>(to) = rounded;
-      return;
+    for (int i = 0; i < kPieceSums; ++i) {
+      const int token = piece.token + i / 4 * 8 + lane() % 4 * 2 + i % 2, row = piece.row + lane() / 4 + i / 2 % 2 * 8;
+      if (token >= p_.m || row >= part.n) continue;
+      const float more = part.residual == nullptr
+                             ? 0
+                             : widen(static_cast<const T*>(part.residual)[token * part.residual_stride + row]);
+      static_cast<T*>(part.out)[token * part.out_stride + row] = narrow<T>(piece.sum[i] + more);
     }
-#pragma unroll
-    for (int i = 0; i < kWideVector; ++i)
-      if (row + i < part.n) to[i] = narrow<T>(residual == nullptr ? y[i] : y[i] + widen(residual[i]));
   }
 
   const WideParams& p_;

@@ -108,6 +108,14 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
   return y;
 }
 
+// The transpose of an 8 x 8 matrix of 16-bit numbers, of which lane 4 i + q holds row i, columns 2 q and 2 q + 1. PTX
+// ISA, section "movmatrix".
+__device__ __forceinline__ uint32_t transpose_pairs(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
+
 // Bytes of two words, `high` behind `low`: byte i of the result is the one that bits 2..0 of nibble i of the selector
 // name, or with bit 3 that byte's sign eight times.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
