@@ -52,7 +52,7 @@ QuantizedMatrix random_matrix(const WeightFormat& format, int64_t n, int64_t k, 
   if (format.code == WeightCode::kBitvectors) {
     matrix.lines.resize(static_cast<size_t>(format.lines * format.bitvectors));
     for (float& value : matrix.lines)
-      value = format.integer_lines ? static_cast<float>(static_cast<int>(random() % 255) - 127) : -scale(DType::kF16);
+      value = format.integer_lines ? static_cast<float>(static_cast<int>(random() % 31) - 15) : -scale(DType::kF16);
     if (format.integer_lines) matrix.line_scales.resize(static_cast<size_t>(format.lines));
     for (float& value : matrix.line_scales) value = scale(DType::kF16);
     matrix.line_index.resize(static_cast<size_t>(n * ((k + format.group_k - 1) / format.group_k)));
@@ -310,7 +310,7 @@ TEST(QuantizedWriter, RefusesWhatTheFormCannotSay) {
   EXPECT_ERROR(tensors_of(matrix, "m", foreign), kInvalidArgument, "m:", "scales, wanted 4");
   QuantizedMatrix lines = random_matrix(bitvectors(4, 3, true), 2, 128, random);
   lines.lines[1] = 128;
-  EXPECT_ERROR(tensors_of(lines, "m", CheckpointForm::kHearth), kInvalidArgument, "128", "-127 to 127");
+  EXPECT_ERROR(tensors_of(lines, "m", CheckpointForm::kHearth), kInvalidArgument, "-127 to 127");
 }
 
 // hearth's own form with something wrong.
@@ -371,6 +371,9 @@ TEST_F(HearthForm, IndicesAndCoefficientsStayInRange) {
   edited_.values<int8_t>("m.sbvr_lines")[3] = -128;
   EXPECT_ERROR(read("m"), kCorrupt, "sbvr_lines", "element 3 is -128");
   edited_.values<int8_t>("m.sbvr_lines")[3] = 0;
+  for (const int element : {4, 6}) edited_.values<int8_t>("m.sbvr_lines")[element] = 100;
+  EXPECT_ERROR(read("m"), kCorrupt, "coefficients of line 1 add up to", "wanted -127 to 127");
+  for (const int element : {4, 6}) edited_.values<int8_t>("m.sbvr_lines")[element] = 0;
   edited_.values<uint16_t>("m.sbvr_line_scale")[2] = 0x7C00;
   EXPECT_ERROR(read("m"), kCorrupt, "sbvr_line_scale", "element 2");
   edited_.resize("m.sbvr_lines", {0, 4});

@@ -62,6 +62,17 @@ Status QuantizedMatrix::validate(bool with_codes) const {
   for (const uint16_t index : line_index) {
     if (index >= format.lines) return invalid_argument("quantized matrix: line {} of {}", index, format.lines);
   }
+  // Kernels keep the sums of integer coefficients in 8 bits.
+  for (int64_t i = 0; format.integer_lines && i < format.lines; ++i) {
+    float above = 0, below = 0;
+    for (int64_t s = 0; s < format.bitvectors; ++s) {
+      const float c = lines[static_cast<size_t>(i * format.bitvectors + s)];
+      (c > 0 ? above : below) += c;
+    }
+    if (above > 127 || below < -127)
+      return invalid_argument("quantized matrix: the coefficients of line {} add up to {}, wanted -127 to 127", i,
+                              above > 127 ? above : below);
+  }
   if (format.act == ActFormat::kE4m3Static && !(act_scale > 0 && act_scale <= std::numeric_limits<float>::max()))
     return invalid_argument("quantized matrix: scale {} of activations, wanted a positive number", act_scale);
   if (k_order.empty()) return {};

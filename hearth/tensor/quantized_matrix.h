@@ -11,7 +11,8 @@
 //   scales f32 values that scale_dtype holds exactly: kRow [n], kGroup [n, G], kBlock [ceil(n / block_n), G], kTensor
 //   [1]
 //   zeros  as scales, one byte each, 0..15
-//   lines  [lines, S] coefficients: integers -127..127 where integer_lines, else values that f16 holds exactly
+//   lines  [lines, S] coefficients: integers of which any add up to -127..127 where integer_lines, else values that f16
+//          holds exactly
 //   line_scales [lines] f32 values that f16 holds exactly (integer lines); line_index [n, G]
 // with G = ceil(k / group_k). value(n, k) = scale * decode(code), decode being
 //   kU4 q - zero (8 where has_zero_point is false); kI4SignMagnitude (-1)^bit3 * bits 2..0;
