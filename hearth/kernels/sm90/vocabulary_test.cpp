@@ -97,11 +97,19 @@ TEST(Vocabulary, WarpProductsAreExact) {
                                     {Operands::kBf16, true, true},
                                     {Operands::kF16, false, false},
                                     {Operands::kF16, true, false},
-                                    {Operands::kE4m3, false, false}}) {
+                                    {Operands::kE4m3, false, false},
+                                    {Operands::kS8, false, false},
+                                    {Operands::kU8AndS8, false, false}}) {
     SCOPED_TRACE(::testing::Message() << "seed " << kSeed + 1 << ", type " << static_cast<int>(c.type)
-                                      << " (bf16, f16, e4m3), along n " << c.b_along_n << ", upper " << c.upper);
-    const int k = c.type == Operands::kE4m3 ? 32 : 16;
-    const std::vector<int> a = small_integers(random, 16 * k), b = small_integers(random, k * 8);
+                                      << " (bf16, f16, e4m3, s8, u8 and s8), along n " << c.b_along_n << ", upper "
+                                      << c.upper);
+    const bool is_integer = c.type == Operands::kS8 || c.type == Operands::kU8AndS8;
+    const int k = c.type == Operands::kE4m3 || is_integer ? 32 : 16;
+    std::vector<int> a = small_integers(random, 16 * k), b = small_integers(random, k * 8);
+    if (is_integer) {  // all that the types hold
+      for (int& v : a) v = static_cast<int>(random.below(256)) - (c.type == Operands::kS8 ? 128 : 0);
+      for (int& v : b) v = static_cast<int>(random.below(256)) - 128;
+    }
     std::vector<float> before(128);
     for (float& v : before) v = static_cast<float>(static_cast<int>(random.below(401)) - 200);
     const DeviceBuffer from_a = device.put(stored(a, c.type)), from_b = device.put(stored(b, c.type));

@@ -10,10 +10,10 @@ namespace hearth::sm90 {
 
 // How operands reach shared memory.
 enum class Route { kStores, kTensorMap };
-enum class Operands { kBf16, kF16, kE4m3, kS8 };
+enum class Operands { kBf16, kF16, kE4m3, kS8, kU8AndS8 };
 // Where A lies, and along which dimension B's rows go.
 struct ProductCase {
-  Operands type;     // f16: of small products alone
+  Operands type;     // f16, u8 and s8: of small products alone
   int n;             // one of the wrappers'
   bool registers_a;  // else shared memory
   bool b_along_n;    // bf16: B is [K, N], else [N, K]
@@ -25,11 +25,11 @@ Status run_product(const ProductCase& c, const void* a, const void* b, void* d, 
 // By mma.sync, fragments by ldmatrix; b_along_n as above, of 16-bit types alone. `upper`: bf16 by mma_bf16_upper, into
 // the first 8 rows; the others are not written.
 struct SmallProductCase {
-  Operands type;  // not s8
+  Operands type;
   bool b_along_n;
   bool upper;
 };
-// d [16, 8] f32 += a [16, k] b [k, 8]; k is 32 bytes.
+// d [16, 8] f32 += a [16, k] b [k, 8]; k is 32 bytes. Integers go in and out of d as f32, which must hold them.
 Status run_small_product(const SmallProductCase& c, const void* a, const void* b, void* d, void* stream);
 
 // Copies `count` boxes of `rows` rows of 128 bytes of bf16 through one three-dimensional tensor map whose third

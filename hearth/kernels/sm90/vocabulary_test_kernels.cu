@@ -152,7 +152,7 @@ Status start_product(const ProductCase& c, const void* a, const void* b, void* d
   }
 }
 
-// A and B as 16-bit elements, pairs of which are e4m3's.
+// A and B as 16-bit elements, or pairs of 8-bit ones.
 __global__ void __launch_bounds__(32)
     small_product_kernel(SmallProductCase c, const uint16_t* a, const uint16_t* b, float* d) {
   __shared__ alignas(16) uint16_t left[16][16], right[16][16];
@@ -173,6 +173,11 @@ __global__ void __launch_bounds__(32)
     float sum[2] = {at[0], at[1]};
     mma_bf16_upper(sum, x[0], x[2], y[0], y[1]);
     for (int i = 0; i < 2; ++i) at[i] = sum[i];
+  } else if (c.type == Operands::kS8 || c.type == Operands::kU8AndS8) {
+    int sum[4] = {static_cast<int>(at[0]), static_cast<int>(at[1]), static_cast<int>(at[64]), static_cast<int>(at[65])};
+    if (c.type == Operands::kS8) mma_s8(sum, x, y[0], y[1]);
+    if (c.type == Operands::kU8AndS8) mma_u8_s8(sum, x, y[0], y[1]);
+    for (int i = 0; i < 4; ++i) at[i / 2 * 64 + i % 2] = static_cast<float>(sum[i]);
   } else {
     float sum[4] = {at[0], at[1], at[64], at[65]};
     if (c.type == Operands::kBf16) mma_bf16(sum, x, y[0], y[1]);
@@ -307,9 +312,9 @@ Status run_product(const ProductCase& c, const void* a, const void* b, void* d, 
     case Operands::kBf16: return start_product<Operands::kBf16>(c, a, b, d, stream);
     case Operands::kE4m3: return start_product<Operands::kE4m3>(c, a, b, d, stream);
     case Operands::kS8: return start_product<Operands::kS8>(c, a, b, d, stream);
-    case Operands::kF16: break;
+    default: break;
   }
-  return invalid_argument("vocabulary test: a product by a warpgroup wants bf16, e4m3 or s8, found f16");
+  return invalid_argument("vocabulary test: a product by a warpgroup wants bf16, e4m3 or s8");
 }
 
 Status run_small_product(const SmallProductCase& c, const void* a, const void* b, void* d, void* stream) {
