@@ -14,7 +14,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # Those that take longest under a sanitizer come first.
-op_tests="linear_quantized_sm90_test attention_sm90_test linear_fp8_sm90_test linear_nibble_sm90_test
+op_tests="linear_quantized_sm90_test attention_sm90_test linear_fp8_sm90_test linear_lines_sm90_test
+    linear_nibble_sm90_test
     linear_nibble_wide_sm90_test sample_sm90_test linear_sm90_test
     attention_bf16_sm90_test sm90_vocabulary_test embedding_sm90_test rmsnorm_sm90_test rope_sm90_test
     silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"

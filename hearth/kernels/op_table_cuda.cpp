@@ -15,6 +15,9 @@ constexpr LinearOp kLinearNibble{"linear_nibble_sm90",     linear_nibble_sm90_wo
                                  linear_nibble_sm90,       linear_nibble_sm90_takes_rounded,
                                  linear_nibble_sm90_parts, linear_nibble_sm90_packed_bytes,
                                  linear_nibble_sm90_pack};
+constexpr LinearOp kLinearLines{
+    "linear_lines_sm90",     linear_lines_sm90_workspace_bytes, linear_lines_sm90,     nullptr,
+    linear_lines_sm90_parts, linear_lines_sm90_packed_bytes,    linear_lines_sm90_pack};
 constexpr LinearOp kLinearSm90{"linear_sm90", linear_sm90_workspace_bytes, linear_sm90};
 constexpr LinearOp kLinearQuantizedSm90{"linear_quantized_sm90", linear_quantized_sm90_workspace_bytes,
                                         linear_quantized_sm90};
@@ -52,6 +55,7 @@ constexpr OpTable kCudaOps{
       if (activation != DType::kF32 && activation != DType::kBf16) return nullptr;
       if (supports_linear_fp8_sm90(format, activation)) return &kLinearFp8;
       if (supports_linear_nibble_sm90(format, activation)) return &kLinearNibble;
+      if (supports_linear_lines_sm90(format, activation)) return &kLinearLines;
       if (!format.is_plain()) return supports_linear_quantized(format) ? &kLinearQuantizedSm90 : nullptr;
       return activation == DType::kBf16 && format.code == WeightCode::kBf16 ? &kLinearBf16 : &kLinearSm90;
     },

@@ -51,7 +51,8 @@ Status Model::pack_weights() {
     // The parts lie one behind the other, codes first (quantized_weight.h).
     auto* const place = static_cast<std::byte*>(const_cast<void*>(packing.weight->codes.data));
     LinearWeight packed = *packing.weight;
-    for (ConstTensorView* view : {&packed.codes, &packed.scales, &packed.zeros, &packed.k_order, &packed.act_scale})
+    for (ConstTensorView* view : {&packed.codes, &packed.scales, &packed.zeros, &packed.lines, &packed.line_scales,
+                                  &packed.line_index, &packed.k_order, &packed.act_scale})
       if (*view) view->data = scratch.data() + (static_cast<const std::byte*>(view->data) - place);
     HEARTH_TRY(queue->copy_within(scratch.data(), place, packing.bytes));
     HEARTH_TRY(packing.op->pack(packed, place, queue->stream()));

@@ -9,6 +9,8 @@
 // linear_nibble_sm90: bf16 x, 4-bit codes with scales for groups of 128, 256, 512, ... columns; x rounded to E4M3 where
 // the format says so. Packed weights on tensor cores: up to 8 rows (16 in bf16 and of several
 // weights at once) by linear_units_sm90.h, more by linear_nibble_wide_sm90.h. What is not packed is linear_quantized_sm90's.
+// linear_lines_sm90: bf16 x, rounded to INT8 for each 128 columns, and bitvectors with integer lines as a model's load
+// packs them (line_units.h): on tensor cores, 16 rows at a time. What is not packed is linear_quantized_sm90's.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once
@@ -43,6 +45,14 @@ Status linear_nibble_sm90_pack(LinearWeight& weight, std::byte* to, void* stream
 int64_t linear_nibble_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
 Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec);
 Status linear_nibble_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec);
+
+bool supports_linear_lines_sm90(const WeightFormat& format, DType activation);
+// LinearOp::packed_bytes and pack: units (line_units.h), where the weight has them and no k_order.
+int64_t linear_lines_sm90_packed_bytes(const WeightFormat& format, int64_t n, int64_t k);
+Status linear_lines_sm90_pack(LinearWeight& weight, std::byte* to, void* stream);
+int64_t linear_lines_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads);
+Status linear_lines_sm90(const LinearArgs& args, ExecContext& exec);
+Status linear_lines_sm90_parts(std::span<const LinearArgs> parts, ExecContext& exec);
 
 // out = added + x W^T, where x and W are bf16, or E4M3 with f32 scales for the rows of both ([m] and [n], in device
 // memory). `added` may be out, or nothing.
