@@ -25,9 +25,9 @@ class HearthForm final : public QuantizedForm {
     const auto it = modules_.find(module);
     if (it == modules_.end()) return std::optional<WeightFormat>();
     WeightFormat format = it->second;
-    // As many lines as one byte of index tells, where there are groups for them.
+    // As many lines as the quantizer makes at most, where there are groups for them.
     if (format.code == WeightCode::kBitvectors)
-      format.lines = std::clamp<int64_t>(n * ceil_div(k, std::max<int64_t>(1, format.group_k)), 1, 256);
+      format.lines = std::clamp<int64_t>(n * ceil_div(k, std::max<int64_t>(1, format.group_k)), 1, 4096);
     return std::optional(format);
   }
 
