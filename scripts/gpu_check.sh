@@ -14,13 +14,13 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # Those that take longest under a sanitizer come first.
-op_tests="linear_quantized_sm90_test attention_sm90_test linear_fp8_sm90_test linear_lines_sm90_test
+op_tests="pack_units_sm90_test linear_quantized_sm90_test attention_sm90_test linear_fp8_sm90_test linear_lines_sm90_test
     linear_nibble_sm90_test
     linear_nibble_wide_sm90_test sample_sm90_test linear_sm90_test
     attention_bf16_sm90_test sm90_vocabulary_test embedding_sm90_test rmsnorm_sm90_test rope_sm90_test
     silu_mul_sm90_test second_moments_sm90_test non_finite_sm90_test"
 tests="$op_tests cuda_memory_test model_cuda_test golden_cuda_test decode_step_cuda_test quantized_model_cuda_test
-    rounding_cuda_test two_models_cuda_test server_cuda_test two_gpus_cuda_test quantize_pipeline_cuda_test"
+    rounding_cuda_test two_models_cuda_test kv_sharing_cuda_test server_cuda_test two_gpus_cuda_test quantize_pipeline_cuda_test"
 # Tests that want the GPU to themselves: they see by its clock which kernels overlap, or lose it on purpose.
 alone="sm90_vocabulary_test server_cuda_test"
 # Those that hold themselves to times, in tests called Costs.
