@@ -15,7 +15,8 @@ struct StepFeatures {
   int64_t tokens = 0;          // fed
   int64_t prefill_tokens = 0;  // of those, of prompts
   int64_t sequences = 0;
-  int64_t context_tokens = 0;  // sum over fed tokens of the context that each attends to
+  int64_t context_tokens = 0;  // sum over sequences of what each has in the KV cache after the step
+  int64_t prefill_pairs = 0;   // sum over prefill_tokens of the context that each attends to
   int64_t logit_rows = 0;
 };
 

@@ -7,6 +7,16 @@
 #include "hearth/engine/planner.h"
 
 namespace hearth {
+namespace {
+
+StepLoad step_load(const StepFeatures& features) {
+  return {.prefill_tokens = static_cast<double>(features.prefill_tokens),
+          .sequences = static_cast<double>(features.sequences),
+          .context_tokens = static_cast<double>(features.context_tokens),
+          .prefill_pairs = static_cast<double>(features.prefill_pairs)};
+}
+
+}  // namespace
 
 bool Planner::reader_keeps_up(Sequence& sequence) const {
   if (sequence.submission->unread(sequence.choice) < max_unread_) return true;
@@ -104,10 +114,7 @@ std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
   finish_arrays(*step);
   step->moves = std::exchange(model->store->moves, {});
   make_room(*model, choice);  // what moves from here on moves behind this step
-  const StepFeatures& f = step->features;
-  step->predicted_us = model->cost.predict_us({.tokens = static_cast<double>(f.tokens),
-                                               .context_tokens = static_cast<double>(f.context_tokens),
-                                               .logit_rows = static_cast<double>(f.logit_rows)});
+  step->predicted_us = model->cost.predict_us(step_load(step->features));
   return step;
 }
 
@@ -250,8 +257,10 @@ void Planner::add_to_step(Step& step, Sequence& sequence, int64_t tokens) {
     }
     step.tokens.push_back(id);
     step.positions.push_back(static_cast<int32_t>(i));
-    step.features.context_tokens += i + 1;
-    step.features.prefill_tokens += i + 1 < sequence.known();
+    if (i + 1 < sequence.known()) {
+      ++step.features.prefill_tokens;
+      step.features.prefill_pairs += i + 1;
+    }
     if (scores_prompt && i + 1 < prompt_size && i + 1 >= sequence.prompt_scored) {
       add_row(step, sequence, index, i + 1);
       sequence.prompt_scored = i + 2;
@@ -266,6 +275,7 @@ void Planner::add_to_step(Step& step, Sequence& sequence, int64_t tokens) {
   if (step.query_start.empty()) step.query_start.push_back(0);
   step.query_start.push_back(static_cast<int32_t>(step.tokens.size()));
   step.context_len.push_back(static_cast<int32_t>(end));
+  step.features.context_tokens += end;
   step.sequences.push_back(&sequence);
   step.block_table_stride = std::max(step.block_table_stride, std::ssize(sequence.blocks));
   ++sequence.in_flight;
@@ -378,11 +388,7 @@ void Planner::collect(std::unique_ptr<Step> step) {
       if (!sequence->ended && only_prompt && sequence->in_flight == 0) end(*sequence, FinishReason::kLength, {});
       sequence->submission->flush();
     }
-    const StepFeatures& f = step->features;
-    model.cost.observe({.tokens = static_cast<double>(f.tokens),
-                        .context_tokens = static_cast<double>(f.context_tokens),
-                        .logit_rows = static_cast<double>(f.logit_rows)},
-                       static_cast<double>(step->measured_ns) * 1e-3);
+    model.cost.observe(step_load(step->features), static_cast<double>(step->measured_ns) * 1e-3);
   }
   if (observer_ != nullptr)
     observer_->on_step({.model = model.served->name,

@@ -13,15 +13,10 @@
 #include "hearth/base/result.h"
 #include "hearth/engine/served_model.h"
 #include "hearth/kernels/sample/sample.h"
+#include "hearth/schedule/slo.h"
 #include "hearth/text/grammar.h"
 
 namespace hearth {
-
-// Targets of latency; 0: none.
-struct Slo {
-  int64_t ttft_us = 0;  // until the first token
-  int64_t tpot_us = 0;  // per token after it
-};
 
 struct Request {
   std::string id;  // for logs

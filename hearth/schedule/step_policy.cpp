@@ -3,10 +3,15 @@
 #include "hearth/schedule/step_policy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 namespace hearth {
 namespace {
+
+int64_t growth(const PolicyLimits& limits, int64_t running) {
+  return static_cast<int64_t>(std::ceil(limits.growth_blocks * static_cast<double>(running)));
+}
 
 class Chooser {
  public:
@@ -105,9 +110,7 @@ class Chooser {
   bool admit(int64_t i) {
     const int64_t tokens = chunk(i);
     if (tokens < 1) return false;
-    // A block for each running sequence stays free, so that a new one does not push out an old one at once.
-    const auto running = limits_.sequences - places_;
-    const int64_t needed = blocks_needed(i, at(i).pending) + running;
+    const int64_t needed = blocks_needed(i, at(i).pending) + growth(limits_, limits_.sequences - places_);
     while (places_ < 1 || needed > blocks_) {
       if (needed > blocks_) choice_.short_of_blocks = true;
       const auto victim = victim_for(i, true);
@@ -127,6 +130,13 @@ class Chooser {
 };
 
 }  // namespace
+
+bool admissible(const PolicySequence& sequence, std::span<const PolicySequence> all, const PolicyLimits& limits) {
+  const int64_t running = std::ranges::count_if(all, &PolicySequence::running);
+  const int64_t tokens = sequence.fed + sequence.pending;
+  const int64_t blocks = (tokens + limits.block_tokens - 1) / limits.block_tokens - sequence.blocks;
+  return running < limits.sequences && blocks + growth(limits, running) <= limits.free_blocks;
+}
 
 StepChoice choose_step(std::span<const PolicySequence> sequences, const PolicyLimits& limits) {
   return Chooser(sequences, limits).choose();

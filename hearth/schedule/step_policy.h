@@ -8,6 +8,8 @@
 #include <span>
 #include <vector>
 
+#include "hearth/schedule/slo.h"
+
 namespace hearth {
 
 // A sequence as the policy sees it.
@@ -21,6 +23,11 @@ struct PolicySequence {
   int64_t blocks = 0;          // KV blocks that hold `fed`
   int64_t own_blocks = 0;      // of those, blocks that would be free without it
   bool row_per_token = false;  // every token fed brings a row of logits (prompt logprobs), not only the last
+
+  // ---- for local policies (local_policy.h); choose_step() does not look at them
+  int64_t due_us = kNoDue;  // when the next token should be there
+  bool first_out = false;   // it has brought a token
+  bool late = false;        // its first token was, or will be, late: nothing can be attained any more
 };
 
 struct PolicyLimits {
@@ -29,6 +36,9 @@ struct PolicyLimits {
   int64_t sequences = 0;  // places in the batch
   int64_t block_tokens = 16;
   int64_t free_blocks = 0;
+  // Blocks that stay free for each running sequence when one is admitted, so that it does not push out an old one at
+  // once. On average a sequence needs one of its next block_tokens steps.
+  double growth_blocks = 1;
 };
 
 struct StepFeed {
@@ -42,6 +52,9 @@ struct StepChoice {
   std::vector<int64_t> preempted;  // running sequences that give up their blocks and wait, before the step
   bool short_of_blocks = false;    // something ready was left out because KV memory was short
 };
+
+// Whether there are a place and blocks for all pending tokens of a waiting sequence beside the running ones.
+bool admissible(const PolicySequence& sequence, std::span<const PolicySequence> all, const PolicyLimits& limits);
 
 // `sequences` in the order of service: the first is served first.
 //   P1. The sums of tokens, rows, places and new blocks keep within the limits.

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// What policies share, and the plainest of them.
+#include "hearth/schedule/local_policy.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "hearth/schedule/fineserve_policy.h"
+#include "hearth/schedule/slo_policy.h"
+
+namespace hearth {
+namespace {
+
+// First come, first served: models in turns, whole steps.
+class FcfsPolicy final : public LocalPolicy {
+ public:
+  Turn next(std::span<const LocalModel> models, int64_t) const override {
+    Turn turn{.model = longest_without_turn(models)};
+    if (turn.model < 0) return turn;
+    const LocalModel& model = models[static_cast<size_t>(turn.model)];
+    turn.order.resize(model.sequences.size());
+    std::iota(turn.order.begin(), turn.order.end(), 0);
+    turn.tokens = model.limits.tokens;
+    return turn;
+  }
+};
+
+}  // namespace
+
+bool has_ready(const LocalModel& model) {
+  return !model.skip && std::ranges::any_of(model.sequences, [](const auto& s) { return s.ready && s.pending > 0; });
+}
+
+int64_t longest_without_turn(std::span<const LocalModel> models) {
+  int64_t best = -1;
+  for (int64_t m = 0; m < std::ssize(models); ++m) {
+    const LocalModel& model = models[static_cast<size_t>(m)];
+    if (best >= 0 && models[static_cast<size_t>(best)].last_turn <= model.last_turn) continue;
+    if (has_ready(model)) best = m;
+  }
+  return best;
+}
+
+StepLoad decode_load(const LocalModel& model) {
+  StepLoad load;
+  for (const PolicySequence& s : model.sequences) {
+    if (!decodes(s) || !s.ready) continue;
+    ++load.sequences;
+    load.context_tokens += static_cast<double>(s.fed + 1);
+  }
+  return load;
+}
+
+Result<std::unique_ptr<LocalPolicy>> make_local_policy(std::string_view name) {
+  if (name == "fcfs") return std::unique_ptr<LocalPolicy>(new FcfsPolicy);
+  if (name == "slo") return std::unique_ptr<LocalPolicy>(new SloPolicy);
+  if (name == "fineserve") return std::unique_ptr<LocalPolicy>(new FineServePolicy);
+  return invalid_argument("no local policy '{}': fcfs, slo, fineserve", name);
+}
+
+}  // namespace hearth
