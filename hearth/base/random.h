@@ -59,4 +59,8 @@ class Random {
   int used_ = 4;
 };
 
+// Gamma with mean `shape` and scale 1 (Marsaglia and Tsang, "A simple method for generating gamma variables", 2000).
+// Shape 1 is the exponential distribution. REQUIRES: shape > 0.
+double gamma(double shape, Random& random);
+
 }  // namespace hearth

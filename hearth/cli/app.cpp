@@ -106,6 +106,7 @@ Result<int> run(std::span<const char* const> args) {
   for (Command& command : add_bench_commands(app, {args})) commands.push_back(std::move(command));
   commands.push_back(add_quantize_command(app, {args}));
   commands.push_back(add_inspect_command(app));
+  commands.push_back(add_simulate_command(app));
   commands.push_back(add_version_command(app));
   app.footer(kExamples);  // after the commands, which would inherit it
 

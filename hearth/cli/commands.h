@@ -34,6 +34,7 @@ Command add_bench_ops_command(CLI::App& bench, const CommandContext& context);
 Command add_inspect_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app, const CommandContext& context);
 Command add_serve_command(CLI::App& app);
+Command add_simulate_command(CLI::App& app);
 Command add_version_command(CLI::App& app);
 
 // "hearth 0.1.0 (0123456789ab)"

@@ -22,32 +22,6 @@ constexpr uint64_t kPromptStream = uint64_t{1} << 61;
 constexpr double kClockSkewS = 1;
 constexpr size_t kShownBytes = 80;
 
-// Uniform in (0, 1]: its logarithm is finite.
-double open_uniform(Random& random) { return (static_cast<double>(random.next_u64() >> 11) + 1) * 0x1p-53; }
-
-double standard_normal(Random& random) {
-  const double radius = std::sqrt(-2 * std::log(open_uniform(random)));
-  return radius * std::cos(2 * M_PI * open_uniform(random));
-}
-
-// Gamma with mean `shape` and scale 1 (Marsaglia and Tsang, "A simple method for generating gamma variables", 2000);
-// shapes below 1 by their relation to shape + 1.
-double gamma(double shape, Random& random) {
-  if (shape == 1) return -std::log(open_uniform(random));
-  if (shape < 1) {
-    const double larger = gamma(shape + 1, random);
-    return larger * std::pow(open_uniform(random), 1 / shape);
-  }
-  const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
-  for (;;) {
-    const double x = standard_normal(random);
-    const double root = 1 + c * x;
-    if (root <= 0) continue;
-    const double v = root * root * root;
-    if (std::log(open_uniform(random)) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
-  }
-}
-
 std::string_view trim(std::string_view text) {
   while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
   while (!text.empty() && (text.back() == ' ' || text.back() == '\t' || text.back() == '\r')) text.remove_suffix(1);

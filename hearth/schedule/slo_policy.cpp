@@ -12,11 +12,12 @@ namespace hearth {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr double kMargin = 0.1;        // of TPOT: due times are taken so much earlier
-constexpr double kMostDecode = 0.9;    // of the machine; beyond it nothing new is admitted
-constexpr double kLeastPrefill = 0.1;  // of the machine, for estimates of how long prompts take
-constexpr int64_t kLeastChunk = 32;    // tokens
-constexpr int64_t kMostWaiting = 256;  // prompts of a model that are looked at: the oldest
+constexpr double kMargin = 0.1;             // of TPOT: due times are taken so much earlier
+constexpr double kMostDecode = 0.9;         // of the machine; beyond it nothing new is admitted
+constexpr double kLeastPrefill = 0.1;       // of the machine, for estimates of how long prompts take
+constexpr int64_t kLeastChunk = 32;         // tokens
+constexpr int64_t kAll = int64_t{1} << 40;  // tokens
+constexpr int64_t kMostWaiting = 256;       // prompts of a model that are looked at: the oldest
 
 struct Decodes {
   double time_us = 0;      // of a step of all
@@ -38,9 +39,10 @@ class Decision {
     look_at_decodes();
     look_at_prompts();
     order_prompts();
-    for (const Prompt* prompt : queue_) {
+    for (size_t i = 0; i < queue_.size(); ++i) {
+      const Prompt* const prompt = queue_[i];
       if (!may_start(*prompt)) continue;
-      const int64_t tokens = chunk(*prompt);
+      const int64_t tokens = std::min(chunk(*prompt), company(i));
       if (tokens >= std::min(kLeastChunk, sequence(*prompt).pending)) return turn_of(prompt->model, tokens);
       break;  // decodes are urgent
     }
@@ -121,10 +123,15 @@ class Decision {
       open.push_back(&p);
       jobs.push_back(p.job);
     }
+    double end_us = 0;
     for (const int64_t i : on_time_jobs(jobs)) {
+      const Job& job = jobs[static_cast<size_t>(i)];
+      end_us += job.time_us;
+      spare_us_ = std::min(spare_us_, job.due_us - end_us);
       queue_.push_back(open[static_cast<size_t>(i)]);
       open[static_cast<size_t>(i)] = nullptr;
     }
+    on_time_ = queue_.size();
     for (const Prompt* p : open)
       if (p != nullptr) rest.push_back(p);
     std::ranges::stable_sort(rest, {}, [](const Prompt* p) { return p->job.due_us; });
@@ -142,6 +149,23 @@ class Decision {
     if (s.running) return true;
     if (busy_ > kMostDecode) return false;
     return admissible(s, model(prompt.model).sequences, model(prompt.model).limits);
+  }
+
+  // Prefill tokens that a step led by prompt i of the queue may have: its own, those of the model that follow it on
+  // time, and what else keeps all on time. All first tokens come at the end of the step.
+  int64_t company(size_t i) const {
+    const Prompt& lead = *queue_[i];
+    if (i >= on_time_) return kAll;
+    double time_us = 0;
+    int64_t tokens = 0;
+    for (size_t k = i; k < on_time_ && queue_[k]->model == lead.model; ++k) {
+      time_us += queue_[k]->job.time_us;
+      if (k > i && time_us > lead.job.due_us) return tokens;
+      tokens += sequence(*queue_[k]).pending;
+    }
+    const double more_us = std::min(spare_us_, lead.job.due_us - time_us);
+    const double token_us = lead.job.time_us / static_cast<double>(sequence(lead).pending);
+    return more_us >= token_us * static_cast<double>(kAll) ? kAll : tokens + static_cast<int64_t>(more_us / token_us);
   }
 
   // 3: tokens of the prompt and its like that fit into the room.
@@ -201,6 +225,8 @@ class Decision {
   double busy_ = 0;  // part of the machine that decodes need to keep TPOT
   std::vector<Prompt> prompts_;
   std::vector<const Prompt*> queue_;
+  size_t on_time_ = 0;        // of the queue
+  double spare_us_ = kNever;  // by which all of those could be later and still on time
   std::vector<Hopeless> hopeless_;
 };
 

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// hearth simulate: a load on a device under a virtual clock. The main thread.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "hearth/base/clock.h"
+#include "hearth/cli/commands.h"
+#include "hearth/cli/options.h"
+#include "hearth/cli/terminal.h"
+#include "hearth/simulate/load_file.h"
+#include "hearth/simulate/picture.h"
+#include "hearth/simulate/simulator.h"
+
+namespace hearth {
+namespace {
+
+constexpr Setting<double> kRate{"--rate", "R", 1e-6, 1e6, "requests/s", "Of all models; instead of the file's."};
+constexpr Setting<double> kSeconds{"--seconds", "S", 1, 1e7, "s", "How long requests come; instead of the file's."};
+constexpr Setting<int64_t> kSeed{"--seed", "N", 0, kNoLimit, "", "Instead of the file's."};
+constexpr const char* kPolicies[] = {"slo", "fcfs", "fineserve", "clairvoyant"};
+constexpr const char* kMemories[] = {"slab", "static", "fineserve"};
+
+constexpr const char* kHelp =
+    "Plays the load of LOADFILE through the pools and policies that serve, on a machine whose steps take what the "
+    "file\n"
+    "says. docs/guides/simulating.md has the file's keys; bench/loads has loads.\n\n"
+    "Examples:\n"
+    "  hearth simulate bench/loads/five-formats.toml\n"
+    "  hearth simulate bench/loads/four-models.toml --policy fcfs --memory static --plot static.svg\n";
+
+struct SimulateSettings {
+  std::string file, plot;
+  SimulatorOptions options;
+  std::optional<double> rate, seconds;
+  std::optional<int64_t> seed;
+};
+
+std::string table(const Load& load, const SimulationOutcome& outcome) {
+  std::string out =
+      "| model | requests | attained | first on time | pace kept | refused | unfinished | preempted | TTFT p50 s | p99 "
+      "s | "
+      "tokens/s |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
+  for (size_t m = 0; m < load.models.size(); ++m) {
+    const ModelOutcome& o = outcome.models[m];
+    const double all = std::max<double>(1, static_cast<double>(o.requests));
+    const auto part = [&](int64_t n) { return static_cast<double>(n) / all; };
+    out += fmt::format("| {} | {} | {:.4f} | {:.4f} | {:.4f} | {} | {} | {} | {:.3f} | {:.3f} | {:.1f} |\n",
+                       load.models[m].name, o.requests, part(o.attained), part(o.first_on_time), part(o.pace_kept),
+                       o.rejected, o.unfinished, o.preemptions, o.ttft_p50_s, o.ttft_p99_s,
+                       static_cast<double>(o.generated_tokens) / load.seconds);
+  }
+  return out;
+}
+
+Result<int> run(SimulateSettings settings) {
+  HEARTH_TRY_ASSIGN(Load load, read_load(settings.file));
+  load.rate = settings.rate.value_or(load.rate);
+  load.seconds = settings.seconds.value_or(load.seconds);
+  if (settings.seed) load.seed = static_cast<uint64_t>(*settings.seed);
+  if (load.warmup_seconds >= load.seconds)
+    return invalid_argument("--seconds {} is not more than the file's warm-up of {} s", load.seconds,
+                            load.warmup_seconds);
+  SimulatorOptions& options = settings.options;
+  const std::string said = options.policy;
+  options.clairvoyant = said == "clairvoyant";
+  if (options.clairvoyant) options.policy = "slo";
+  const SteadyClock clock;
+  const int64_t begin_ns = clock.now_ns();
+  const std::vector<LoadRequest> requests = draw_requests(load);
+  HEARTH_TRY_ASSIGN(const SimulationOutcome outcome, simulate(load, requests, options));
+  const double wall_s = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9;
+  std::string out = fmt::format("{}: policy {}, memory {}, seed {}, {:.4g} requests/s for {:.6g} s\n\n", settings.file,
+                                said, options.memory, load.seed, load.rate, load.seconds);
+  out += table(load, outcome);
+  out += fmt::format(
+      "\nattained {:.4f}; {:.1f} tokens/s; device busy {:.3f}; memory {:.4f} on average, {:.4f} at worst; {:.2f} MiB "
+      "moved a step; step time predicted to {:.1f} %\n",
+      outcome.attainment(), outcome.tokens_per_second(load), outcome.busy, outcome.memory_mean, outcome.memory_worst,
+      outcome.moved_bytes_per_step / (1 << 20), 100 * outcome.prediction_error);
+  out += fmt::format("simulated {} requests in {} steps in {:.2f} s: {:.0f} requests/s\n", outcome.requests,
+                     outcome.steps, wall_s, static_cast<double>(outcome.requests) / wall_s);
+  HEARTH_TRY(write_stdout(out));
+  if (settings.plot.empty()) return 0;
+  std::ofstream file(settings.plot);
+  file << simulation_svg(load, outcome, fmt::format("{}: {}, {}", settings.file, said, options.memory));
+  if (!file.flush()) return invalid_argument("{}: cannot be written", settings.plot);
+  return 0;
+}
+
+}  // namespace
+
+Command add_simulate_command(CLI::App& app) {
+  auto* const command = app.add_subcommand("simulate", "Play a load of requests under a virtual clock");
+  command->footer(kHelp);
+  const auto settings = std::make_shared<SimulateSettings>();
+  command->add_option("LOADFILE", settings->file, "The load (TOML).")->required();
+  add_choice(*command, "--policy", kPolicies, "Who gets the next step.", settings->options.policy);
+  add_choice(*command, "--memory", kMemories, "Who has which KV memory.", settings->options.memory);
+  command->add_flag("--reject-hopeless", settings->options.reject_hopeless,
+                    "Refuse requests whose first token would be late.");
+  add_setting(*command, kRate, settings->rate, "the file's");
+  add_setting(*command, kSeconds, settings->seconds, "the file's");
+  add_setting(*command, kSeed, settings->seed, "the file's");
+  add_text(*command, "--plot", "FILE", "Write a picture over time (SVG).", settings->plot);
+  return {command, [settings] { return run(*settings); }};
+}
+
+}  // namespace hearth

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/simulate/load.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "hearth/base/random.h"
+
+namespace hearth {
+namespace {
+
+enum Stream : uint64_t { kRates = 1, kModels = 16 };
+
+double draw(Random& random) { return static_cast<double>(random.next_u64() >> 11) * 0x1p-53; }
+
+int64_t draw_length(const LengthTable& table, const std::vector<double>& values, Random& random) {
+  return std::max<int64_t>(1, std::llround(LengthTable::at(table.probability, values, draw(random))));
+}
+
+}  // namespace
+
+double LengthTable::at(const std::vector<double>& probability, const std::vector<double>& value, double p) {
+  const auto above = std::ranges::upper_bound(probability, p);
+  const auto i = std::clamp<int64_t>(above - probability.begin(), 1, std::ssize(probability) - 1);
+  const auto k = static_cast<size_t>(i);
+  const double part = (p - probability[k - 1]) / (probability[k] - probability[k - 1]);
+  return value[k - 1] + part * (value[k] - value[k - 1]);
+}
+
+std::vector<std::vector<double>> draw_rates(const Load& load) {
+  const size_t count = load.models.size();
+  std::vector<double> parts(count);
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const double given = load.models[i].popularity;
+    sum += parts[i] = given > 0 ? given : std::pow(static_cast<double>(i + 1), -load.alpha);
+  }
+  Random random(load.seed, kRates);
+  const double period = load.shift_seconds > 0 ? load.shift_seconds : load.seconds;
+  std::vector<std::vector<double>> rates;
+  for (double begin = 0; begin < load.seconds; begin += period) {
+    auto& now = rates.emplace_back(parts);
+    for (double& rate : now) rate *= load.rate / sum;
+    if (begin == 0) continue;
+    for (size_t i = count; i > 1; --i)
+      std::swap(now[i - 1], now[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
+  }
+  return rates;
+}
+
+std::vector<LoadRequest> draw_requests(const Load& load) {
+  const std::vector<std::vector<double>> rates = draw_rates(load);
+  const double period = load.shift_seconds > 0 ? load.shift_seconds : load.seconds;
+  std::vector<LoadRequest> requests;
+  for (size_t m = 0; m < load.models.size(); ++m) {
+    const LoadModel& model = load.models[m];
+    Random random(load.seed, kModels + m);
+    const double shape = 1 / (model.cv * model.cv);
+    double now = 0;
+    size_t k = 0;
+    while (true) {
+      // The gap is used up at the rate of each period that it reaches into.
+      double gap = gamma(shape, random) / shape;
+      while (k < rates.size()) {
+        const double end = static_cast<double>(k + 1) * period;
+        const double whole = (end - now) * rates[k][m];
+        if (gap < whole) break;
+        gap -= whole;
+        now = end;
+        ++k;
+      }
+      if (k >= rates.size()) break;
+      now += gap / rates[k][m];
+      if (now >= load.seconds) break;
+      const int64_t input = draw_length(model.lengths, model.lengths.input_tokens, random);
+      const int64_t output = draw_length(model.lengths, model.lengths.output_tokens, random);
+      requests.push_back({.arrival_us = std::llround(now * 1e6),
+                          .model = static_cast<int64_t>(m),
+                          .input_tokens = input,
+                          .output_tokens = output});
+    }
+  }
+  std::ranges::stable_sort(requests, {}, &LoadRequest::arrival_us);
+  return requests;
+}
+
+}  // namespace hearth
