@@ -267,6 +267,7 @@ Result<ServeOptions> make_serve_options(ServeSettings s) {
   if (!s.served_model_name.empty() && s.models.size() != 1)
     return invalid_argument("--served-model-name with {} models; wanted one: give --model NAME=PATH for each",
                             s.models.size());
+  options.engine.slo = {.ttft_us = 1000 * s.ttft_slo_ms, .tpot_us = 1000 * s.tpot_slo_ms};
   for (const ModelArgument& model : s.models) {
     HEARTH_TRY_ASSIGN(FoundModel found, find_model(model.path, s.load_format == "dummy"));
     std::vector<std::string> names = s.served_model_name.empty() ? model.names : s.served_model_name;

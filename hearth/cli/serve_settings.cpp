@@ -224,6 +224,28 @@ void add_engine_rows(Table& t) {
             .unit = "tokens",
             .help = "Most tokens of a step; longer prompts take several."},
            OfEngine<&EngineOptions::step_tokens>());
+  t.text({.key = "schedule",
+          .kind = kChoice,
+          .value_name = "NAME",
+          .choices = {"slo", "fcfs"},
+          .help = "Who gets the next step: slo, as many answers within their targets as can be, and first come, first "
+                  "served where none has any; or fcfs."},
+         OfEngine<&EngineOptions::schedule>());
+  t.number({.key = "ttft-slo",
+            .kind = kSeconds,
+            .value_name = "S",
+            .max = 3'600'000,
+            .unit = "seconds",
+            .help = "Target for the time to the first token, of requests that name none; 0: none."},
+           Own<&ServeSettings::ttft_slo_ms>());
+  t.number({.key = "tpot-slo",
+            .kind = kSeconds,
+            .value_name = "S",
+            .max = 3'600'000,
+            .unit = "seconds",
+            .help = "Target for the time per token after the first, on average over an answer, of requests that name "
+                    "none; 0: none."},
+           Own<&ServeSettings::tpot_slo_ms>());
   t.number({.key = "block-size",
             .kind = kInteger,
             .value_name = "N",

@@ -40,6 +40,7 @@ struct ServeSettings {
   std::string api_key_file;
   std::string log_level = "info";
   std::string pid_file;
+  int64_t ttft_slo_ms = 0, tpot_slo_ms = 0;
   int64_t drain_timeout_ms = 30'000;
 };
 

@@ -95,14 +95,14 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const EngineOptions& o, EngineObserver* observer, const Clock& c)
+  Impl(const EngineOptions& o, std::unique_ptr<LocalPolicy> policy, EngineObserver* observer, const Clock& c)
       : options(o),
         clock(c),
         text_workers(o.text_workers, std::numeric_limits<int64_t>::max()),
         grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay,
                         cpus_beside_team(team_threads(o.threads))),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
-        planner(inbox, steps, observer, c, o.max_unread, shared),
+        planner(inbox, steps, observer, c, std::move(policy), o.slo, o.max_unread, shared),
         planner_thread([this] { planner.run(); }) {}
 
   ~Impl() {
@@ -170,7 +170,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, Eng
   HEARTH_TRY(at_least_one("block_tokens", options.block_tokens));
   HEARTH_TRY(at_least_one("max_waiting", options.max_waiting));
   HEARTH_TRY(at_least_one("max_unread", options.max_unread));
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options, observer, clock)));
+  HEARTH_TRY_ASSIGN(auto policy, make_local_policy(options.schedule));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options, std::move(policy), observer, clock)));
 }
 
 Status Engine::add_model(std::shared_ptr<const ServedModel> model) {

@@ -83,6 +83,9 @@ void Planner::submit(const std::shared_ptr<Submission>& submission) {
     Sequence& sequence = *owned;
     sequence.submission = submission;
     sequence.choice = i;
+    sequence.slo = request.slo;
+    if (sequence.slo.ttft_us == 0) sequence.slo.ttft_us = slo_.ttft_us;
+    if (sequence.slo.tpot_us == 0) sequence.slo.tpot_us = slo_.tpot_us;
     sequence.arrival = arrival;
     if (request.n > 1 && share->tokens > 0) sequence.share = share;
     at = std::next(model->sequences.insert(at, std::move(owned)));

@@ -19,7 +19,7 @@
 #include "hearth/engine/inbox.h"
 #include "hearth/engine/step.h"
 #include "hearth/engine/step_thread.h"
-#include "hearth/schedule/step_policy.h"
+#include "hearth/schedule/local_policy.h"
 
 namespace hearth {
 
@@ -36,13 +36,15 @@ struct SharedStats {
 class Planner {
  public:
   Planner(std::shared_ptr<Inbox> inbox, StepThread& steps, EngineObserver* observer, const Clock& clock,
-          int64_t max_unread, SharedStats& stats)
+          std::unique_ptr<LocalPolicy> policy, const Slo& slo, int64_t max_unread, SharedStats& stats)
       : inbox_(std::move(inbox)),
         steps_(steps),
         observer_(observer),
         clock_(clock),
         max_unread_(max_unread),
-        stats_(stats) {}
+        stats_(stats),
+        policy_(std::move(policy)),
+        slo_(slo) {}
 
   // Returns after stop(), when every choice has ended.
   void run();
@@ -59,7 +61,12 @@ class Planner {
 
   // One step of the next model that has work. False: nothing can be fed now.
   bool plan_and_launch();
-  std::unique_ptr<Step> plan(const std::shared_ptr<ModelState>& model);
+  void look_at_models();
+  Turn next_turn();
+  PolicyLimits limits(const ModelState& model) const;
+  int64_t due_us(const Sequence& sequence) const;
+  StepChoice choose(const ModelState& model, const Turn& turn);
+  std::unique_ptr<Step> plan(const std::shared_ptr<ModelState>& model, const Turn& turn);
   PolicySequence view(const ModelState& model, Sequence& sequence);
   bool reader_keeps_up(Sequence& sequence) const;
   int64_t own_blocks(const ModelState& model, const Sequence& sequence) const;
@@ -108,12 +115,17 @@ class Planner {
   std::optional<Error> lost_;  // of the first step that ended with DeviceLost
 
   std::vector<std::shared_ptr<ModelState>> models_;
-  size_t next_model_ = 0;  // whose turn it is
+  const std::unique_ptr<LocalPolicy> policy_;
+  const Slo slo_;  // of requests that name none
+  int64_t turns_ = 0;
+  int64_t device_free_ns_ = 0;  // when the steps under way will have ended, as far as is known
   int in_flight_ = 0;
   int64_t step_count_ = 0;
   int64_t arrivals_ = 0;
   std::vector<std::unique_ptr<Step>> spare_steps_;
-  std::vector<PolicySequence> views_;
+  std::vector<std::vector<PolicySequence>> views_;  // by model, of this plan
+  std::vector<LocalModel> locals_;
+  std::vector<PolicySequence> ordered_;
   int64_t lookups_ = 0;  // of waiting sequences in the prefix cache, at this plan
   int64_t window_begin_ns_ = 0, kv_told_ns_ = 0;
 };

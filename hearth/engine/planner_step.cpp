@@ -54,35 +54,15 @@ PolicySequence Planner::view(const ModelState& model, Sequence& sequence) {
   const bool has_prefix = sequence.running() || sequence.choice == 0 || !sequence.share || sequence.share->computed;
   // A mask belongs to one token: with a grammar the next step waits until the text side knows it.
   const bool has_mask = !request.grammar || sequence.mask_ready;
+  view.first_out = sequence.planned > 0;
+  view.late = sequence.late;
+  view.due_us = due_us(sequence);
   view.ready = view.pending > 0 && !view.paused && has_prefix && has_mask && !sequence.gives_way;
   return view;
 }
 
-bool Planner::plan_and_launch() {
-  for (size_t tried = 0; tried < models_.size(); ++tried) {
-    const std::shared_ptr<ModelState>& model = models_[next_model_++ % models_.size()];
-    std::unique_ptr<Step> step = plan(model);
-    if (!step) continue;
-    ++in_flight_;
-    steps_.launch(std::move(step));
-    return true;
-  }
-  return false;
-}
-
-std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model) {
-  views_.clear();
-  lookups_ = 0;
-  for (const auto& sequence : model->sequences) views_.push_back(view(*model, *sequence));
-  if (std::ranges::none_of(views_, [](const PolicySequence& v) { return v.ready; })) {
-    make_room(*model, {});
-    return nullptr;
-  }
-  const StepChoice choice = choose_step(views_, {.tokens = model->step_tokens,
-                                                 .rows = model->max_rows,
-                                                 .sequences = model->max_sequences,
-                                                 .block_tokens = model->block_tokens,
-                                                 .free_blocks = model->store->pool->available(model->kv_model)});
+std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model, const Turn& turn) {
+  const StepChoice choice = choose(*model, turn);
   for (const int64_t index : choice.preempted) preempt(*model, *model->sequences[static_cast<size_t>(index)]);
   if (choice.feeds.empty()) {
     make_room(*model, choice);
@@ -327,7 +307,10 @@ void Planner::collect_row(Step& step, size_t row, std::vector<float>& ttft_s, st
   const bool first = sequence.first_token_ns < 0;
   const int64_t since_ns = first ? sequence.submission->submitted_ns() : sequence.last_token_ns;
   (first ? ttft_s : inter_token_s).push_back(static_cast<float>(static_cast<double>(now_ns - since_ns) * 1e-9));
-  if (first) sequence.first_token_ns = now_ns;
+  if (first) {
+    sequence.first_token_ns = now_ns;
+    sequence.late = now_ns / 1000 > first_due_us(since_ns / 1000, sequence.slo);
+  }
   sequence.last_token_ns = now_ns;
   sequence.outputs.push_back(result.token);
   ++generated;
@@ -389,6 +372,7 @@ void Planner::collect(std::unique_ptr<Step> step) {
       sequence->submission->flush();
     }
     model.cost.observe(step_load(step->features), static_cast<double>(step->measured_ns) * 1e-3);
+    model.service_us += static_cast<double>(step->measured_ns) * 1e-3;
   }
   if (observer_ != nullptr)
     observer_->on_step({.model = model.served->name,

@@ -40,6 +40,8 @@ struct Sequence {
   int64_t prompt_scored = 1;    // prompt tokens whose logprob is told or in flight; the first has none
   bool counted_waiting = true;  // in SharedStats::waiting: until it is admitted or ends
   bool mask_ready = false;      // with a grammar: the next token's mask is there
+  Slo slo;                      // the request's, or else the engine's
+  bool late = false;            // its first token was, or will be, late
   bool ended = false;           // nothing more is planned
   bool done = false;            // the text has ended too
 

@@ -47,6 +47,8 @@ struct ModelState {
   std::vector<int64_t> free_places;
   KvModelId kv_model = -1;  // in the store's pool
   StepCostModel cost;
+  int64_t last_turn = 0;    // number of the step that it had last
+  double service_us = 0;    // that its steps took
   int64_t preemptions = 0;  // not yet told
   bool leaving = false;
 };

@@ -11,21 +11,22 @@
 namespace hearth {
 namespace {
 
-// First come, first served: models in turns, whole steps.
 class FcfsPolicy final : public LocalPolicy {
  public:
-  Turn next(std::span<const LocalModel> models, int64_t) const override {
-    Turn turn{.model = longest_without_turn(models)};
-    if (turn.model < 0) return turn;
-    const LocalModel& model = models[static_cast<size_t>(turn.model)];
-    turn.order.resize(model.sequences.size());
-    std::iota(turn.order.begin(), turn.order.end(), 0);
-    turn.tokens = model.limits.tokens;
-    return turn;
-  }
+  Turn next(std::span<const LocalModel> models, int64_t) const override { return fcfs_turn(models); }
 };
 
 }  // namespace
+
+Turn fcfs_turn(std::span<const LocalModel> models) {
+  Turn turn{.model = longest_without_turn(models), .order = {}, .tokens = 0, .hopeless = {}};
+  if (turn.model < 0) return turn;
+  const LocalModel& model = models[static_cast<size_t>(turn.model)];
+  turn.order.resize(model.sequences.size());
+  std::iota(turn.order.begin(), turn.order.end(), 0);
+  turn.tokens = model.limits.tokens;
+  return turn;
+}
 
 bool has_ready(const LocalModel& model) {
   return !model.skip && std::ranges::any_of(model.sequences, [](const auto& s) { return s.ready && s.pending > 0; });

@@ -53,7 +53,11 @@ class LocalPolicy {
 // "fcfs", "slo", "fineserve"; InvalidArgument for others.
 Result<std::unique_ptr<LocalPolicy>> make_local_policy(std::string_view name);
 
-// Of ready sequences that are not skipped, the model that waited longest for a turn; -1: none. For policies.
+// First come, first served: the model that waited longest for a turn, a whole step.
+Turn fcfs_turn(std::span<const LocalModel> models);
+
+// ---- for policies
+// Of ready sequences that are not skipped, the model that waited longest for a turn; -1: none.
 int64_t longest_without_turn(std::span<const LocalModel> models);
 bool has_ready(const LocalModel& model);
 // A step of all of the model's ready decodes.

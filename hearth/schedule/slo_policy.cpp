@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "hearth/schedule/moore_hodgson.h"
 
@@ -38,6 +39,7 @@ class Decision {
   Turn next() {
     look_at_decodes();
     look_at_prompts();
+    if (!any_due_) return fcfs_turn(models_);
     order_prompts();
     for (size_t i = 0; i < queue_.size(); ++i) {
       const Prompt* const prompt = queue_[i];
@@ -69,6 +71,7 @@ class Decision {
         if (!decodes(s) || !s.ready) continue;
         ++d.count;
         d.due_us = std::min(d.due_us, from_now(s.due_us));
+        any_due_ |= s.due_us != kNoDue;
       }
       if (d.count == 0) continue;
       d.time_us = model(m).cost.us(decode_load(model(m)));
@@ -94,7 +97,11 @@ class Decision {
 
   void look_at_prompts() {
     const double part = std::max(kLeastPrefill, 1 - busy_);
-    for (int64_t m = 0; m < std::ssize(models_); ++m) {
+    // Among equal due times the model that had least comes first.
+    std::vector<int64_t> turns(models_.size());
+    std::iota(turns.begin(), turns.end(), 0);
+    std::ranges::stable_sort(turns, {}, [&](int64_t m) { return model(m).service; });
+    for (const int64_t m : turns) {
       if (model(m).skip) continue;
       const StepCost& cost = model(m).cost;
       const double alone_us = decodes_[static_cast<size_t>(m)].count == 0 ? cost.step_us : 0;
@@ -109,6 +116,7 @@ class Decision {
         const double due_us = from_now(s.due_us);
         const bool late = s.late || (!s.first_out && time_us > due_us);
         if (late && !s.first_out && !s.running) hopeless_.push_back({m, i});
+        any_due_ |= s.due_us != kNoDue;
         prompts_.push_back({m, i, {time_us / part, due_us}, late});
       }
     }
@@ -222,6 +230,7 @@ class Decision {
   std::span<const LocalModel> models_;
   const int64_t now_us_;
   std::vector<Decodes> decodes_;
+  bool any_due_ = false;
   double busy_ = 0;  // part of the machine that decodes need to keep TPOT
   std::vector<Prompt> prompts_;
   std::vector<const Prompt*> queue_;

@@ -136,6 +136,7 @@ TEST(CompletionRequest, RefusesWithFieldFoundAndWanted) {
       {R"({"prompt":"a","guided_json":{"description":"12345678901234567890123456789012345678901234567890"}})",
        "guided_json", "at most 64", "limit_exceeded"},
       {R"({"prompt":"a","priority":1e10})", "priority", "found 10000000000"},
+      {R"({"prompt":"a","tpot_slo_ms":-1})", "tpot_slo_ms", "found -1"},
   };
   for (const Refusal& refusal : refusals) {
     const auto call = parse_completion(refusal.body, small_limits());
@@ -222,7 +223,7 @@ TEST(CompletionRequest, ReadsEveryField) {
       R"({"model":"m","prompt":[5],"temperature":0,"top_p":0.5,"top_k":-1,"min_p":0.1,"repetition_penalty":1.1,
           "presence_penalty":-1,"frequency_penalty":2,"seed":-1,"n":2.0,"best_of":1,"max_tokens":1.6e1,"min_tokens":3,
           "logit_bias":{"7":-100,"0":2.5},"stop":["a","b"],"stop_token_ids":[4],"include_stop_str_in_output":true,
-          "ignore_eos":true,"logprobs":0,"prompt_logprobs":2,"echo":true,"priority":-3,"cache_salt":"salt",
+          "ignore_eos":true,"logprobs":0,"prompt_logprobs":2,"echo":true,"priority":-3,"ttft_slo_ms":500,"cache_salt":"salt",
           "add_special_tokens":false,"skip_special_tokens":false,"return_token_ids":true,
           "return_tokens_as_token_ids":true})",
       {});
@@ -250,6 +251,8 @@ TEST(CompletionRequest, ReadsEveryField) {
   EXPECT_EQ(call->logprobs, 0);
   EXPECT_EQ(call->prompt_logprobs, 2);
   EXPECT_EQ(call->priority, -3);
+  EXPECT_EQ(call->ttft_slo_ms, 500);
+  EXPECT_EQ(call->tpot_slo_ms, 0);
   EXPECT_EQ(call->cache_salt, "salt");
   EXPECT_FALSE(call->add_special_tokens || call->skip_special);
   EXPECT_TRUE(call->return_token_ids && call->tokens_as_ids);

@@ -252,6 +252,12 @@ ApiStatus read_generation(const Json& body, const ApiLimits& limits, JsonBudget&
   std::optional<int64_t> priority;
   HEARTH_TRY(read_integer(body, "priority", {-kMaxInt32, kMaxInt32}, priority));
   call.priority = static_cast<int32_t>(priority.value_or(0));
+  constexpr int64_t kMaxSloMs = 3'600'000;
+  std::optional<int64_t> ttft_slo_ms, tpot_slo_ms;
+  HEARTH_TRY(read_integer(body, "ttft_slo_ms", {0, kMaxSloMs}, ttft_slo_ms));
+  HEARTH_TRY(read_integer(body, "tpot_slo_ms", {0, kMaxSloMs}, tpot_slo_ms));
+  call.ttft_slo_ms = ttft_slo_ms.value_or(0);
+  call.tpot_slo_ms = tpot_slo_ms.value_or(0);
   HEARTH_TRY(read_string(body, "cache_salt", kMaxSaltBytes, salt));
   call.cache_salt = std::move(salt).value_or("");
   HEARTH_TRY(read_bool(body, "skip_special_tokens", call.skip_special));

@@ -37,7 +37,8 @@ struct GenerationCall {
   std::optional<int32_t> logprobs;         // alternatives for each token
   std::optional<int32_t> prompt_logprobs;  // the field of that name
   std::optional<GrammarSpec> grammar;
-  std::string grammar_param;  // the field that asked for it
+  std::string grammar_param;                 // the field that asked for it
+  int64_t ttft_slo_ms = 0, tpot_slo_ms = 0;  // 0: the server's
   int32_t priority = 0;
   std::string cache_salt;
   bool stream = false;

@@ -107,6 +107,7 @@ ApiResult<Request> make_base(const GenerationCall& call, const ApiModel& model, 
   request.logprobs = call.logprobs.value_or(kNoLogprobs);
   request.prompt_logprobs = call.prompt_logprobs.value_or(kNoLogprobs);
   request.priority = call.priority;
+  request.slo = {.ttft_us = 1000 * call.ttft_slo_ms, .tpot_us = 1000 * call.tpot_slo_ms};
   request.cache_salt = call.cache_salt;
   HEARTH_TRY(set_grammar(call, model, limits, request));
   return request;

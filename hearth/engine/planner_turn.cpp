@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whose turn it is: the local policy is shown all models, and what it says becomes a step.
+#include <algorithm>
+#include <utility>
+
+#include "hearth/engine/planner.h"
+
+namespace hearth {
+namespace {
+
+// Whether the first that waits finds no blocks: policies leave it out, and memory has to be made for it.
+bool waits_for_blocks(std::span<const PolicySequence> views, const PolicyLimits& limits) {
+  const auto first = std::ranges::find_if(views, [](const auto& v) { return v.ready && !v.running; });
+  const int64_t running = std::ranges::count_if(views, &PolicySequence::running);
+  return first != views.end() && running < limits.sequences && !admissible(*first, views, limits);
+}
+
+}  // namespace
+
+bool Planner::plan_and_launch() {
+  if (in_flight_ == 0) device_free_ns_ = clock_.now_ns();
+  std::vector<int64_t> skipped;
+  for (size_t tried = 0; tried < models_.size(); ++tried) {
+    look_at_models();
+    for (const int64_t m : skipped) locals_[static_cast<size_t>(m)].skip = true;
+    const Turn turn = next_turn();
+    if (turn.model < 0) return false;
+    const std::shared_ptr<ModelState> model = models_[static_cast<size_t>(turn.model)];
+    std::unique_ptr<Step> step = plan(model, turn);
+    if (!step) {
+      skipped.push_back(turn.model);
+      continue;
+    }
+    model->last_turn = ++turns_;
+    device_free_ns_ = std::max(device_free_ns_, clock_.now_ns()) + static_cast<int64_t>(step->predicted_us * 1e3);
+    ++in_flight_;
+    steps_.launch(std::move(step));
+    return true;
+  }
+  return false;
+}
+
+// Views of all models; those for whom nothing can be done now give back what was kept for them.
+void Planner::look_at_models() {
+  views_.resize(models_.size());
+  locals_.clear();
+  for (size_t m = 0; m < models_.size(); ++m) {
+    ModelState& model = *models_[m];
+    std::vector<PolicySequence>& views = views_[m];
+    views.clear();
+    lookups_ = 0;
+    for (const auto& sequence : model.sequences) views.push_back(view(model, *sequence));
+    const bool idle = std::ranges::none_of(views, &PolicySequence::ready);
+    const bool short_of_blocks = waits_for_blocks(views, limits(model));
+    if (idle || short_of_blocks) make_room(model, {.feeds = {}, .preempted = {}, .short_of_blocks = short_of_blocks});
+  }
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const ModelState& model = *models_[m];
+    locals_.push_back({.sequences = views_[m],
+                       .limits = limits(model),
+                       .cost = model.cost.cost(),
+                       .slo = slo_,
+                       .last_turn = model.last_turn,
+                       .service = model.service_us});
+  }
+}
+
+Turn Planner::next_turn() {
+  // The step begins when those under way have ended.
+  Turn turn = policy_->next(locals_, std::max(clock_.now_ns(), device_free_ns_) / 1000);
+  for (const Hopeless& h : turn.hopeless)
+    models_[static_cast<size_t>(h.model)]->sequences[static_cast<size_t>(h.sequence)]->late = true;
+  return turn;
+}
+
+PolicyLimits Planner::limits(const ModelState& model) const {
+  return {.tokens = model.step_tokens,
+          .rows = model.max_rows,
+          .sequences = model.max_sequences,
+          .block_tokens = model.block_tokens,
+          .free_blocks = model.store->pool->available(model.kv_model)};
+}
+
+int64_t Planner::due_us(const Sequence& sequence) const {
+  const Slo& slo = sequence.slo;
+  if (sequence.planned == 0) return first_due_us(sequence.submission->submitted_ns() / 1000, slo);
+  if (slo.tpot_us <= 0) return kNoDue;
+  // Tokens under way come when the steps under way end.
+  const int64_t now_us = std::max(clock_.now_ns(), device_free_ns_) / 1000;
+  if (sequence.first_token_ns < 0) return now_us + slo.tpot_us;
+  if (sequence.late) return sequence.last_token_ns / 1000 + slo.tpot_us;
+  return next_due_us(sequence.first_token_ns / 1000, sequence.planned, slo);
+}
+
+// What of the turn fits into memory; by index into the model's sequences.
+StepChoice Planner::choose(const ModelState& model, const Turn& turn) {
+  const std::vector<PolicySequence>& views = views_[static_cast<size_t>(turn.model)];
+  ordered_.clear();
+  for (const int64_t i : turn.order) ordered_.push_back(views[static_cast<size_t>(i)]);
+  PolicyLimits limit = limits(model);
+  limit.tokens = std::min(limit.tokens, turn.tokens);
+  StepChoice choice = choose_step(ordered_, limit);
+  for (StepFeed& feed : choice.feeds) feed.sequence = turn.order[static_cast<size_t>(feed.sequence)];
+  for (int64_t& index : choice.preempted) index = turn.order[static_cast<size_t>(index)];
+  choice.short_of_blocks |= waits_for_blocks(views, limits(model));
+  return choice;
+}
+
+}  // namespace hearth
