@@ -118,7 +118,11 @@ TEST(Pipeline, PreparesForKvFormatsWithoutChangingTheModel) {
     const bool fp8 = kv == KvFormatId::kFp8;
     EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_scale") != nullptr, fp8);
     EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_channel_scale") != nullptr, kv == KvFormatId::kInt4Fireq);
-    EXPECT_EQ(checkpoint->find("model.layers.3.self_attn.k_channel_offset") != nullptr, kv == KvFormatId::kInt4Fireq);
+    // Where the search finds that it helps, which depends on the last bits of sums: not the same layers on every CPU.
+    int shifted = 0;
+    for (int layer = 0; layer < 6; ++layer)
+      shifted += checkpoint->find(fmt::format("model.layers.{}.self_attn.k_channel_offset", layer)) != nullptr;
+    EXPECT_EQ(shifted > 0, kv == KvFormatId::kInt4Fireq) << shifted;
     // bf16 has 8 bits; 13 M weights' errors of 2^-9 each move the loss by far less than a format that is wrong.
     EXPECT_NEAR(golden_loss(out), plain, 0.01);
   }

@@ -28,7 +28,9 @@ QuantizedMatrix make(const WeightFormat& format, int64_t n, int64_t k, bool has_
   for (uint8_t& zero : matrix.zeros) zero = byte(16);
   if (format.code == WeightCode::kBitvectors) {
     matrix.lines.resize(static_cast<size_t>(format.lines * format.bitvectors));
-    for (float& c : matrix.lines) c = static_cast<float>(random.below(255) - 127) * (format.integer_lines ? 1 : 0.5f);
+    const int64_t largest = format.integer_lines ? 127 / format.bitvectors : 127;  // a line adds up to 127 at most
+    for (float& c : matrix.lines)
+      c = static_cast<float>(random.below(2 * largest + 1) - largest) * (format.integer_lines ? 1 : 0.5f);
     if (format.integer_lines) matrix.line_scales.resize(static_cast<size_t>(format.lines));
     for (float& scale : matrix.line_scales) scale = static_cast<float>(1 + random.below(100)) * 0x1p-12f;
     matrix.line_index.resize(static_cast<size_t>(n * ((k + format.group_k - 1) / format.group_k)));
