@@ -146,9 +146,12 @@ struct e5m2 {
   friend constexpr bool operator==(e5m2, e5m2) = default;
 };
 
-// The DType of a scalar type.
+// The DType of a scalar type. Another type does not compile.
 template <class T>
-inline constexpr DType kDTypeOf = DType::kBool;
+inline constexpr DType kDTypeOf = [] {
+  static_assert(sizeof(T) == 0, "no DType of this type");
+  return DType();
+}();
 template <>
 inline constexpr DType kDTypeOf<double> = DType::kF64;
 template <>
@@ -170,9 +173,15 @@ inline constexpr DType kDTypeOf<int16_t> = DType::kI16;
 template <>
 inline constexpr DType kDTypeOf<int8_t> = DType::kI8;
 template <>
+inline constexpr DType kDTypeOf<uint64_t> = DType::kU64;
+template <>
 inline constexpr DType kDTypeOf<uint32_t> = DType::kU32;
 template <>
+inline constexpr DType kDTypeOf<uint16_t> = DType::kU16;
+template <>
 inline constexpr DType kDTypeOf<uint8_t> = DType::kU8;
+template <>
+inline constexpr DType kDTypeOf<bool> = DType::kBool;
 
 // float <-> any float scalar type, for code that is generic over them.
 template <class T>
