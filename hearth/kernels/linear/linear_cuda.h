@@ -7,8 +7,8 @@
 // (act_quantize.h), where it does not come so, and both meet on the tensor cores: few rows in our kernels, more
 // in cuBLASLt.
 // linear_nibble_sm90: bf16 x, 4-bit codes with scales for groups of 128, 256, 512, ... columns; x rounded to E4M3 where
-// the format says so. Packed weights on tensor cores: up to 8 rows (16 in bf16 and of several
-// weights at once) by linear_units_sm90.h, more by linear_nibble_wide_sm90.h. What is not packed is linear_quantized_sm90's.
+// the format says so. Packed weights on tensor cores: up to 16 rows by linear_units_sm90.h, more by
+// linear_nibble_wide_sm90.h. What is not packed is linear_quantized_sm90's.
 // linear_lines_sm90: bf16 x, rounded to INT8 for each 128 columns, and bitvectors with integer lines as a model's load
 // packs them (line_units.h): on tensor cores, 16 rows at a time. What is not packed is linear_quantized_sm90's.
 // linear_sm90: every other pair of plain types; a row's bits are its own.

@@ -19,11 +19,9 @@ namespace {
 
 int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-constexpr bool rounds_x(const WeightFormat& format) { return format.act != ActFormat::kNative; }
+bool rounds_x(const WeightFormat& format) { return format.act != ActFormat::kNative; }
 
-// Rows of one weight for linear_units(): with more, x of E4M3 takes longer on its way there than the wide kernel does.
-constexpr int64_t most_few(const WeightFormat& format) { return rounds_x(format) ? 8 : sm90::kUnitsMostRows; }
-
+// Few rows.
 Status multiply_units(LinearArgs args, ExecContext& exec) {
   const LinearWeight& w = *args.weight;
   const int64_t m = args.x.rows();
@@ -79,8 +77,8 @@ Status linear_nibble_sm90(const LinearArgs& args, ExecContext& exec) {
     return unsupported("linear: x of e4m3 for weights of format {}, wanted f32 or bf16", to_string(w.format));
   if (!w.units) return linear_quantized_sm90(args, exec);
   if (m == 0 || w.n == 0) return {};
-  if (m <= most_few(w.format) && sm90::fits_units({&args, 1})) return multiply_units(args, exec);
-  if (m > most_few(w.format) && sm90::fits_nibble_wide(args)) return sm90::linear_nibble_wide_sm90(args, exec);
+  if (m <= sm90::kUnitsMostRows && sm90::fits_units({&args, 1})) return multiply_units(args, exec);
+  if (m > sm90::kUnitsMostRows && sm90::fits_nibble_wide(args)) return sm90::linear_nibble_wide_sm90(args, exec);
   return unsupported(
       "linear: packed weights [{}, {}], x of {} with row stride {}; wanted bf16 or e4m3, rows of whole 16 "
       "bytes",
@@ -93,8 +91,7 @@ Status linear_nibble_sm90_parts(std::span<const LinearArgs> parts, ExecContext& 
   const LinearArgs& first = parts.front();
   const int64_t m = first.x.rows();
   const bool is_rounded = first.x.dtype == DType::kE4m3, rounds = rounds_x(first.weight->format);
-  // One launch for all outweighs that.
-  if (m > 0 && m <= sm90::kUnitsMostRows && parts.size() > 1 && sm90::fits_units(parts) &&
+  if (m > 0 && m <= sm90::kUnitsMostRows && sm90::fits_units(parts) &&
       (rounds ? is_rounded || sm90::units_round_x(m, first.weight->k) : !is_rounded))
     return sm90::linear_units(parts, exec.stream);
   for (const LinearArgs& args : parts) HEARTH_TRY(linear_nibble_sm90(args, exec));

@@ -89,9 +89,7 @@ void check(const NibbleCase& c, uint64_t seed) {
       const double wanted = exact.at(r, n), off = out.at(r, n) - wanted;
       error += off * off, norm += wanted * wanted;
     }
-  // More than 8 rows of E4M3 go to Hopper's own products of it, whose sums have fewer bits.
-  const double of_f32 = c.m > 8 && c.format.act != ActFormat::kNative ? 3e-4 : 1e-5;
-  EXPECT_LE(std::sqrt(error), std::sqrt(norm) * (c.out == DType::kF32 ? of_f32 : 0x1p-8));
+  EXPECT_LE(std::sqrt(error), std::sqrt(norm) * (c.out == DType::kF32 ? 1e-5 : 0x1p-8));
 }
 
 TEST(LinearNibbleSm90, MatchesTheReferenceForEveryFormat) {
@@ -111,8 +109,8 @@ TEST(LinearNibbleSm90, MatchesTheReferenceOnModelShapes) {
   for (const WeightFormat& format : {formats()[0], formats()[1], formats()[3], formats()[5]})
     for (int64_t m : {1, 12}) {
       check({format, m, 4096 + 40, 256}, ++seed);
-      check({format, m, 6000, 2688}, ++seed);               // three strips a block, a part of a segment
-      if (m == 1) check({format, m, 4400, 14336}, ++seed);  // strips that are longer than the rings
+      check({format, m, 6000, 2688}, ++seed);               // three tiles a block, three stages a tile
+      if (m == 1) check({format, m, 4400, 14336}, ++seed);  // tiles that are longer than the ring
       check({format, m, 100, 14336}, ++seed);
       check({format, m, 40, 18944, DType::kBf16, true}, ++seed);
     }
@@ -124,8 +122,8 @@ TEST(LinearNibbleSm90, ARowIsItsOwn) {
   for (const WeightFormat& format : formats()) {
     SCOPED_TRACE(fmt::format("seed {} {}", ++seed, to_string(format)));
     Random random(seed);
-    // Two strips a block.
-    constexpr int64_t kRows = 8, kCols = 2200, kK = 3072;
+    // Two tiles a block, and three stages a tile, which two teams share.
+    constexpr int64_t kRows = 16, kCols = 2200, kK = 3072;
     PlacedWeight placed(random_matrix(format, kCols, kK, false, random));
     const PackedWeight device(placed);
     TestTensor x(DType::kBf16, kRows, kK), all(DType::kF32, kRows, kCols), some(DType::kF32, kRows, kCols);
@@ -162,7 +160,7 @@ TEST(LinearNibbleSm90, BadRowsStayAlone) {
   }
 }
 
-// Rows that come rounded, few (units) and more (the wide kernel), and three weights in one launch.
+// Rows that come rounded, few (the ring) and many (the wide kernel), and three weights in one launch.
 TEST(LinearNibbleSm90, TakesRoundedRowsAndSeveralWeights) {
   constexpr uint64_t kSeed = 600;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
@@ -209,17 +207,7 @@ TEST(LinearNibbleSm90, TakesRoundedRowsAndSeveralWeights) {
       ASSERT_TRUE(gpu.synchronize());
       device_apart.copy_back(), device_plain.copy_back(), device_together.copy_back();
       EXPECT_TRUE(apart.same_bits(plain)) << to_string(format) << " m " << m;
-      if (m <= 8 || m > 16) {
-        EXPECT_TRUE(apart.same_bits(together)) << to_string(format) << " m " << m;
-      }
-      // Several weights at once stay with the kernel of few rows.
-      double error = 0, norm = 0;
-      for (int64_t r = 0; r < m; ++r)
-        for (int64_t n = 0; n < kAll; ++n) {
-          const double off = apart.at(r, n) - together.at(r, n);
-          error += off * off, norm += double{together.at(r, n)} * together.at(r, n);
-        }
-      EXPECT_LE(std::sqrt(error), std::sqrt(norm) * 0x1p-7) << to_string(format) << " m " << m;
+      EXPECT_TRUE(apart.same_bits(together)) << to_string(format) << " m " << m;
       EXPECT_TRUE(std::isfinite(together.at(m - 1, kAll - 1)));
     }
 }
