@@ -30,20 +30,21 @@ class DeviceWeight {
   LinearWeight weight;
 };
 
-// The same as a model's load packs it (LinearOp::pack). It may stay as it was.
-class PackedWeight {
+// The same as a model's load packs it (LinearOp::packed_bytes and pack). It may stay as it was.
+template <auto packed_bytes, auto pack>
+class PackedBy {
  public:
-  explicit PackedWeight(PlacedWeight& placed, TestTensor* bias = nullptr)
+  explicit PackedBy(PlacedWeight& placed, TestTensor* bias = nullptr)
       : canonical_(placed, bias), weight(canonical_.weight) {
-    auto bytes = DeviceBuffer::allocate(
-        std::max<int64_t>(64, linear_nibble_sm90_packed_bytes(weight.format, weight.n, weight.k)));
+    auto bytes = DeviceBuffer::allocate(std::max<int64_t>(64, packed_bytes(weight.format, weight.n, weight.k)));
     EXPECT_TRUE(bytes) << bytes.error().message;
     units_ = *std::move(bytes);
     GpuExec gpu;
-    const Status packed = linear_nibble_sm90_pack(weight, units_.data(), gpu.exec().stream);
+    const Status packed = pack(weight, units_.data(), gpu.exec().stream);
     EXPECT_TRUE(packed) << packed.error().message;
     EXPECT_TRUE(gpu.synchronize());
   }
+  const DeviceBuffer& units() const { return units_; }
 
  private:
   DeviceWeight canonical_;
@@ -52,5 +53,8 @@ class PackedWeight {
  public:
   LinearWeight weight;
 };
+
+using PackedWeight = PackedBy<linear_nibble_sm90_packed_bytes, linear_nibble_sm90_pack>;
+using PackedLines = PackedBy<linear_lines_sm90_packed_bytes, linear_lines_sm90_pack>;
 
 }  // namespace hearth::testing

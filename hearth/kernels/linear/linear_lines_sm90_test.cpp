@@ -10,10 +10,10 @@
 
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/linear/device_weight_for_test.h"
+#include "hearth/kernels/linear/gpu_linear_for_test.h"
 #include "hearth/kernels/linear/line_units.h"
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
-#include "hearth/kernels/some_cases_for_test.h"
 
 namespace hearth {
 namespace {
@@ -26,89 +26,20 @@ WeightFormat lines_format(int bitvectors, int64_t lines) {
   return format;
 }
 
-// A weight as a model's load packs it.
-class PackedLines {
- public:
-  explicit PackedLines(PlacedWeight& placed, TestTensor* bias = nullptr)
-      : canonical_(placed, bias), weight(canonical_.weight) {
-    auto bytes = DeviceBuffer::allocate(linear_lines_sm90_packed_bytes(weight.format, weight.n, weight.k));
-    EXPECT_TRUE(bytes) << bytes.error().message;
-    units_ = *std::move(bytes);
-    GpuExec gpu;
-    const Status packed = linear_lines_sm90_pack(weight, units_.data(), gpu.exec().stream);
-    EXPECT_TRUE(packed) << packed.error().message;
-    EXPECT_TRUE(gpu.synchronize());
-    EXPECT_TRUE(weight.units && !weight.codes && !weight.lines && !weight.line_scales && !weight.line_index);
-  }
-  const DeviceBuffer& units() const { return units_; }
-
- private:
-  DeviceWeight canonical_;
-  DeviceBuffer units_;
-
- public:
-  LinearWeight weight;
-};
-
 Status run_gpu(const LinearWeight& weight, TestTensor& x, TestTensor* residual, TestTensor& out, int64_t begin,
                int64_t rows) {
-  GpuExec gpu({}, linear_lines_sm90_workspace_bytes(rows, weight.n, weight.k, 1));
-  OnDevice device_x(x), device_out(out);
-  std::optional<OnDevice> device_residual;
-  LinearArgs args{.x = device_x.view().slice_rows(begin, rows),
-                  .weight = &weight,
-                  .out = device_out.view().slice_rows(begin, rows)};
-  if (residual == &out) {
-    args.residual = args.out;
-  } else if (residual != nullptr) {
-    args.residual = device_residual.emplace(*residual).view().slice_rows(begin, rows);
-  }
-  HEARTH_TRY(linear_lines_sm90(args, gpu.exec()));
-  HEARTH_TRY(gpu.synchronize());
-  device_out.copy_back();
-  return {};
+  return run_linear(linear_lines_sm90, linear_lines_sm90_workspace_bytes(rows, weight.n, weight.k, 1), weight, x,
+                    residual, out, begin, rows);
 }
 
-struct LinesCase {
-  WeightFormat format;
-  int64_t m, n, k;
-  DType out = DType::kF32;
-  bool extras = false;  // bias and residual
-};
-
 // A unit's sum is exact; what f32 loses is 2^-24 of the sums so far a unit, and bf16 rounds the result.
-void check(const LinesCase& c, uint64_t seed) {
-  if (leave_out_case()) return;
-  SCOPED_TRACE(fmt::format("seed {} {} m {} n {} k {} out {} extras {}", seed, to_string(c.format), c.m, c.n, c.k,
-                           dtype_name(c.out), c.extras));
+void check(const LinearCase& c, uint64_t seed) {
   ASSERT_TRUE(supports_linear_lines_sm90(c.format, DType::kBf16));
-  Random random(seed);
-  const QuantizedMatrix matrix = random_matrix(c.format, c.n, c.k, false, random);
-  ASSERT_TRUE(matrix.validate());
-  PlacedWeight placed(matrix);
-  TestTensor x(DType::kBf16, c.m, c.k, 8), residual(c.out, c.m, c.n, 1), bias(DType::kBf16, 1, c.n);
-  x.fill(random), residual.fill(random), bias.fill(random);
-  TestTensor out(c.out, c.m, c.n, 3), exact(DType::kF32, c.m, c.n);
-  LinearWeight host = placed.weight;
-  if (c.extras) host.bias = bias.vector();
-  TestTensor wide_residual(DType::kF32, c.m, c.n);
-  for (int64_t r = 0; r < c.m; ++r)
-    for (int64_t n = 0; n < c.n; ++n) wide_residual.set(r, n, residual.at(r, n));
-  std::vector<std::byte> scratch(static_cast<size_t>(linear_quantized_ref_workspace_bytes(c.m, c.n, c.k, 1)));
-  ExecContext exec{.workspace = scratch};
-  ASSERT_TRUE(linear_quantized_ref(
-      {.x = x.view(), .weight = &host, .residual = c.extras ? wide_residual.view() : TensorView(), .out = exact.view()},
-      exec));
-  const PackedLines device(placed, c.extras ? &bias : nullptr);
-  const Status status = run_gpu(device.weight, x, c.extras ? &residual : nullptr, out, 0, c.m);
-  ASSERT_TRUE(status) << status.error().message;
-  double error = 0, norm = 0;
-  for (int64_t r = 0; r < c.m; ++r)
-    for (int64_t n = 0; n < c.n; ++n) {
-      const double wanted = exact.at(r, n), off = out.at(r, n) - wanted;
-      error += off * off, norm += wanted * wanted;
-    }
-  EXPECT_LE(std::sqrt(error), std::sqrt(norm) * (c.out == DType::kF32 ? 1e-6 : 0x1p-8));
+  check_linear(c, seed, c.out == DType::kF32 ? 1e-6 : 0x1p-8,
+               [&](PlacedWeight& placed, TestTensor* bias, TestTensor& x, TestTensor* residual, TestTensor& out) {
+                 const PackedLines device(placed, bias);
+                 return run_gpu(device.weight, x, residual, out, 0, c.m);
+               });
 }
 
 TEST(LinearLinesSm90, UnitsAreThoseOfTheHost) {
@@ -119,6 +50,8 @@ TEST(LinearLinesSm90, UnitsAreThoseOfTheHost) {
       const WeightFormat format = lines_format(bitvectors, 300);
       PlacedWeight placed(random_matrix(format, n, 384, false, random));
       const PackedLines packed(placed);
+      const LinearWeight& weight = packed.weight;
+      EXPECT_TRUE(weight.units && !weight.codes && !weight.lines && !weight.line_scales && !weight.line_index);
       std::vector<uint8_t> wanted(static_cast<size_t>(line_units_bytes(format, n, 384))), found(wanted.size());
       pack_line_units_ref(placed.weight, wanted);
       ASSERT_TRUE(packed.units().copy_to_host(std::as_writable_bytes(std::span(found))));

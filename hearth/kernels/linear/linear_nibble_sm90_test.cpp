@@ -10,11 +10,11 @@
 
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/linear/device_weight_for_test.h"
+#include "hearth/kernels/linear/gpu_linear_for_test.h"
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_narrow_sm90.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
 #include "hearth/kernels/rounded_test.h"
-#include "hearth/kernels/some_cases_for_test.h"
 
 namespace hearth {
 namespace {
@@ -37,59 +37,18 @@ std::vector<WeightFormat> formats() {
 
 Status run_gpu(const LinearWeight& weight, TestTensor& x, TestTensor* residual, TestTensor& out, int64_t begin,
                int64_t rows) {
-  GpuExec gpu({}, linear_nibble_sm90_workspace_bytes(rows, weight.n, weight.k, 1));
-  OnDevice device_x(x), device_out(out);
-  std::optional<OnDevice> device_residual;
-  LinearArgs args{.x = device_x.view().slice_rows(begin, rows),
-                  .weight = &weight,
-                  .out = device_out.view().slice_rows(begin, rows)};
-  if (residual != nullptr) args.residual = device_residual.emplace(*residual).view().slice_rows(begin, rows);
-  HEARTH_TRY(linear_nibble_sm90(args, gpu.exec()));
-  HEARTH_TRY(gpu.synchronize());
-  device_out.copy_back();
-  return {};
+  return run_linear(linear_nibble_sm90, linear_nibble_sm90_workspace_bytes(rows, weight.n, weight.k, 1), weight, x,
+                    residual, out, begin, rows);
 }
 
-struct NibbleCase {
-  WeightFormat format;
-  int64_t m, n, k;
-  DType out = DType::kF32;
-  bool extras = false;  // bias and residual
-};
-
-// The reference in double; sums in f32 lose 2^-24 of the largest part of a sum a step, and bf16 rounds the result.
-void check(const NibbleCase& c, uint64_t seed) {
-  if (leave_out_case()) return;
-  SCOPED_TRACE(fmt::format("seed {} {} m {} n {} k {} out {} extras {}", seed, to_string(c.format), c.m, c.n, c.k,
-                           dtype_name(c.out), c.extras));
+// Sums in f32 lose 2^-24 of the largest part of a sum a step, and bf16 rounds the result.
+void check(const LinearCase& c, uint64_t seed) {
   ASSERT_TRUE(supports_linear_nibble_sm90(c.format, DType::kBf16));
-  Random random(seed);
-  const QuantizedMatrix matrix = random_matrix(c.format, c.n, c.k, false, random);
-  ASSERT_TRUE(matrix.validate());
-  PlacedWeight placed(matrix);
-  TestTensor x(DType::kBf16, c.m, c.k, 8), residual(c.out, c.m, c.n, 1), bias(DType::kBf16, 1, c.n);
-  x.fill(random), residual.fill(random), bias.fill(random);
-  TestTensor out(c.out, c.m, c.n, 3), exact(DType::kF32, c.m, c.n);
-  LinearWeight host = placed.weight;
-  if (c.extras) host.bias = bias.vector();
-  TestTensor wide_residual(DType::kF32, c.m, c.n);
-  for (int64_t r = 0; r < c.m; ++r)
-    for (int64_t n = 0; n < c.n; ++n) wide_residual.set(r, n, residual.at(r, n));
-  std::vector<std::byte> scratch(static_cast<size_t>(linear_quantized_ref_workspace_bytes(c.m, c.n, c.k, 1)));
-  ExecContext exec{.workspace = scratch};
-  ASSERT_TRUE(linear_quantized_ref(
-      {.x = x.view(), .weight = &host, .residual = c.extras ? wide_residual.view() : TensorView(), .out = exact.view()},
-      exec));
-  const PackedWeight device(placed, c.extras ? &bias : nullptr);
-  const Status status = run_gpu(device.weight, x, c.extras ? &residual : nullptr, out, 0, c.m);
-  ASSERT_TRUE(status) << status.error().message;
-  double error = 0, norm = 0;
-  for (int64_t r = 0; r < c.m; ++r)
-    for (int64_t n = 0; n < c.n; ++n) {
-      const double wanted = exact.at(r, n), off = out.at(r, n) - wanted;
-      error += off * off, norm += wanted * wanted;
-    }
-  EXPECT_LE(std::sqrt(error), std::sqrt(norm) * (c.out == DType::kF32 ? 1e-5 : 0x1p-8));
+  check_linear(c, seed, c.out == DType::kF32 ? 1e-5 : 0x1p-8,
+               [&](PlacedWeight& placed, TestTensor* bias, TestTensor& x, TestTensor* residual, TestTensor& out) {
+                 const PackedWeight device(placed, bias);
+                 return run_gpu(device.weight, x, residual, out, 0, c.m);
+               });
 }
 
 TEST(LinearNibbleSm90, MatchesTheReferenceForEveryFormat) {
@@ -109,8 +68,8 @@ TEST(LinearNibbleSm90, MatchesTheReferenceOnModelShapes) {
   for (const WeightFormat& format : {formats()[0], formats()[1], formats()[3], formats()[5]})
     for (int64_t m : {1, 12}) {
       check({format, m, 4096 + 40, 256}, ++seed);
-      check({format, m, 6000, 2688}, ++seed);               // three tiles a block, three stages a tile
-      if (m == 1) check({format, m, 4400, 14336}, ++seed);  // tiles that are longer than the ring
+      check({format, m, 6000, 2688}, ++seed);               // three strips a block, a part of a segment
+      if (m == 1) check({format, m, 4400, 14336}, ++seed);  // strips that are longer than the rings
       check({format, m, 100, 14336}, ++seed);
       check({format, m, 40, 18944, DType::kBf16, true}, ++seed);
     }
@@ -122,7 +81,7 @@ TEST(LinearNibbleSm90, ARowIsItsOwn) {
   for (const WeightFormat& format : formats()) {
     SCOPED_TRACE(fmt::format("seed {} {}", ++seed, to_string(format)));
     Random random(seed);
-    // Two tiles a block, and three stages a tile, which two teams share.
+    // Two strips a block.
     constexpr int64_t kRows = 16, kCols = 2200, kK = 3072;
     PlacedWeight placed(random_matrix(format, kCols, kK, false, random));
     const PackedWeight device(placed);
@@ -160,7 +119,7 @@ TEST(LinearNibbleSm90, BadRowsStayAlone) {
   }
 }
 
-// Rows that come rounded, few (the ring) and many (the wide kernel), and three weights in one launch.
+// Rows that come rounded, few (units) and many (the wide kernel), and three weights in one launch.
 TEST(LinearNibbleSm90, TakesRoundedRowsAndSeveralWeights) {
   constexpr uint64_t kSeed = 600;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);

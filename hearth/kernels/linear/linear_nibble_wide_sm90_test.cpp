@@ -7,14 +7,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/linear/device_weight_for_test.h"
+#include "hearth/kernels/linear/gpu_linear_for_test.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
 #include "hearth/kernels/rounded_test.h"
-#include "hearth/kernels/some_cases_for_test.h"
 
 namespace hearth {
 namespace {
@@ -49,29 +48,16 @@ bool is_bf16(const WeightFormat& format) { return format.act == ActFormat::kNati
 
 Status run_gpu(const LinearWeight& weight, TestTensor& x, TestTensor* residual, TestTensor& out, int64_t begin,
                int64_t rows, bool counters = true, sm90::WideTile tile = sm90::WideTile::kChosen) {
-  GpuExec gpu({}, sm90::nibble_wide_workspace_bytes(rows, weight.n, weight.k));
-  if (!counters) gpu.exec().staged.counters = nullptr;
-  OnDevice device_x(x), device_out(out);
-  std::optional<OnDevice> device_residual;
-  LinearArgs args{.x = device_x.view().slice_rows(begin, rows),
-                  .weight = &weight,
-                  .out = device_out.view().slice_rows(begin, rows)};
-  if (residual != nullptr) args.residual = device_residual.emplace(*residual).view().slice_rows(begin, rows);
-  if (!sm90::fits_nibble_wide(args)) return unsupported("does not fit");
-  // Twice: what the first launch leaves in the counters, the second one finds.
-  for (int i = 0; i < 2; ++i) HEARTH_TRY(sm90::linear_nibble_wide_sm90(args, gpu.exec(), tile));
-  HEARTH_TRY(gpu.synchronize());
-  device_out.copy_back();
-  return {};
+  const auto twice = [&](const LinearArgs& args, ExecContext& exec) -> Status {
+    if (!counters) exec.staged.counters = nullptr;
+    if (!sm90::fits_nibble_wide(args)) return unsupported("does not fit");
+    // What the first launch leaves in the counters, the second one finds.
+    for (int i = 0; i < 2; ++i) HEARTH_TRY(sm90::linear_nibble_wide_sm90(args, exec, tile));
+    return {};
+  };
+  return run_linear(twice, sm90::nibble_wide_workspace_bytes(rows, weight.n, weight.k), weight, x, residual, out, begin,
+                    rows);
 }
-
-struct WideCase {
-  WeightFormat format;
-  int64_t m, n, k;
-  DType out = DType::kF32;
-  bool extras = false;  // bias and residual
-  sm90::WideTile tile = sm90::WideTile::kChosen;
-};
 
 // Frobenius norm of the error by that of the result. Products are exact. Of E4M3's sums Hopper's tensor cores keep
 // about 14 bits, of bf16's as many as f32 has; results in bf16 are rounded once.
@@ -80,43 +66,13 @@ double tolerance(const WeightFormat& format, DType out) {
   return is_bf16(format) ? 1e-5 : 3e-4;
 }
 
-void check(const WideCase& c, uint64_t seed) {
-  if (leave_out_case()) return;
-  SCOPED_TRACE(fmt::format("seed {} {} m {} n {} k {} out {} extras {} tile {}", seed, to_string(c.format), c.m, c.n,
-                           c.k, dtype_name(c.out), c.extras, static_cast<int>(c.tile)));
-  Random random(seed);
-  const QuantizedMatrix matrix = random_matrix(c.format, c.n, c.k, false, random);
-  ASSERT_TRUE(matrix.validate());
-  PlacedWeight placed(matrix);
-  TestTensor x(DType::kBf16, c.m, c.k, 8), residual(c.out, c.m, c.n, 1), bias(DType::kBf16, 1, c.n);
-  x.fill(random), residual.fill(random), bias.fill(random);
-  TestTensor out(c.out, c.m, c.n, 3), exact(DType::kF32, c.m, c.n), wide_residual(DType::kF32, c.m, c.n);
-  LinearWeight host = placed.weight;
-  if (c.extras) host.bias = bias.vector();
-  for (int64_t r = 0; r < c.m; ++r)
-    for (int64_t n = 0; n < c.n; ++n) wide_residual.set(r, n, residual.at(r, n));
-  std::vector<std::byte> scratch(static_cast<size_t>(linear_quantized_ref_workspace_bytes(c.m, c.n, c.k, 1)));
-  ExecContext exec{.workspace = scratch};
-  ASSERT_TRUE(linear_quantized_ref(
-      {.x = x.view(), .weight = &host, .residual = c.extras ? wide_residual.view() : TensorView(), .out = exact.view()},
-      exec));
-  const PackedWeight device(placed, c.extras ? &bias : nullptr);
-  const Status status = run_gpu(device.weight, x, c.extras ? &residual : nullptr, out, 0, c.m, seed % 2 == 0, c.tile);
-  ASSERT_TRUE(status) << status.error().message;
-  double error = 0, norm = 0, worst = -1;
-  int64_t worst_row = 0, worst_col = 0;
-  for (int64_t r = 0; r < c.m; ++r)
-    for (int64_t n = 0; n < c.n; ++n) {
-      const double wanted = exact.at(r, n), off = out.at(r, n) - wanted;
-      error += off * off, norm += wanted * wanted;
-      if (!(std::abs(off) <= worst)) worst = std::abs(off), worst_row = r, worst_col = n;
-    }
-  EXPECT_LE(std::sqrt(error), std::sqrt(norm) * tolerance(c.format, c.out))
-      << "relative " << std::sqrt(error / norm) << ", worst at row " << worst_row << " column " << worst_col << ": "
-      << out.at(worst_row, worst_col) << ", wanted " << exact.at(worst_row, worst_col);
-  if (std::getenv("HEARTH_PRINT_ERRORS") != nullptr)
-    fmt::print("{:55} m {:4} n {:4} k {:5} relative error {:.2e}\n", to_string(c.format), c.m, c.n, c.k,
-               std::sqrt(error / norm));
+void check(const LinearCase& c, uint64_t seed, sm90::WideTile tile = sm90::WideTile::kChosen) {
+  SCOPED_TRACE(fmt::format("tile {}", static_cast<int>(tile)));
+  check_linear(c, seed, tolerance(c.format, c.out),
+               [&](PlacedWeight& placed, TestTensor* bias, TestTensor& x, TestTensor* residual, TestTensor& out) {
+                 const PackedWeight device(placed, bias);
+                 return run_gpu(device.weight, x, residual, out, 0, c.m, seed % 2 == 0, tile);
+               });
 }
 
 // One weight is 1 and every x a small integer of its own: says which column went where when something is amiss.
@@ -196,8 +152,8 @@ TEST(LinearNibbleWideSm90, EveryTileMatchesTheReference) {
   for (const WeightFormat& format : kernels())
     for (const sm90::WideTile tile : {k128x32, k128x64, k64x64, k128x128, k192x128})
       for (const int64_t m : {40, 140}) {
-        check({format, m, 300, 1664, DType::kF32, true, tile}, ++seed);
-        check({format, m, 20, 6144, DType::kF32, false, tile}, ++seed);
+        check({format, m, 300, 1664, DType::kF32, true}, ++seed, tile);
+        check({format, m, 20, 6144, DType::kF32, false}, ++seed, tile);
       }
 }
 
@@ -206,10 +162,10 @@ TEST(LinearNibbleWideSm90, EveryTileMatchesTheReference) {
 TEST(LinearNibbleWideSm90, WavesMatchTheReference) {
   uint64_t seed = 450;
   for (const WeightFormat& format : kernels()) {
-    check({format, 129, 54 * 128 + 1, 384, DType::kF32, false, sm90::WideTile::k128x32}, ++seed);
-    check({format, 97, 33 * 128, 384, DType::kF32, true, sm90::WideTile::k128x32}, ++seed);
-    check({format, 97, 31 * 128, 384, DType::kBf16, true, sm90::WideTile::k128x32}, ++seed);
-    check({format, 65, 87 * 128, 256, DType::kF32, false, sm90::WideTile::k128x32}, ++seed);
+    check({format, 129, 54 * 128 + 1, 384, DType::kF32, false}, ++seed, sm90::WideTile::k128x32);
+    check({format, 97, 33 * 128, 384, DType::kF32, true}, ++seed, sm90::WideTile::k128x32);
+    check({format, 97, 31 * 128, 384, DType::kBf16, true}, ++seed, sm90::WideTile::k128x32);
+    check({format, 65, 87 * 128, 256, DType::kF32, false}, ++seed, sm90::WideTile::k128x32);
   }
 }
 

@@ -10,6 +10,7 @@
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/linear/act_quantize.h"
 #include "hearth/kernels/linear/device_weight_for_test.h"
+#include "hearth/kernels/linear/gpu_linear_for_test.h"
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_sm90_plan.h"
 #include "hearth/kernels/linear/quantized_for_test.h"
@@ -20,24 +21,10 @@ namespace {
 
 using namespace testing;  // quantized_for_test.h
 
-// Rows [begin, begin + rows) of x and out. The residual may be out itself.
 Status run_gpu(const LinearWeight& weight, TestTensor& x, TestTensor* residual, TestTensor& out, int64_t begin,
                int64_t rows) {
-  GpuExec gpu({}, linear_quantized_sm90_workspace_bytes(rows, weight.n, weight.k, 1));
-  OnDevice device_x(x), device_out(out);
-  std::optional<OnDevice> device_residual;
-  LinearArgs args{.x = device_x.view().slice_rows(begin, rows),
-                  .weight = &weight,
-                  .out = device_out.view().slice_rows(begin, rows)};
-  if (residual == &out) {
-    args.residual = args.out;
-  } else if (residual != nullptr) {
-    args.residual = device_residual.emplace(*residual).view().slice_rows(begin, rows);
-  }
-  HEARTH_TRY(linear_quantized_sm90(args, gpu.exec()));
-  HEARTH_TRY(gpu.synchronize());
-  device_out.copy_back();
-  return {};
+  return run_linear(linear_quantized_sm90, linear_quantized_sm90_workspace_bytes(rows, weight.n, weight.k, 1), weight,
+                    x, residual, out, begin, rows);
 }
 
 void check(const Case& test, uint64_t seed) {
