@@ -53,20 +53,6 @@ constexpr Problem kProblems[] = {
     {false, 1, 4096, 28, 4, 128},   {false, 1, 4096, 32, 8, 64},
 };
 
-template <class T>
-T or_exit(Result<T> result) {
-  if (!result) {
-    fmt::print(stderr, "attention_sm90_bench: {}\n", result.error().message);
-    std::exit(exit_code(result.error().code));
-  }
-  return std::move(*result);
-}
-void or_exit(const Status& status) {
-  if (status) return;
-  fmt::print(stderr, "attention_sm90_bench: {}\n", status.error().message);
-  std::exit(exit_code(status.error().code));
-}
-
 DeviceBuffer random_bf16(int64_t bytes) {
   std::vector<uint16_t> host(static_cast<size_t>(bytes / 2));
   Random random(11);

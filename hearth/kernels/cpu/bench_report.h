@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -15,6 +16,8 @@
 #include <vector>
 
 #include <fmt/format.h>
+
+#include "hearth/base/result.h"
 
 namespace hearth {
 
@@ -42,6 +45,18 @@ double time_us(F&& f) {
   const auto start = std::chrono::steady_clock::now();
   f();
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
+
+// What was wanted, or the end of the program with what was wrong.
+inline void or_exit(const Status& status) {
+  if (status) return;
+  fmt::print(stderr, "{}: {}\n", program_invocation_short_name, status.error().message);
+  std::exit(exit_code(status.error().code));
+}
+template <class T>
+T or_exit(Result<T> result) {
+  if (!result) or_exit(Status(result.error()));
+  return std::move(*result);
 }
 
 // A JSON string.

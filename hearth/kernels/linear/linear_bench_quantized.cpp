@@ -66,12 +66,6 @@ struct Rivals {
   }
 };
 
-void or_exit(const Status& status) {
-  if (status) return;
-  fmt::print(stderr, "linear_bench: {}\n", status.error().message);
-  std::exit(1);
-}
-
 // `rounds` alternated rounds of m tokens, and their report.
 void bench_shape(const char* layer, int64_t m, Rivals& rivals, int rounds, ThreadPool& pool, ResultLines& lines) {
   const int64_t n = rivals.plain.n, k = rivals.plain.k;

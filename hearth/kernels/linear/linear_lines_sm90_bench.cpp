@@ -9,67 +9,16 @@
 #include <vector>
 
 #include "hearth/base/random.h"
-#include "hearth/kernels/cpu/bench_report.h"
-#include "hearth/kernels/linear/linear_bench_formats.h"
+#include "hearth/kernels/linear/gpu_weights_for_bench.h"
 #include "hearth/kernels/linear/linear_cuda.h"
-#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/step_staging.h"
-#include "hearth/tensor/quantized_weight.h"
 
 namespace hearth {
 namespace {
 
-struct Layer {
-  const char* name;
-  int64_t n, k;
-};
-constexpr Layer kLayers[] = {{"gate_up", 28672, 4096}, {"down", 4096, 14336},   {"qkv", 6144, 4096},
-                             {"o", 4096, 4096},        {"7b qkv", 12288, 4096}, {"7b gate_up", 22016, 4096},
-                             {"7b down", 4096, 11008}};
 constexpr int64_t kTokens[] = {1, 2, 4, 8, 16, 32, 64, 128};
 constexpr int kRounds = 7;
 constexpr int64_t kCalls = 40;
-constexpr double kCopyBytesPerUs = 3.026e6;
-
-template <class T>
-T or_exit(Result<T> result) {
-  if (!result) {
-    fmt::print(stderr, "linear_lines_sm90_bench: {}\n", result.error().message);
-    std::exit(exit_code(result.error().code));
-  }
-  return std::move(*result);
-}
-void or_exit(const Status& status) {
-  if (status) return;
-  fmt::print(stderr, "linear_lines_sm90_bench: {}\n", status.error().message);
-  std::exit(exit_code(status.error().code));
-}
-
-// A weight's copies on the device, as many as make 200 MB.
-struct Copies {
-  DeviceBuffer memory;
-  std::vector<LinearWeight> weights;
-};
-
-Copies place_copies(const WeightFormat& format, int64_t n, int64_t k, const Stream& stream) {
-  std::vector<std::byte> host(static_cast<size_t>(quantized_weight_bytes(format, n, k, false)) + 64);
-  auto* const at = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(host.data()) + 63) / 64 * 64);
-  const LinearWeight weight = place_quantized(bench_matrix(format, n, k), at);
-  DeviceBuffer canonical = or_exit(DeviceBuffer::allocate(static_cast<int64_t>(host.size())));
-  or_exit(canonical.copy_from_host({at, host.size() - 64}));
-  const int64_t size = (linear_lines_sm90_packed_bytes(format, n, k) + 255) / 256 * 256;
-  const int64_t copies = (200'000'000 + size - 1) / size;
-  Copies all{or_exit(DeviceBuffer::allocate(copies * size)), {}};
-  for (int64_t i = 0; i < copies; ++i) {
-    LinearWeight moved = weight;
-    for (ConstTensorView* view : {&moved.codes, &moved.lines, &moved.line_scales, &moved.line_index})
-      view->data = canonical.data() + (static_cast<const std::byte*>(view->data) - at);
-    or_exit(linear_lines_sm90_pack(moved, all.memory.data() + i * size, stream.handle()));
-    all.weights.push_back(moved);
-  }
-  or_exit(stream.synchronize());
-  return all;
-}
 
 DeviceBuffer random_x(int64_t count) {
   std::vector<bf16> host(static_cast<size_t>(count));
@@ -80,7 +29,7 @@ DeviceBuffer random_x(int64_t count) {
   return buffer;
 }
 
-void bench(const Layer& layer, int64_t m, const Copies& copies, const Stream& stream, ResultLines& lines) {
+void bench(const BenchLayer& layer, int64_t m, const PackedCopies& copies, const Stream& stream, ResultLines& lines) {
   const int64_t n = layer.n, k = layer.k, workspace_bytes = linear_lines_sm90_workspace_bytes(m, n, k, 1);
   const DeviceBuffer workspace = or_exit(DeviceBuffer::allocate(workspace_bytes));
   const DeviceBuffer x = random_x(m * k), out = or_exit(DeviceBuffer::allocate(m * n * 2));
@@ -135,9 +84,10 @@ int main_with(int argc, char** argv) {
   lines.set_device(or_exit(cuda_device_info(0)).name);
   fmt::print("{}\n", lines.device());
   const Stream stream = or_exit(Stream::create());
-  for (const Layer& layer : kLayers) {
+  for (const BenchLayer& layer : kBenchLayers) {
     if (!only.empty() && only != layer.name) continue;
-    const Copies copies = place_copies(format, layer.n, layer.k, stream);
+    const PackedCopies copies =
+        packed_copies(format, layer.n, layer.k, linear_lines_sm90_packed_bytes, linear_lines_sm90_pack, stream);
     for (const int64_t m : kTokens) bench(layer, m, copies, stream, lines);
   }
   return 0;

@@ -7,43 +7,23 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "hearth/base/random.h"
-#include "hearth/kernels/cpu/bench_report.h"
-#include "hearth/kernels/linear/linear_bench_formats.h"
+#include "hearth/kernels/linear/gpu_weights_for_bench.h"
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_nibble_wide_sm90.h"
-#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/step_staging.h"
-#include "hearth/tensor/quantized_weight.h"
 
 namespace hearth {
 namespace {
 
-struct Layer {
-  const char* name;
-  int64_t n, k;
-};
-constexpr Layer kLayers[] = {{"gate_up", 28672, 4096}, {"down", 4096, 14336}, {"qkv", 6144, 4096}, {"o", 4096, 4096}};
+constexpr int kLayers = 4;  // Llama-3-8B's
 constexpr int kRounds = 7;
-constexpr double kCopyBytesPerUs = 3.026e6, kFp8FlopsPerUs = 1.53e9, kBf16FlopsPerUs = 0.79e9;
-
-template <class T>
-T or_exit(Result<T> result) {
-  if (!result) {
-    fmt::print(stderr, "linear_nibble_wide_sm90_bench: {}\n", result.error().message);
-    std::exit(exit_code(result.error().code));
-  }
-  return std::move(*result);
-}
-void or_exit(const Status& status) {
-  if (status) return;
-  fmt::print(stderr, "linear_nibble_wide_sm90_bench: {}\n", status.error().message);
-  std::exit(exit_code(status.error().code));
-}
+constexpr double kFp8FlopsPerUs = 1.53e9, kBf16FlopsPerUs = 0.79e9;
 
 // A weight and its copies on the device.
 struct Copies {
@@ -75,7 +55,7 @@ Copies place_copies(const WeightFormat& format, int64_t n, int64_t k) {
     weight = place_quantized(bench_matrix(format, n, k), at);
   }
   const auto size = static_cast<int64_t>(host.size()) - 256;
-  const int64_t copies = (200'000'000 + size - 1) / size;
+  const int64_t copies = (kCopiesBytes + size - 1) / size;
   Copies all{format, or_exit(DeviceBuffer::allocate(copies * size)), {}};
   std::vector<std::byte> repeated(static_cast<size_t>(copies * size));
   for (int64_t i = 0; i < copies; ++i) {
@@ -118,7 +98,7 @@ constexpr struct {
               {"128x128", WideTile::k128x128, 128, true, true},
               {"192x128", WideTile::k192x128, 128, false, false}};
 
-void bench(const Layer& layer, int64_t m, const std::vector<Copies>& weights, ResultLines& lines) {
+void bench(const BenchLayer& layer, int64_t m, const std::vector<Copies>& weights, ResultLines& lines) {
   const int64_t n = layer.n, k = layer.k;
   std::vector<Rival> rivals;
   rivals.push_back({"bf16 cublaslt", &weights[0], linear_bf16_sm90});
@@ -222,7 +202,7 @@ int main_with(int argc, char** argv) {
   lines.set_device(or_exit(cuda_device_info(0)).name);
   fmt::print("{}\n", lines.device());
   or_exit(prepare_cublaslt());
-  for (const Layer& layer : kLayers) {
+  for (const BenchLayer& layer : std::span(kBenchLayers).first(kLayers)) {
     if (!only.empty() && only != layer.name) continue;
     std::vector<Copies> weights;
     weights.push_back(place_copies(WeightFormat::plain(DType::kBf16), layer.n, layer.k));

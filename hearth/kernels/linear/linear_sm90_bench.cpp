@@ -35,20 +35,6 @@ constexpr Product kProducts[] = {{"fable-82m gate_up", 1024, 4096, 768},   {"fab
                                  {"Llama-3-8B gate_up", 4096, 28672, 4096}};
 constexpr int kRounds = 7;
 
-template <class T>
-T or_exit(Result<T> result) {
-  if (!result) {
-    fmt::print(stderr, "linear_sm90_bench: {}\n", result.error().message);
-    std::exit(exit_code(result.error().code));
-  }
-  return std::move(*result);
-}
-void or_exit(const Status& status) {
-  if (status) return;
-  fmt::print(stderr, "linear_sm90_bench: {}\n", status.error().message);
-  std::exit(exit_code(status.error().code));
-}
-
 DeviceBuffer to_device(std::span<const std::byte> from) {
   DeviceBuffer buffer = or_exit(DeviceBuffer::allocate(static_cast<int64_t>(from.size())));
   or_exit(buffer.copy_from_host(from));

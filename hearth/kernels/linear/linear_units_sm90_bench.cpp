@@ -12,74 +12,28 @@
 #include <vector>
 
 #include "hearth/base/random.h"
-#include "hearth/kernels/cpu/bench_report.h"
-#include "hearth/kernels/linear/linear_bench_formats.h"
+#include "hearth/kernels/linear/gpu_weights_for_bench.h"
 #include "hearth/kernels/linear/linear_cuda.h"
 #include "hearth/kernels/linear/linear_units_sm90.h"
 #include "hearth/kernels/linear/nibble_units.h"
-#include "hearth/memory/cuda/device.h"
 #include "hearth/memory/step_staging.h"
-#include "hearth/tensor/quantized_weight.h"
 
 namespace hearth {
 namespace {
 
-struct Layer {
-  const char* name;
-  int64_t n, k;
-};
-constexpr Layer kLayers[] = {{"gate_up", 28672, 4096}, {"down", 4096, 14336},   {"qkv", 6144, 4096},
-                             {"o", 4096, 4096},        {"7b qkv", 12288, 4096}, {"7b gate_up", 22016, 4096},
-                             {"7b down", 4096, 11008}};
 constexpr int64_t kTokens[] = {1, 2, 4, 8, 16};
 constexpr int kRounds = 7;
 constexpr int64_t kCalls = 40;
-constexpr double kCopyBytesPerUs = 3.026e6;
 
-template <class T>
-T or_exit(Result<T> result) {
-  if (!result) {
-    fmt::print(stderr, "linear_units_sm90_bench: {}\n", result.error().message);
-    std::exit(exit_code(result.error().code));
-  }
-  return std::move(*result);
-}
-void or_exit(const Status& status) {
-  if (status) return;
-  fmt::print(stderr, "linear_units_sm90_bench: {}\n", status.error().message);
-  std::exit(exit_code(status.error().code));
-}
-
-// A weight and its copies on the device, as many as make 200 MB.
-struct Copies {
+struct Weights {
   std::string name;
   WeightFormat format;
-  DeviceBuffer memory;
-  std::vector<LinearWeight> weights;
+  PackedCopies copies;
 };
-
-Copies place_copies(const BenchFormat& one, int64_t n, int64_t k, const Stream& stream) {
-  std::vector<std::byte> host(static_cast<size_t>(quantized_weight_bytes(one.format, n, k, false)) + 64);
-  auto* const at = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(host.data()) + 63) / 64 * 64);
-  const LinearWeight weight = place_quantized(bench_matrix(one.format, n, k), at);
-  DeviceBuffer canonical = or_exit(DeviceBuffer::allocate(static_cast<int64_t>(host.size())));
-  or_exit(canonical.copy_from_host({at, host.size() - 64}));
-  const int64_t size = (units_bytes(one.format, n, k) + 255) / 256 * 256, copies = (200'000'000 + size - 1) / size;
-  Copies all{one.name, one.format, or_exit(DeviceBuffer::allocate(copies * size)), {}};
-  for (int64_t i = 0; i < copies; ++i) {
-    LinearWeight moved = weight;
-    for (ConstTensorView* view : {&moved.codes, &moved.scales, &moved.zeros})
-      if (*view) view->data = canonical.data() + (static_cast<const std::byte*>(view->data) - at);
-    or_exit(linear_nibble_sm90_pack(moved, all.memory.data() + i * size, stream.handle()));
-    all.weights.push_back(moved);
-  }
-  or_exit(stream.synchronize());
-  return all;
-}
 
 struct Rival {
   std::string name;
-  const Copies* weights;
+  const Weights* weights;
   bool comes_rounded;
   sm90::UnitsRing ring = {};
   Graph graph = {};
@@ -104,18 +58,18 @@ DeviceBuffer random_x(int64_t count, bool e4m3_codes) {
   return buffer;
 }
 
-void bench(const Layer& layer, int64_t m, const std::vector<Copies>& weights, bool rings, const Stream& stream,
+void bench(const BenchLayer& layer, int64_t m, const std::vector<Weights>& weights, bool rings, const Stream& stream,
            ResultLines& lines) {
   const int64_t n = layer.n, k = layer.k;
   std::vector<Rival> rivals;
-  for (const Copies& copies : weights) {
-    const bool rounds = copies.format.act != ActFormat::kNative;
-    rivals.push_back({copies.name, &copies, false});
-    if (rounds) rivals.push_back({copies.name + " rounded", &copies, true});
-    if (rings && &copies == &weights.front())
+  for (const Weights& one : weights) {
+    const bool rounds = one.format.act != ActFormat::kNative;
+    rivals.push_back({one.name, &one, false});
+    if (rounds) rivals.push_back({one.name + " rounded", &one, true});
+    if (rings && &one == &weights.front())
       for (const int piece : {4, 2, 1})
         for (const int slots : {1, 2, 3, 4, 6})
-          rivals.push_back({fmt::format("{} rounded {}x{}", copies.name, slots, piece), &copies, true, {piece, slots}});
+          rivals.push_back({fmt::format("{} rounded {}x{}", one.name, slots, piece), &one, true, {piece, slots}});
   }
   const int64_t workspace_bytes = linear_nibble_sm90_workspace_bytes(m, n, k, 1);
   const DeviceBuffer workspace = or_exit(DeviceBuffer::allocate(workspace_bytes));
@@ -125,7 +79,7 @@ void bench(const Layer& layer, int64_t m, const std::vector<Copies>& weights, bo
   ExecContext exec{.stream = stream.handle(), .workspace = {workspace.data(), static_cast<size_t>(workspace_bytes)}};
   for (Rival& rival : rivals) {
     const auto run = [&](int64_t i) {
-      const auto& copies = rival.weights->weights;
+      const std::vector<LinearWeight>& copies = rival.weights->copies.weights;
       LinearArgs args{.x = ConstTensorView(x.data(), DType::kBf16, Shape{m, k}),
                       .weight = &copies[static_cast<size_t>(i) % copies.size()],
                       .out = TensorView(out.data(), DType::kBf16, Shape{m, n})};
@@ -184,13 +138,15 @@ int main_with(int argc, char** argv) {
   lines.set_device(or_exit(cuda_device_info(0)).name);
   fmt::print("{}\n", lines.device());
   const Stream stream = or_exit(Stream::create());
-  for (const Layer& layer : kLayers) {
+  for (const BenchLayer& layer : kBenchLayers) {
     if (!only.empty() && only != layer.name) continue;
-    std::vector<Copies> weights;
+    std::vector<Weights> weights;
     for (const BenchFormat& one : bench_formats(""))
       if (one.name == "fireq" || one.name == "fireq-c4" || one.name == "int4-zero")
-        weights.push_back(place_copies(one, layer.n, layer.k, stream));
-    std::ranges::partition(weights, [](const Copies& copies) { return copies.name == "fireq"; });
+        weights.push_back({one.name, one.format,
+                           packed_copies(one.format, layer.n, layer.k, linear_nibble_sm90_packed_bytes,
+                                         linear_nibble_sm90_pack, stream)});
+    std::ranges::partition(weights, [](const Weights& one) { return one.name == "fireq"; });
     for (const int64_t m : kTokens) bench(layer, m, weights, !rings.empty(), stream, lines);
   }
   return 0;
