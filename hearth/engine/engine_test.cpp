@@ -17,21 +17,18 @@ namespace {
 
 using engine_test::expect_same;
 using engine_test::kContext;
+using engine_test::random_prompt;
 using engine_test::ReadChoice;
 using engine_test::Reader;
 using engine_test::run_alone;
+using engine_test::Running;
 using engine_test::small_model;
+using engine_test::start;
 using ::testing::HasSubstr;
 
 const std::shared_ptr<const ServedModel>& model() {
   static const std::shared_ptr<const ServedModel> served = small_model();
   return served;
-}
-
-std::vector<int32_t> random_prompt(Random& random, int64_t tokens) {
-  std::vector<int32_t> prompt;
-  for (int64_t i = 0; i < tokens; ++i) prompt.push_back(static_cast<int32_t>(random.below(8192)));
-  return prompt;
 }
 
 Request request_of(std::vector<int32_t> prompt, int64_t max_tokens) {
@@ -80,20 +77,6 @@ EngineOptions small_options() {
 int64_t kv_bytes_for(int64_t tokens) {
   const auto& c = model()->model->config();
   return KvLayout::make(KvFormatId::kF32, c.layers, c.kv_heads, c.head_dim, 16)->bytes_per_token() * tokens;
-}
-
-struct Running {
-  Request request;
-  std::shared_ptr<Reader> reader;
-  RequestHandle handle;
-};
-
-Running start(Engine& engine, const Request& request) {
-  Running running{request, std::make_shared<Reader>(request.n), {}};
-  auto handle = engine.submit(request, Reader::sink(running.reader));
-  HEARTH_CHECK(handle.has_value(), "{}", handle.error().message);
-  running.handle = std::move(handle).value();
-  return running;
 }
 
 // KV blocks in use, once nothing runs any more; -1 if that does not come.

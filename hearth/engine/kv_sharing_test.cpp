@@ -37,12 +37,6 @@ std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
   return std::move(engine).value();
 }
 
-std::vector<int32_t> random_prompt(Random& random, int64_t tokens) {
-  std::vector<int32_t> prompt;
-  for (int64_t i = 0; i < tokens; ++i) prompt.push_back(static_cast<int32_t>(random.below(8192)));
-  return prompt;
-}
-
 Request request_of(std::vector<int32_t> prompt, int64_t max_tokens, std::shared_ptr<const ServedModel> of = model()) {
   Request r;
   r.id = "test";
@@ -51,20 +45,6 @@ Request request_of(std::vector<int32_t> prompt, int64_t max_tokens, std::shared_
   r.max_tokens = max_tokens;
   r.params.temperature = 1;
   return r;
-}
-
-struct Running {
-  Request request;
-  std::shared_ptr<Reader> reader;
-  RequestHandle handle;
-};
-
-Running start(Engine& engine, const Request& request) {
-  Running running{request, std::make_shared<Reader>(request.n), {}};
-  auto handle = engine.submit(request, Reader::sink(running.reader));
-  HEARTH_CHECK(handle.has_value(), "{}", handle.error().message);
-  running.handle = std::move(handle).value();
-  return running;
 }
 
 // Runs it to its end; prompt tokens that were found.

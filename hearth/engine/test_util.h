@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "hearth/base/random.h"
 #include "hearth/engine/engine.h"
 #include "hearth/model/runner.h"
 #include "hearth/text/detokenizer.h"
@@ -200,6 +201,28 @@ inline ReadChoice run_alone(const Request& request, int32_t choice) {
 inline bool same_top(const std::vector<TokenLogprob>& a, const std::vector<TokenLogprob>& b) {
   return std::ranges::equal(
       a, b, [](const TokenLogprob& x, const TokenLogprob& y) { return x.token == y.token && x.logprob == y.logprob; });
+}
+
+// Of the demo model's vocabulary.
+inline std::vector<int32_t> random_prompt(Random& random, int64_t tokens) {
+  std::vector<int32_t> prompt;
+  for (int64_t i = 0; i < tokens; ++i) prompt.push_back(static_cast<int32_t>(random.below(8192)));
+  return prompt;
+}
+
+struct Running {
+  Request request;
+  std::shared_ptr<Reader> reader;
+  RequestHandle handle;
+};
+
+// REQUIRES: the engine takes it.
+inline Running start(Engine& engine, const Request& request) {
+  Running running{request, std::make_shared<Reader>(request.n), {}};
+  auto handle = engine.submit(request, Reader::sink(running.reader));
+  HEARTH_CHECK(handle.has_value(), "{}", handle.error().message);
+  running.handle = std::move(handle).value();
+  return running;
 }
 
 // Bit for bit.
