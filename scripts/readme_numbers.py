@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the README's table of numbers and its picture from bench/results, the newest line of a key winning.
 
-`scripts/readme_numbers.py` rewrites the part of README.md between its two markers, and docs/numbers.svg
-(readme_picture.py); `--check` only compares and exits 1 where they differ.
+`scripts/readme_numbers.py` rewrites the part of README.md between its two markers, docs/numbers.svg
+(readme_picture.py) and docs/kernels/linear-time.svg (linear_picture.py); `--check` only compares and exits 1 where they differ.
 """
 import json
 import pathlib
 import re
 import sys
 
+import linear_picture
 import readme_picture
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ def newest():
             key = tuple(line.get(k) for k in ("bench", "model", "config", "layer", "text", "format", "act", "activation",
                                               "device", "M", "rows", "hidden", "residual", "name", "baseline",
                                               "list", "batch", "context", "length", "heads", "kv_heads", "head_dim",
-                                              "layout", "kv", "path", "depth", "tokens", "graphs", "x"))
+                                              "layout", "kv", "path", "depth", "tokens", "graphs", "x", "rival"))
             if line["bench"] in ("model.decode", "model.prefill"):
                 # However many steps were timed.
                 key = tuple(line.get(k) for k in ("bench", "config", "format", "act", "device", "batch", "context",
@@ -101,11 +102,12 @@ def table(lines):
 
 
 def main():
-    readme, picture = ROOT / "README.md", ROOT / "docs/numbers.svg"
+    readme, picture, times = (ROOT / name for name in ("README.md", "docs/numbers.svg", "docs/kernels/linear-time.svg"))
     lines = newest()
     text = readme.read_text()
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    drawn = {readme: text[:begin] + table(lines) + text[end:], picture: readme_picture.draw(lines)}
+    drawn = {readme: text[:begin] + table(lines) + text[end:], picture: readme_picture.draw(lines),
+             times: linear_picture.draw(lines)}
     for file, wanted in drawn.items():
         if "--check" not in sys.argv:
             file.write_text(wanted)
