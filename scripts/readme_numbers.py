@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the README's table of numbers and its picture from bench/results, the newest line of a key winning.
+"""Draws the README's tables of numbers and the pictures from bench/results, the newest line of a key winning.
 
-`scripts/readme_numbers.py` rewrites the part of README.md between its two markers, docs/numbers.svg
-(readme_picture.py) and docs/kernels/linear-time.svg (linear_picture.py); `--check` only compares and exits 1 where they differ.
+`scripts/readme_numbers.py` rewrites the part of README.md between its two markers, docs/numbers.md (every figure with
+its command), docs/numbers.svg (readme_picture.py) and docs/kernels/linear-time.svg (linear_picture.py); `--check` only
+compares and exits 1 where they differ.
 """
 import json
 import pathlib
@@ -14,6 +15,9 @@ import linear_picture
 import readme_picture
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+BATCHES, PROMPTS = (1, 8, 16, 32, 64, 128), (512, 4096)
+PEERS = {"cudnn": "cuDNN", "flash": "FlashAttention-2", "torch": "PyTorch eager", "torch_compile": "compiled",
+         "cublas": "cuBLAS", "cublaslt": "cuBLASLt", "fp8_row": "cuBLASLt by row", "fp8_tensor": "by tensor"}
 BEGIN, END = "<!-- numbers -->\n", "<!-- end of numbers -->\n"
 
 
@@ -101,12 +105,96 @@ def table(lines):
     return head + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in sorted(rows))
 
 
+def where(lines):
+    """Devices and days of some lines."""
+    days = sorted({line["date"][:10] for line in lines})
+    return f"{', '.join(sorted({line['device'] for line in lines}))}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+
+
+def grid(title, columns, rows):
+    """A table; rows of words, the first names the row."""
+    head = f"| {title} | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns) + "\n"
+    return head + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def models_table(lines):
+    """Llama-3-8B's shapes: decode against the batch from an empty context, and prompts."""
+    lines = [x for x in lines if x["bench"] in ("model.decode", "model.prefill") and "repetitions" in x
+             and x["config"].startswith("llama-3-8b") and "H100" in x["device"] and x["batch"] in BATCHES
+             and x.get("context", 0) == 0 and x.get("length", 512) in PROMPTS and (x["batch"] == 1 or "length" not in x)]
+    formats = {}
+    for line in lines:
+        formats.setdefault(line["config"][10:].lstrip("-") or "bf16", {})[line.get("length", -line["batch"])] = line
+    order = sorted(formats, key=lambda f: [formats[f][-1]["tokens_per_s"] if -1 in formats[f] else 0])
+    keys = [-batch for batch in BATCHES] + list(PROMPTS)
+    rows = [[name] + [f"{formats[name][key]['tokens_per_s']:,.0f}" if key in formats[name] else "" for key in keys]
+            for name in order]
+    return "Llama-3-8B's shapes with dummy weights, tokens per second: decode by sequences in a step, and whole prompts.\n" \
+        f"{where(lines)}; `hearth bench model bench/configs/llama-3-8b-FORMAT.json --load-format dummy --device cuda " \
+        "-p 512,4096 -n 128 -b 1,8,16,32,64,128`.\n\n" + \
+        grid("weights", [f"decode {b}" for b in BATCHES] + [f"prompt {p}" for p in PROMPTS], rows)
+
+
+def peers_table(lines):
+    """Ops beside other libraries in the same run."""
+    chosen = [x for x in lines if "H100" in x["device"] and x.get("peers") and x["bench"].startswith("op.")
+              and "sample" not in x["bench"]]
+    rows = []
+    for x in chosen:
+        if x["bench"] == "op.linear" and x.get("graph") and x["layer"] == "gate_up" and x["M"] in (1, 4096) and x["x"] == x["act"]:
+            name = f"linear {x['N']} x {x['K']}, {x['format']}, {x['M']} token{'s' if x['M'] > 1 else ''}"
+        elif x["bench"].startswith("op.attention.") and {"cudnn", "flash"} <= set(x["peers"]) and x["head_dim"] == 128:
+            name = f"attention, {x['bench'][13:]}, {x['batch']} x {x.get('length', x.get('context'))}, bf16"
+        elif x["bench"] == "op.rmsnorm" and x["act"] == "bf16" and x["residual"] and x["hidden"] == 4096 \
+                and x["rows"] in (1, 4096) and len(x["peers"]) == 2:
+            name = f"RMSNorm + residual, {x['rows']} x {x['hidden']}, bf16"
+        else:
+            continue
+        rows.append((name, x["us"], x["peers"], x))
+    rows.sort(key=lambda row: (row[0].split(",")[0].split(" ")[0], row[1]))
+    cells = [[name, f"{us:.4g}", ", ".join(f"{PEERS.get(peer, peer)} {value:.4g}" for peer, value in sorted(peers.items()))]
+             for name, us, peers, _ in rows]
+    return "Beside other libraries, microseconds of a call, alternating in the same run.\n" \
+        f"{where([row[3] for row in rows])}; `bench/peers/linear_torch.py`, `attention_torch.py`, `rmsnorm_torch.py`.\n\n" + \
+        grid("op", ["hearth", "others"], cells)
+
+
+def quality_table(lines):
+    chosen = [x for x in lines if x["bench"] == "eval.quality" and x["activation"] == "f32" and x.get("list") == "all"
+              and x.get("against") == "fable-82m" and x["text"] == "heldout_books"
+              and x.get("baseline") == ("kv-int4" if x["name"].startswith("kv") else "rtn")
+              and x["name"] not in ("rtn", "kv-int4", "fable-82m")]
+    rows = [[f"{x['name']} of {x['baseline']}", f"{x['rise_share']:.3f} ± {x['rise_share_standard_error']:.3f}",
+             f"{x['kl_share']:.3f}"] for x in sorted(chosen, key=lambda x: (x["baseline"] != "rtn", x["kl_share"]))]
+    return "What a format costs fable-82m, as a share of what rounding to nearest costs in INT4 (weights: rtn, KV cache: kv-int4).\n" \
+        f"{where(chosen)}; `bench/eval/quality.sh fable-82m OUT`; [docs/quality.md](docs/quality.md).\n\n" + \
+        grid("format", ["rise of perplexity", "KL divergence"], rows)
+
+
+def exact_table(lines):
+    chosen = [x for x in lines if x["bench"] == "eval.quality" and x["activation"] == "f32" and "baseline" not in x
+              and ("ppl" in x or "correct" in x)]
+    names = {}
+    for x in chosen:
+        column = x["text"] if "ppl" in x else "LAMBADA"
+        names.setdefault(x["model"], {})[column] = f"{x['ppl']:.4f}" if "ppl" in x else f"{x['correct']} of {x['n']}"
+    columns = ["heldout_books", "wikitext2_test", "LAMBADA"]
+    return "Perplexity and accuracy of plain models, equal to transformers' in float32.\n" \
+        f"{where(chosen)}; `hearth eval ppl`, `hearth eval lambada`.\n\n" + \
+        grid("model", columns, [[name] + [of.get(c, "") for c in columns] for name, of in sorted(names.items())])
+
+
 def main():
-    readme, picture, times = (ROOT / name for name in ("README.md", "docs/numbers.svg", "docs/kernels/linear-time.svg"))
+    readme, numbers, picture, times = (
+        ROOT / name for name in ("README.md", "docs/numbers.md", "docs/numbers.svg", "docs/kernels/linear-time.svg"))
     lines = newest()
     text = readme.read_text()
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    drawn = {readme: text[:begin] + table(lines) + text[end:], picture: readme_picture.draw(lines),
+    tables = "\n".join(draw(lines) for draw in (models_table, peers_table, quality_table, exact_table))
+    drawn = {readme: text[:begin] + tables + text[end:],
+             numbers: "# Numbers\n\nEvery figure that the README's tables stand on, drawn from [bench/results](../bench/results) by "
+                      "`scripts/readme_numbers.py`: the newest line of each.\n\n" + table(lines),
+             picture: readme_picture.draw(lines),
              times: linear_picture.draw(lines)}
     for file, wanted in drawn.items():
         if "--check" not in sys.argv:
