@@ -59,6 +59,18 @@ EngineOptions options_of(int64_t blocks) {
   return {.threads = 2, .max_sequences = 8, .step_tokens = 64, .kv_bytes = blocks * kBlockBytes};
 }
 
+TEST(KvSharing, AnIdlePoolIsToldAsItStands) {
+  Random random(9);
+  auto engine = make_engine(options_of(64));
+  for (int i = 0; i < 3; ++i) found(*engine, request_of(random_prompt(random, 40), 3));
+  int64_t live_bytes = -1;
+  for (int i = 0; i < 400 && live_bytes != 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    live_bytes = engine->kv_stats().at(0).live_bytes;
+  }
+  EXPECT_EQ(live_bytes, 0);
+}
+
 TEST(KvSharing, WhatBeginsAlikeIsComputedOnce) {
   Random random(1);
   auto engine = make_engine(options_of(64));

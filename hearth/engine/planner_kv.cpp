@@ -196,7 +196,8 @@ void Planner::look_at_clock() {
     window_begin_ns_ = now_ns;
     for (KvStore* const store : stores()) store->pool->end_window();
   }
-  if (now_ns - kv_told_ns_ < kTellNs) return;
+  // Who is idle may stay so: what it tells last is how it stands.
+  if (now_ns - kv_told_ns_ < kTellNs && in_flight_ > 0) return;
   kv_told_ns_ = now_ns;
   std::vector<KvPoolStats> pools;
   for (const KvStore* const store : stores()) pools.push_back(store->pool->stats());
