@@ -72,6 +72,14 @@ TEST(SloPolicy, TheHopelessAreNamedAndComeLast) {
   EXPECT_THAT(turn.order, ElementsAre(1, 0));
 }
 
+// In the order of their arrival: who asked for too much does not wait for all who asked for nothing.
+TEST(SloPolicy, TheHopelessTakeTurnsWithThoseThatHaveNoTarget) {
+  const std::vector<PolicySequence> s{prompt(1000, 50'000), prompt(100, kNoDue), prompt(100, 500'000)};
+  EXPECT_THAT(slo_turn({model(s)}).order, ElementsAre(2, 0, 1));
+  const std::vector<PolicySequence> other{prompt(100, kNoDue), prompt(1000, 50'000), prompt(100, 500'000)};
+  EXPECT_THAT(slo_turn({model(other)}).order, ElementsAre(2, 0, 1));
+}
+
 TEST(SloPolicy, WithoutTargetsItIsFcfs) {
   const std::vector<PolicySequence> s{decoding(kNoDue), prompt(100, kNoDue)};
   LocalModel a = model(s), b = model(s);

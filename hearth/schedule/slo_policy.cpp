@@ -97,7 +97,7 @@ class Decision {
 
   void look_at_prompts() {
     const double part = std::max(kLeastPrefill, 1 - busy_);
-    // Among equal due times the model that had least comes first.
+    // Among equals the model that had least comes first.
     std::vector<int64_t> turns(models_.size());
     std::iota(turns.begin(), turns.end(), 0);
     std::ranges::stable_sort(turns, {}, [&](int64_t m) { return model(m).service; });
@@ -122,12 +122,13 @@ class Decision {
     }
   }
 
-  // 2: on time by due time, then those that could be but are left out, then the late ones in turns.
+  // 2: on time by due time; then those that could be but are left out; then, in turns, those that have no target and
+  // those that are late for theirs, so that nobody waits for ever for requests without any.
   void order_prompts() {
     std::vector<const Prompt*> open, rest;
     std::vector<Job> jobs;
     for (const Prompt& p : prompts_) {
-      if (p.late) continue;
+      if (p.late || p.job.due_us == kNever) continue;
       open.push_back(&p);
       jobs.push_back(p.job);
     }
@@ -144,11 +145,8 @@ class Decision {
       if (p != nullptr) rest.push_back(p);
     std::ranges::stable_sort(rest, {}, [](const Prompt* p) { return p->job.due_us; });
     queue_.insert(queue_.end(), rest.begin(), rest.end());
-    rest.clear();
     for (const Prompt& p : prompts_)
-      if (p.late) rest.push_back(&p);
-    std::ranges::stable_sort(rest, {}, [&](const Prompt* p) { return model(p->model).service; });
-    queue_.insert(queue_.end(), rest.begin(), rest.end());
+      if (p.late || p.job.due_us == kNever) queue_.push_back(&p);
   }
 
   // Whether memory, places and the machine have room for it, as far as can be told here.
