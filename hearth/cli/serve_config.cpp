@@ -6,6 +6,7 @@
 #include "hearth/checkpoint/file.h"
 #include "hearth/checkpoint/quote.h"
 #include "hearth/cli/help.h"
+#include "hearth/cli/model_options.h"
 #include "hearth/cli/serve_settings.h"
 #include "hearth/cli/session.h"
 
@@ -33,6 +34,14 @@ class ConfigReader {
           HEARTH_TRY(read_value(name, std::string(inner.str()), value));
       } else {
         HEARTH_TRY(read_value("", name, node));
+      }
+    }
+    if (!model_options_.given.empty()) {
+      const auto same = std::ranges::find(entries_, model_options_.setting, &ConfigEntry::setting);
+      if (same == entries_.end()) {
+        entries_.push_back(std::move(model_options_));
+      } else {
+        same->given.insert(same->given.end(), model_options_.given.begin(), model_options_.given.end());
       }
     }
     return std::move(entries_);
@@ -114,7 +123,7 @@ class ConfigReader {
     }
   }
 
-  // [[model]] tables: path, and name or names.
+  // [[model]] tables: path, name or names, and the model's own options.
   Status read_models(const toml::array& tables) {
     const std::vector<ServeSetting>& all = serve_settings();
     const auto setting = std::ranges::find(all, SettingKind::kModels, &ServeSetting::kind);
@@ -123,7 +132,7 @@ class ConfigReader {
       const toml::table* const table = node.as_table();
       if (table == nullptr) return invalid_argument("{}: wanted a [[model]] table", place(node));
       std::vector<std::string> names;
-      std::string path;
+      std::string path, options;
       for (const auto& [key, value] : *table) {
         const std::string name(key.str());
         const auto text = value.value_exact<std::string>();
@@ -140,9 +149,12 @@ class ConfigReader {
           }
         } else if (name == "path" || name == "name" || name == "names") {
           return invalid_argument("{}: {} is {}; wanted a string", place(value), name, type_name(value));
+        } else if (std::ranges::find(model_option_keys(), name) != model_option_keys().end()) {
+          HEARTH_TRY_ASSIGN(const std::string option, option_text(name, value));
+          options += (options.empty() ? "" : ", ") + option;
         } else {
-          return invalid_argument("{}: unknown key {} of [[model]]; wanted path, name or names", place(value),
-                                  quote_name(name));
+          return invalid_argument("{}: unknown key {} of [[model]]; wanted path, name, names or one of {}",
+                                  place(value), quote_name(name), fmt::join(model_option_keys(), ", "));
         }
       }
       if (path.empty()) return invalid_argument("{}: [[model]] without a path", place(node));
@@ -151,9 +163,29 @@ class ConfigReader {
           return invalid_argument("{}: the name {} is empty or has ',' or '='", place(node), quote_name(name));
       if (names.empty() && path.find('=') != std::string::npos)
         return invalid_argument("{}: a path with '=' needs a name beside it", place(node));
+      if (!options.empty()) HEARTH_TRY(add_model_options(names.empty() ? path : names.front(), options, node));
       entry.given.push_back(names.empty() ? path : fmt::format("{}={}", fmt::join(names, ","), path));
     }
     return add(std::move(entry), tables);
+  }
+
+  Result<std::string> option_text(const std::string& key, const toml::node& node) const {
+    if (const auto value = node.value_exact<int64_t>()) return fmt::format("{}={}", key, *value);
+    if (const auto value = node.value_exact<double>()) return fmt::format("{}={}", key, *value);
+    if (const auto value = node.value_exact<std::string>()) return fmt::format("{}={}", key, *value);
+    return invalid_argument("{}: {} is {}; wanted a number", place(node), key, type_name(node));
+  }
+  // Joined to what the key model-options says, if it is there.
+  Status add_model_options(const std::string& model, const std::string& options, const toml::node& node) {
+    const std::string text = fmt::format("{}: {}", model, options);
+    auto parsed = parse_model_options(text);
+    if (!parsed) return std::move(parsed).error().with_context(place(node));
+    const std::vector<ServeSetting>& all = serve_settings();
+    const auto setting = std::ranges::find(all, "model-options", &ServeSetting::key);
+    if (model_options_.given.empty())
+      model_options_ = {.setting = static_cast<size_t>(setting - all.begin()), .given = {}, .line = line_of(node)};
+    model_options_.given.push_back(text);
+    return {};
   }
 
   // Every value is tried here, where its line is known.
@@ -168,6 +200,7 @@ class ConfigReader {
 
   const std::string file_;
   std::vector<ConfigEntry> entries_;
+  ConfigEntry model_options_;  // of [[model]] tables
 };
 
 // The parts of a variable that holds a list.
@@ -197,6 +230,26 @@ Status read_key_file(const std::string& path, std::vector<std::string>& keys) {
   ServeSettings scratch;
   auto status = apply_setting(*setting, keys, scratch);
   if (!status) return std::move(status).error().with_context("api-key-file: " + path);
+  return {};
+}
+
+// To the models that they name. REQUIRES: `models` and `arguments` are the same, in the same order.
+Status apply_model_options(const std::vector<std::string>& texts, const std::vector<ModelArgument>& arguments,
+                           std::vector<ModelSource>& models) {
+  for (const std::string& text : texts) {
+    HEARTH_TRY_ASSIGN(NamedTerms named, parse_model_options(text).with_context("model-options"));
+    bool found = false;
+    for (size_t i = 0; i < models.size(); ++i) {
+      const auto& names = models[i].names;
+      if (arguments[i].path != named.model && std::ranges::find(names, named.model) == names.end()) continue;
+      models[i].terms = named.terms;
+      found = true;
+    }
+    if (found) continue;
+    std::string known;
+    for (const ModelSource& model : models) known += (known.empty() ? "" : ", ") + model.names.front();
+    return invalid_argument("model-options: there is no model {}; there is {}", quote_name(named.model), known);
+  }
   return {};
 }
 
@@ -274,6 +327,7 @@ Result<ServeOptions> make_serve_options(ServeSettings s) {
     if (names.empty()) names.push_back(std::move(found.name));
     options.models.push_back({.names = std::move(names), .dir = std::move(found.dir)});
   }
+  HEARTH_TRY(apply_model_options(s.model_options, s.models, options.models));
   if (!s.api_key_file.empty()) HEARTH_TRY(read_key_file(s.api_key_file, options.api_keys));
   options.load.activation = activation_of(s.dtype, s.device);
   options.engine.decode_graphs = !s.enforce_eager;

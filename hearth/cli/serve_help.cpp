@@ -162,6 +162,7 @@ std::string settings_page() {
       "[[model]]\n"
       "path = \"models/fable-13m\"\n"
       "names = [\"fable\", \"stories\"]\n"
+      "ttft-slo = 0.5\n"
       "\n"
       "[limits]\n"
       "n = 4\n"

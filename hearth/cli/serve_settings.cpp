@@ -92,6 +92,14 @@ void add_model_rows(Table& t) {
            .unset = "the model's own",
            .help = "What requests call the model, where it is the only one. May be repeated: the first is in answers."},
           Own<&ServeSettings::served_model_name>());
+  t.texts({.key = "model-options",
+           .kind = kTexts,
+           .value_name = "TEXT",
+           .unset = "none",
+           .help = "What one model has of its own: `NAME: ttft-slo=0.5, tpot-slo=0.05` in place of the settings of "
+                   "those names. In the file they are keys of its [[model]]. May be repeated.",
+           .separator = ';'},
+          Own<&ServeSettings::model_options>());
   t.number({.key = "max-model-len",
             .kind = kInteger,
             .value_name = "N",

@@ -31,6 +31,7 @@ struct ServeSettings {
   ServeOptions options;
   std::vector<ModelArgument> models;
   std::vector<std::string> served_model_name;
+  std::vector<std::string> model_options;  // as parse_model_options() takes them
   std::string dtype = "auto";
   std::string kv_cache_dtype = "auto";
   std::string device = "cpu";

@@ -102,7 +102,7 @@ struct Engine::Impl {
         grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay,
                         cpus_beside_team(team_threads(o.threads))),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
-        planner(inbox, steps, observer, c, std::move(policy), o.slo, o.max_unread, shared),
+        planner(inbox, steps, observer, c, std::move(policy), o.max_unread, shared),
         planner_thread([this] { planner.run(); }) {}
 
   ~Impl() {
@@ -174,7 +174,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, Eng
   return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options, std::move(policy), observer, clock)));
 }
 
-Status Engine::add_model(std::shared_ptr<const ServedModel> model) {
+Status Engine::add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms) {
   const std::lock_guard adding(impl_->adding);
   {
     const std::lock_guard lock(impl_->mutex);
@@ -183,6 +183,8 @@ Status Engine::add_model(std::shared_ptr<const ServedModel> model) {
   }
   HEARTH_TRY_ASSIGN(std::shared_ptr<ModelState> state,
                     make_state(model, impl_->options, impl_->stores, impl_->steps.pool()).with_context(model->name));
+  state->terms = terms;
+  state->terms.slo = slo_or(terms.slo, impl_->options.slo);
   Message message{.kind = Message::Kind::kAddModel, .added = std::move(state)};
   std::future<Result<int64_t>> tokens = message.tokens.get_future();
   if (!impl_->inbox->post(std::move(message))) return unavailable("the engine has ended");

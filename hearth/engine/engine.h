@@ -21,7 +21,9 @@
 #include "hearth/base/result.h"
 #include "hearth/engine/observer.h"
 #include "hearth/engine/request.h"
+#include "hearth/engine/service_terms.h"
 #include "hearth/kv/kv_pool.h"
+#include "hearth/schedule/attainment.h"
 
 namespace hearth {
 
@@ -35,7 +37,7 @@ struct EngineOptions {
   // on the CPU no more than what max_sequences whole contexts of that model need, or 1 GiB.
   int64_t kv_bytes = 0;
   std::string schedule = "slo";  // who gets the next step: make_local_policy()'s names
-  Slo slo;                       // of requests that name none
+  Slo slo;                       // of requests that name none, of models that name none
   bool prefix_cache = true;      // KV of prompts and texts stays for requests that begin alike, while there is room
   bool decode_graphs = true;     // on a GPU: decode steps are recorded when a model is added, and replayed
   int64_t max_waiting = 1024;    // choices that wait to be admitted
@@ -76,6 +78,8 @@ struct ModelStats {
   int64_t block_tokens = 0;
   int64_t max_sequences = 0;
   KvModelStats kv;  // in the pool that it shares
+  Slo slo;          // of requests that name none
+  SloCounts attainment;
 };
 
 class Engine {
@@ -90,7 +94,7 @@ class Engine {
 
   // Sets the model's buffers aside, and the KV pool with the first. InvalidArgument: a model of that name is there;
   // ResourceExhausted: no memory, with what was wanted.
-  Status add_model(std::shared_ptr<const ServedModel> model);
+  Status add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms = {});
   // New requests for it are refused; those that run finish, then its memory is given back. NotFound.
   Status remove_model(const std::string& name);
 

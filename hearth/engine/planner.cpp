@@ -46,7 +46,7 @@ void Planner::look_at_flags() {
     for (const auto& sequence : model->sequences) {
       if (stopping || sequence->submission->cancelled()) cancel(*sequence);
       if (sequence->submission->take_mask_ready(sequence->choice)) sequence->mask_ready = true;
-      if (!sequence->done && sequence->submission->done(sequence->choice)) choice_done(*sequence);
+      if (!sequence->done && sequence->submission->done(sequence->choice)) choice_done(*model, *sequence);
     }
   }
 }
@@ -83,9 +83,7 @@ void Planner::submit(const std::shared_ptr<Submission>& submission) {
     Sequence& sequence = *owned;
     sequence.submission = submission;
     sequence.choice = i;
-    sequence.slo = request.slo;
-    if (sequence.slo.ttft_us == 0) sequence.slo.ttft_us = slo_.ttft_us;
-    if (sequence.slo.tpot_us == 0) sequence.slo.tpot_us = slo_.tpot_us;
+    sequence.slo = slo_or(request.slo, model->terms.slo);
     sequence.arrival = arrival;
     if (request.n > 1 && share->tokens > 0) sequence.share = share;
     at = std::next(model->sequences.insert(at, std::move(owned)));
@@ -110,10 +108,11 @@ void Planner::end(Sequence& sequence, FinishReason reason, std::optional<Error> 
 }
 
 // The text has ended: by a stop string the planner knows nothing of, or after end().
-void Planner::choice_done(Sequence& sequence) {
+void Planner::choice_done(ModelState& model, Sequence& sequence) {
   sequence.ended = true;
   sequence.done = true;
   stats_.unfinished.fetch_sub(1);
+  count_attainment(model, sequence);
   if (observer_ == nullptr) return;
   const Submission& submission = *sequence.submission;
   const Request& request = submission.request();
@@ -131,6 +130,21 @@ void Planner::choice_done(Sequence& sequence) {
                         .admitted_s = seconds(sequence.admitted_ns),
                         .first_token_s = seconds(sequence.first_token_ns),
                         .finished_s = seconds(clock_.now_ns())});
+}
+
+void Planner::count_attainment(ModelState& model, const Sequence& sequence) {
+  using End = EndedAnswer::End;
+  const FinishReason reason = sequence.submission->reason(sequence.choice);
+  const auto us = [](int64_t ns) { return ns < 0 ? -1 : ns / 1000; };
+  model.attainment.count({.end = reason == FinishReason::kCancelled ? End::kLeft
+                                 : reason == FinishReason::kError   ? End::kFailed
+                                                                    : End::kComplete,
+                          .arrival_us = us(sequence.submission->submitted_ns()),
+                          .first_us = us(sequence.first_token_ns),
+                          .last_us = us(sequence.last_token_ns),
+                          .tokens = std::ssize(sequence.outputs),
+                          .end_us = us(clock_.now_ns())},
+                         sequence.slo);
 }
 
 // Takes out what has ended and is in no step any more.
@@ -162,6 +176,8 @@ void Planner::publish() {
     stats.kv_blocks_used = stats.kv.live;
     stats.block_tokens = model.block_tokens;
     stats.max_sequences = model.max_sequences;
+    stats.slo = model.terms.slo;
+    stats.attainment = model.attainment;
   }
 }
 

@@ -36,15 +36,14 @@ struct SharedStats {
 class Planner {
  public:
   Planner(std::shared_ptr<Inbox> inbox, StepThread& steps, EngineObserver* observer, const Clock& clock,
-          std::unique_ptr<LocalPolicy> policy, const Slo& slo, int64_t max_unread, SharedStats& stats)
+          std::unique_ptr<LocalPolicy> policy, int64_t max_unread, SharedStats& stats)
       : inbox_(std::move(inbox)),
         steps_(steps),
         observer_(observer),
         clock_(clock),
         max_unread_(max_unread),
         stats_(stats),
-        policy_(std::move(policy)),
-        slo_(slo) {}
+        policy_(std::move(policy)) {}
 
   // Returns after stop(), when every choice has ended.
   void run();
@@ -55,7 +54,8 @@ class Planner {
   void handle(Message& message);
   void submit(const std::shared_ptr<Submission>& submission);
   void cancel(Sequence& sequence);
-  void choice_done(Sequence& sequence);
+  void choice_done(ModelState& model, Sequence& sequence);
+  void count_attainment(ModelState& model, const Sequence& sequence);
   ModelState* state_of(const Request& request);
   void look_at_flags();
 
@@ -116,7 +116,6 @@ class Planner {
 
   std::vector<std::shared_ptr<ModelState>> models_;
   const std::unique_ptr<LocalPolicy> policy_;
-  const Slo slo_;  // of requests that name none
   int64_t turns_ = 0;
   int64_t device_free_ns_ = 0;  // when the steps under way will have ended, as far as is known
   int in_flight_ = 0;

@@ -59,7 +59,7 @@ void Planner::look_at_models() {
     locals_.push_back({.sequences = views_[m],
                        .limits = limits(model),
                        .cost = model.cost.cost(),
-                       .slo = slo_,
+                       .slo = model.terms.slo,
                        .last_turn = model.last_turn,
                        .service = model.service_us});
   }

@@ -12,9 +12,11 @@
 #include "hearth/engine/kv_store.h"
 #include "hearth/engine/observer.h"
 #include "hearth/engine/sequence.h"
+#include "hearth/engine/service_terms.h"
 #include "hearth/kernels/sample/sample.h"
 #include "hearth/memory/memory.h"
 #include "hearth/model/model.h"
+#include "hearth/schedule/attainment.h"
 #include "hearth/schedule/cost_model.h"
 #include "hearth/tensor/kv_layout.h"
 
@@ -43,6 +45,8 @@ struct ModelState {
   std::vector<int32_t> newest_row;
 
   // ---- the planner's
+  ServiceTerms terms;  // with the engine's targets where the model has none
+  SloCounts attainment;
   std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of service
   std::vector<int64_t> free_places;
   KvModelId kv_model = -1;  // in the store's pool

@@ -3,7 +3,6 @@
 // would take a mutex each, some thirty for one step.
 #include "hearth/serve/metrics.h"
 
-#include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
@@ -17,15 +16,13 @@
 #include <tuple>
 
 #include "hearth/base/version.h"
+#include "hearth/serve/metric_families.h"
 #include "hearth/serve/process_stats.h"
 
 namespace hearth {
 namespace {
 
-using prometheus::ClientMetric;
-using prometheus::MetricFamily;
-using prometheus::MetricType;
-using Labels = std::vector<ClientMetric::Label>;
+using namespace metric_families;
 
 // ---- histograms -----------------------------------------------------------------------------------------
 
@@ -149,27 +146,6 @@ std::string_view known_method(std::string_view method) {
 
 // ---- families -------------------------------------------------------------------------------------------
 
-MetricFamily family(std::string name, std::string help, MetricType type) {
-  MetricFamily out;
-  out.name = std::move(name);
-  out.help = std::move(help);
-  out.type = type;
-  return out;
-}
-
-ClientMetric number(MetricType type, Labels labels, double value) {
-  ClientMetric metric;
-  metric.label = std::move(labels);
-  (type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
-  return metric;
-}
-
-MetricFamily single(std::string name, std::string help, MetricType type, double value, Labels labels = {}) {
-  MetricFamily out = family(std::move(name), std::move(help), type);
-  out.metric.push_back(number(type, std::move(labels), value));
-  return out;
-}
-
 ClientMetric histogram(Labels labels, const Histogram& from) {
   ClientMetric metric;
   metric.label = std::move(labels);
@@ -183,8 +159,6 @@ ClientMetric histogram(Labels labels, const Histogram& from) {
   metric.histogram.sample_sum = from.sum;
   return metric;
 }
-
-Labels model_labels(const std::string& model) { return {{"engine", "0"}, {"model_name", model}}; }
 
 void add_model_counts(const std::vector<ModelEntry>& models, std::vector<MetricFamily>& out) {
   const auto counter = [&](const char* name, const char* help, int64_t ModelCounts::*field) {
@@ -215,82 +189,6 @@ void add_model_counts(const std::vector<ModelEntry>& models, std::vector<MetricF
       f.metric.push_back(histogram(model_labels(model.name), model.counts.histograms[i]));
     out.push_back(std::move(f));
   }
-}
-
-void add_model_gauges(const std::vector<ModelStats>& stats, std::vector<MetricFamily>& out) {
-  const auto gauge = [&](const char* name, const char* help, auto value) {
-    MetricFamily f = family(name, help, MetricType::Gauge);
-    for (const ModelStats& model : stats)
-      f.metric.push_back(number(MetricType::Gauge, model_labels(model.model), static_cast<double>(value(model))));
-    out.push_back(std::move(f));
-  };
-  gauge("vllm:num_requests_running", "Choices that run.", [](const ModelStats& m) { return m.running; });
-  gauge("vllm:num_requests_waiting", "Choices that wait to be admitted, or again after a preemption.",
-        [](const ModelStats& m) { return m.waiting; });
-  gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", [](const ModelStats& m) {
-    return m.kv_blocks > 0 ? static_cast<double>(m.kv_blocks_used) / static_cast<double>(m.kv_blocks) : 0.0;
-  });
-  MetricFamily config = family("vllm:cache_config_info", "The KV pool, in labels.", MetricType::Gauge);
-  for (const ModelStats& model : stats) {
-    Labels labels = model_labels(model.model);
-    labels.push_back({"block_size", std::to_string(model.block_tokens)});
-    labels.push_back({"num_gpu_blocks", std::to_string(model.kv_blocks)});
-    config.metric.push_back(number(MetricType::Gauge, std::move(labels), 1));
-  }
-  out.push_back(std::move(config));
-}
-
-// A model's part of the KV pool that it shares.
-void add_model_kv(const std::vector<ModelStats>& stats, std::vector<MetricFamily>& out) {
-  const auto add = [&](MetricType type, const char* name, const char* help, auto value) {
-    MetricFamily f = family(name, help, type);
-    for (const ModelStats& model : stats)
-      f.metric.push_back(number(type, model_labels(model.model), static_cast<double>(value(model))));
-    out.push_back(std::move(f));
-  };
-  add(MetricType::Counter, "vllm:prefix_cache_queries_total", "Tokens of whole blocks looked for in the prefix cache.",
-      [](const ModelStats& m) { return m.kv.asked_blocks * m.block_tokens; });
-  add(MetricType::Counter, "vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.",
-      [](const ModelStats& m) { return m.kv.hit_blocks * m.block_tokens; });
-  add(MetricType::Counter, "hearth_kv_evicted_blocks_total", "Cached KV blocks that gave way.",
-      [](const ModelStats& m) { return m.kv.evicted_blocks; });
-  add(MetricType::Gauge, "hearth_kv_cached_blocks", "KV blocks that only the prefix cache holds.",
-      [](const ModelStats& m) { return m.kv.cached; });
-  add(MetricType::Gauge, "hearth_kv_borrowed_blocks", "KV blocks in use above what the model is guaranteed.",
-      [](const ModelStats& m) { return m.kv.borrowed; });
-  add(MetricType::Gauge, "hearth_kv_unused_blocks", "KV blocks that the model is guaranteed and does not use.",
-      [](const ModelStats& m) { return m.kv.unused; });
-  add(MetricType::Gauge, "hearth_kv_tokens_per_byte", "Tokens a second that a byte more of KV memory would bring.",
-      [](const ModelStats& m) { return m.kv.tokens_per_byte; });
-}
-
-void add_kv_pools(const std::vector<KvPoolStats>& pools, std::vector<MetricFamily>& out) {
-  MetricFamily bytes = family(
-      "hearth_kv_pool_bytes",
-      "The KV pool: live and cached blocks, free columns and tails of slabs in use, empty slabs.", MetricType::Gauge);
-  MetricFamily slabs = family("hearth_kv_slabs", "Slabs by the size of their blocks; 0: empty.", MetricType::Gauge);
-  MetricFamily moved =
-      family("hearth_kv_moved_blocks_total", "KV blocks that moved to make a slab empty.", MetricType::Counter);
-  for (size_t i = 0; i < pools.size(); ++i) {
-    const KvPoolStats& pool = pools[i];
-    const std::string name = std::to_string(i);
-    const auto state = [&](const char* label, int64_t value) {
-      bytes.metric.push_back(number(MetricType::Gauge, {{"pool", name}, {"state", label}}, static_cast<double>(value)));
-    };
-    state("live", pool.live_bytes);
-    state("cached", pool.cached_bytes);
-    state("free", pool.free_bytes);
-    state("tail", pool.tail_bytes);
-    state("empty", pool.pool_bytes - pool.live_bytes - pool.cached_bytes - pool.free_bytes - pool.tail_bytes);
-    const auto format = [&](int64_t block_bytes, int64_t count) {
-      slabs.metric.push_back(number(MetricType::Gauge, {{"pool", name}, {"block_bytes", std::to_string(block_bytes)}},
-                                    static_cast<double>(count)));
-    };
-    format(0, pool.empty_slabs);
-    for (const KvFormatStats& f : pool.formats) format(f.block_bytes, f.slabs);
-    moved.metric.push_back(number(MetricType::Counter, {{"pool", name}}, static_cast<double>(pool.moved_blocks)));
-  }
-  for (MetricFamily* f : {&bytes, &slabs, &moved}) out.push_back(std::move(*f));
 }
 
 void add_process(std::vector<MetricFamily>& out) {
@@ -448,8 +346,7 @@ std::string Metrics::text() const {
   }
 
   std::vector<MetricFamily> families;
-  add_model_gauges(stats, families);
-  add_model_kv(stats, families);
+  add_model_stats(stats, families);
   if (pools) add_kv_pools(pools(), families);
   add_model_counts(models, families);
   MetricFamily requests =

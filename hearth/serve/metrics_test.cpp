@@ -246,7 +246,9 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
                                     .kv_blocks_used = 50,
                                     .block_tokens = 16,
                                     .max_sequences = 64,
-                                    .kv = {.cached = 3, .borrowed = 4, .asked_blocks = 9, .hit_blocks = 5}},
+                                    .kv = {.cached = 3, .borrowed = 4, .asked_blocks = 9, .hit_blocks = 5},
+                                    .slo = {.ttft_us = 500'000, .tpot_us = 20'000},
+                                    .attainment = {.answers = 9, .attained = 5, .first_late = 3, .pace_missed = 2}},
                                    {.model = "empty"}};
   };
   metrics.set_stats(models, pools);
@@ -263,6 +265,14 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
   EXPECT_EQ(e.at("vllm:prefix_cache_hits_total", odd), 80);
   EXPECT_EQ(e.at("hearth_kv_cached_blocks", odd), 3);
   EXPECT_EQ(e.at("hearth_kv_borrowed_blocks", odd), 4);
+  EXPECT_EQ(e.types.at("hearth_slo_answers_total"), "counter");
+  EXPECT_EQ(e.at("hearth_slo_answers_total", odd), 9);
+  EXPECT_EQ(e.at("hearth_slo_attained_total", odd), 5);
+  EXPECT_EQ(e.at("hearth_slo_first_token_late_total", odd), 3);
+  EXPECT_EQ(e.at("hearth_slo_pace_missed_total", odd), 2);
+  EXPECT_EQ(e.at("hearth_slo_ttft_seconds", odd), 0.5);
+  EXPECT_EQ(e.at("hearth_slo_tpot_seconds", odd), 0.02);
+  EXPECT_EQ(e.at("hearth_slo_tpot_seconds", model("empty")), 0);
   EXPECT_EQ(e.at("hearth_kv_pool_bytes", {{"pool", "0"}, {"state", "live"}}), 300);
   EXPECT_EQ(e.at("hearth_kv_pool_bytes", {{"pool", "0"}, {"state", "empty"}}), 600);
   EXPECT_EQ(e.at("hearth_kv_slabs", {{"pool", "0"}, {"block_bytes", "20"}}), 4);

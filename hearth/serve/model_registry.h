@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "hearth/engine/served_model.h"
+#include "hearth/engine/service_terms.h"
 #include "hearth/serve/api_error.h"
 
 namespace hearth {
@@ -18,6 +19,7 @@ namespace hearth {
 struct ModelSource {
   std::vector<std::string> names;  // what requests call it; the first is the one in answers
   std::filesystem::path dir;
+  ServiceTerms terms{};
 };
 
 // A loaded model, with what the API works out once.

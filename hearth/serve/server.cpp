@@ -68,7 +68,7 @@ class ServerImpl final : public Server {
       const ModelSource& source = options_.models[i];
       HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
                         load_served_model(source.dir, source.names.front(), *options_.ops, load, pool));
-      HEARTH_TRY(engine_->add_model(served).with_context(source.names.front()));
+      HEARTH_TRY(engine_->add_model(served, source.terms).with_context(source.names.front()));
       models_.add(i, std::move(served));
     }
     return {};

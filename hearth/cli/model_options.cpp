@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/cli/model_options.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "hearth/checkpoint/quote.h"
+#include "hearth/cli/options.h"
+
+namespace hearth {
+namespace {
+
+constexpr std::string_view kKeys[] = {"ttft-slo", "tpot-slo"};
+constexpr Setting<double> kSlo{"", "", 0, 3600, "seconds", ""};
+
+std::string_view trimmed(std::string_view text) {
+  while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
+  while (!text.empty() && text.back() == ' ') text.remove_suffix(1);
+  return text;
+}
+
+Status set(std::string_view key, std::string_view value, ServiceTerms& terms) {
+  if (key == "ttft-slo" || key == "tpot-slo") {
+    HEARTH_TRY_ASSIGN(const double seconds, parse_number(value, kSlo).with_context(std::string(key)));
+    (key == "ttft-slo" ? terms.slo.ttft_us : terms.slo.tpot_us) = std::llround(seconds * 1e6);
+    return {};
+  }
+  return invalid_argument("unknown key {}; wanted one of {}", quote_name(key), fmt::join(kKeys, ", "));
+}
+
+}  // namespace
+
+std::span<const std::string_view> model_option_keys() { return kKeys; }
+
+Result<NamedTerms> parse_model_options(std::string_view text) {
+  // A name may have a colon, what follows has none.
+  const size_t colon = text.rfind(':');
+  const std::string_view name = trimmed(text.substr(0, colon));
+  if (colon == std::string_view::npos || name.empty())
+    return invalid_argument("{} names no model; wanted \"NAME: KEY=VALUE, ...\"", quote_name(text));
+  NamedTerms named{.model = std::string(name), .terms = {}};
+  std::string_view rest = text.substr(colon + 1);
+  while (true) {
+    const size_t comma = rest.find(',');
+    const std::string_view part = trimmed(rest.substr(0, comma));
+    const size_t equals = part.find('=');
+    if (equals == std::string_view::npos)
+      return invalid_argument("{}: {} is no KEY=VALUE; wanted one of {}", name, quote_name(part),
+                              fmt::join(kKeys, ", "));
+    HEARTH_TRY(set(trimmed(part.substr(0, equals)), trimmed(part.substr(equals + 1)), named.terms)
+                   .with_context(std::string(name)));
+    if (comma == std::string_view::npos) return named;
+    rest.remove_prefix(comma + 1);
+  }
+}
+
+}  // namespace hearth

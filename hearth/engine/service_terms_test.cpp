@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// What models are served with, and what the engine tells of how that was kept.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <thread>
+
+#include "hearth/engine/test_util.h"
+
+namespace hearth {
+namespace {
+
+using namespace engine_test;
+
+constexpr Slo kNever{.ttft_us = 1}, kAlways{.ttft_us = 3'600'000'000, .tpot_us = 3'600'000'000};
+
+Request request_of(const std::shared_ptr<const ServedModel>& model, const Slo& slo = {}) {
+  Request r;
+  r.model = model;
+  r.prompt = {1, 2, 3};
+  r.max_tokens = 4;
+  r.slo = slo;
+  return r;
+}
+
+// The model's numbers once `done` holds, or after a minute.
+template <class Done>
+ModelStats stats_when(const Engine& engine, size_t model, Done done) {
+  for (int i = 0; i < 6000; ++i) {
+    const std::vector<ModelStats> stats = engine.stats();
+    if (stats.size() > model && done(stats[model])) return stats[model];
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return engine.stats().at(model);
+}
+
+TEST(ServiceTerms, TargetsAreTheRequestsThenTheModelsThenTheEngines) {
+  const auto first = small_model("first", 1), second = small_model("second", 5);
+  const SteadyClock clock;
+  auto engine = Engine::create({.threads = 2, .slo = kAlways}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE((*engine)->add_model(first, {.slo = kNever}));
+  ASSERT_TRUE((*engine)->add_model(second));
+  std::vector<Running> all;
+  for (int i = 0; i < 3; ++i) all.push_back(start(**engine, request_of(first)));
+  all.push_back(start(**engine, request_of(first, kAlways)));
+  for (int i = 0; i < 2; ++i) all.push_back(start(**engine, request_of(second)));
+  all.push_back(start(**engine, request_of(second, kNever)));
+  for (Running& one : all) {
+    ASSERT_TRUE(one.reader->wait());
+    expect_same(one.reader->choice(), run_alone(one.request, 0));
+  }
+  const ModelStats a = stats_when(**engine, 0, [](const ModelStats& m) { return m.attainment.answers == 4; });
+  EXPECT_EQ(a.slo.ttft_us, 1);
+  EXPECT_EQ(a.slo.tpot_us, kAlways.tpot_us);
+  EXPECT_EQ(a.attainment.answers, 4);
+  EXPECT_EQ(a.attainment.attained, 1);
+  EXPECT_EQ(a.attainment.first_late, 3);
+  EXPECT_EQ(a.attainment.pace_missed, 0);
+  const ModelStats b = stats_when(**engine, 1, [](const ModelStats& m) { return m.attainment.answers == 3; });
+  EXPECT_EQ(b.slo.ttft_us, kAlways.ttft_us);
+  EXPECT_EQ(b.attainment.answers, 3);
+  EXPECT_EQ(b.attainment.attained, 2);
+  EXPECT_EQ(b.attainment.first_late, 1);
+}
+
+TEST(ServiceTerms, AnswersWithoutTargetsDoNotCount) {
+  const auto model = small_model();
+  const SteadyClock clock;
+  auto engine = Engine::create({.threads = 1}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE((*engine)->add_model(model));
+  Running plain = start(**engine, request_of(model));
+  ASSERT_TRUE(plain.reader->wait());
+  Running timed = start(**engine, request_of(model, {.tpot_us = 3'600'000'000}));
+  ASSERT_TRUE(timed.reader->wait());
+  const ModelStats stats = stats_when(**engine, 0, [](const ModelStats& m) { return m.attainment.answers > 0; });
+  EXPECT_EQ(stats.attainment.answers, 1);
+  EXPECT_EQ(stats.attainment.attained, 1);
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/schedule/attainment.h"
+
+#include <gtest/gtest.h>
+
+namespace hearth {
+namespace {
+
+using enum EndedAnswer::End;
+
+constexpr Slo kSlo{.ttft_us = 1000, .tpot_us = 100};
+
+SloCounts counted(const EndedAnswer& answer, const Slo& slo = kSlo) {
+  SloCounts counts;
+  counts.count(answer, slo);
+  return counts;
+}
+
+EndedAnswer answer(int64_t first_us, int64_t last_us, int64_t tokens, EndedAnswer::End end = kComplete) {
+  return {.end = end, .arrival_us = 500, .first_us = first_us, .last_us = last_us, .tokens = tokens, .end_us = last_us};
+}
+
+TEST(Attainment, BothTargetsAreKeptToTheMicrosecond) {
+  EXPECT_EQ(counted(answer(1500, 2400, 10)).attained, 1);
+  const SloCounts late = counted(answer(1501, 2401, 10));
+  EXPECT_EQ(late.attained, 0);
+  EXPECT_EQ(late.first_late, 1);
+  EXPECT_EQ(late.pace_missed, 0);
+  const SloCounts slow = counted(answer(1500, 2401, 10));
+  EXPECT_EQ(slow.attained, 0);
+  EXPECT_EQ(slow.first_late, 0);
+  EXPECT_EQ(slow.pace_missed, 1);
+}
+
+TEST(Attainment, OneMayBeLateAndSlow) {
+  const SloCounts counts = counted(answer(1600, 9000, 2));
+  EXPECT_EQ(counts.answers, 1);
+  EXPECT_EQ(counts.first_late, 1);
+  EXPECT_EQ(counts.pace_missed, 1);
+}
+
+TEST(Attainment, ATargetThatIsNotThereIsKept) {
+  EXPECT_EQ(counted(answer(9000, 9000, 1), {}).answers, 0);
+  EXPECT_EQ(counted(answer(9000, 9100, 2), {.tpot_us = 100}).attained, 1);
+  EXPECT_EQ(counted(answer(1500, 90000, 2), {.ttft_us = 1000}).attained, 1);
+}
+
+TEST(Attainment, WhoLeavesInTimeDoesNotCount) {
+  EXPECT_EQ(counted({.end = kLeft, .arrival_us = 500, .end_us = 1500}).answers, 0);
+  EXPECT_EQ(counted(answer(1400, 9000, 3, kLeft)).answers, 0);
+  const SloCounts late = counted({.end = kLeft, .arrival_us = 500, .end_us = 1501});
+  EXPECT_EQ(late.answers, 1);
+  EXPECT_EQ(late.first_late, 1);
+}
+
+TEST(Attainment, WhatFailedIsMissed) {
+  const SloCounts before = counted({.end = kFailed, .arrival_us = 500, .end_us = 600});
+  EXPECT_EQ(before.answers, 1);
+  EXPECT_EQ(before.first_late, 1);
+  const SloCounts after = counted(answer(1400, 1500, 2, kFailed));
+  EXPECT_EQ(after.answers, 1);
+  EXPECT_EQ(after.first_late, 0);
+  EXPECT_EQ(after.attained, 0);
+}
+
+TEST(Attainment, WhatHasNoTokensDoesNotCount) { EXPECT_EQ(counted({.arrival_us = 500, .end_us = 90000}).answers, 0); }
+
+}  // namespace
+}  // namespace hearth
