@@ -332,6 +332,7 @@ Result<ServeOptions> make_serve_options(ServeSettings s) {
   options.load.activation = activation_of(s.dtype, s.device);
   options.engine.decode_graphs = !s.enforce_eager;
   options.engine.prefix_cache = !s.no_prefix_caching;
+  if (s.kv_sharing == "static") options.engine.kv_parts = std::ssize(options.models);
   options.load.dummy_weights = s.load_format == "dummy";
   options.load.kv_format = kv_format_of(s.kv_cache_dtype);
   HEARTH_TRY_ASSIGN(options.ops, ops_of(s.device));

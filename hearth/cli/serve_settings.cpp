@@ -235,10 +235,15 @@ void add_engine_rows(Table& t) {
   t.text({.key = "schedule",
           .kind = kChoice,
           .value_name = "NAME",
-          .choices = {"slo", "fcfs"},
+          .choices = {"slo", "fcfs", "fineserve"},
           .help = "Who gets the next step: slo, as many answers within their targets as can be, and first come, first "
-                  "served where none has any; or fcfs."},
+                  "served where none has any; fcfs; or fineserve, the rule of arXiv 2509.06261 as released."},
          OfEngine<&EngineOptions::schedule>());
+  t.number({.key = "reject-hopeless",
+            .kind = kSwitch,
+            .help = "A request whose first token would miss its target is answered with 503 before anything of it is "
+                    "computed, instead of coming last."},
+           OfEngine<&EngineOptions::reject_hopeless>());
   t.number({.key = "ttft-slo",
             .kind = kSeconds,
             .value_name = "S",
@@ -271,6 +276,14 @@ void add_engine_rows(Table& t) {
                 "of the first model need, or 1Gi",
        .help = "Memory for keys and values, shared by all models of a device."},
       OfEngine<&EngineOptions::kv_bytes>());
+  t.text(
+      {.key = "kv-sharing",
+       .kind = kChoice,
+       .value_name = "NAME",
+       .choices = {"shared", "static"},
+       .help = "Who has which part of that memory: shared, every model what it needs and others do not; static, every "
+               "model an equal part of its own and nothing more, to compare with."},
+      Own<&ServeSettings::kv_sharing>());
   t.number({.key = "no-enable-prefix-caching",
             .kind = kSwitch,
             .help = "Keys and values go with their request, instead of staying for others that begin alike."},

@@ -38,6 +38,7 @@ struct ServeSettings {
   std::string load_format = "auto";
   bool enforce_eager = false;
   bool no_prefix_caching = false;
+  std::string kv_sharing = "shared";
   std::string api_key_file;
   std::string log_level = "info";
   std::string pid_file;

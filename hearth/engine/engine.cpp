@@ -47,6 +47,7 @@ class KvStores {
     HEARTH_TRY_ASSIGN(const int64_t bytes, kv_pool_bytes(options, model, layout));
     HEARTH_TRY_ASSIGN(std::shared_ptr<KvStore> store,
                       KvStore::create(memory, bytes, layout.block_bytes(), options.prefix_cache));
+    store->parts = options.kv_parts;
     known = store;
     return store;
   }
@@ -102,7 +103,7 @@ struct Engine::Impl {
         grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay,
                         cpus_beside_team(team_threads(o.threads))),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
-        planner(inbox, steps, observer, c, std::move(policy), o.max_unread, shared),
+        planner(inbox, steps, observer, c, std::move(policy), o.max_unread, o.reject_hopeless, shared),
         planner_thread([this] { planner.run(); }) {}
 
   ~Impl() {

@@ -36,12 +36,16 @@ struct EngineOptions {
   // Of the KV pool that all models of a device share, made with the first of them; 0: a quarter of the free memory,
   // on the CPU no more than what max_sequences whole contexts of that model need, or 1 GiB.
   int64_t kv_bytes = 0;
+  // > 0: the pool is divided in so many equal parts, each one model's alone: the baseline to which sharing is compared.
+  int64_t kv_parts = 0;
   std::string schedule = "slo";  // who gets the next step: make_local_policy()'s names
   Slo slo;                       // of requests that name none, of models that name none
-  bool prefix_cache = true;      // KV of prompts and texts stays for requests that begin alike, while there is room
-  bool decode_graphs = true;     // on a GPU: decode steps are recorded when a model is added, and replayed
-  int64_t max_waiting = 1024;    // choices that wait to be admitted
-  int64_t max_unread = 256;      // tokens of a choice that its reader has not consumed before it pauses
+  // A request whose first token would miss its target ends with ResourceExhausted, unless a choice of it was admitted.
+  bool reject_hopeless = false;
+  bool prefix_cache = true;    // KV of prompts and texts stays for requests that begin alike, while there is room
+  bool decode_graphs = true;   // on a GPU: decode steps are recorded when a model is added, and replayed
+  int64_t max_waiting = 1024;  // choices that wait to be admitted
+  int64_t max_unread = 256;    // tokens of a choice that its reader has not consumed before it pauses
 };
 
 // Called by an engine thread, one call at a time for each request. Must not block or throw. The last call has

@@ -21,6 +21,7 @@ struct KvStore {
   int64_t dummy_block = 0;     // I1: its offset
   int64_t max_move_bytes = 0;  // of one step
   std::unique_ptr<SlabPool> pool;
+  int64_t parts = 0;      // > 0: so many models have an equal part each, and nothing is lent
   KvModelId lifted = -1;  // who is guaranteed more than its part, for a while
   std::vector<KvMove> moves;
   std::unique_ptr<Queue> copies;

@@ -36,12 +36,13 @@ struct SharedStats {
 class Planner {
  public:
   Planner(std::shared_ptr<Inbox> inbox, StepThread& steps, EngineObserver* observer, const Clock& clock,
-          std::unique_ptr<LocalPolicy> policy, int64_t max_unread, SharedStats& stats)
+          std::unique_ptr<LocalPolicy> policy, int64_t max_unread, bool reject_hopeless, SharedStats& stats)
       : inbox_(std::move(inbox)),
         steps_(steps),
         observer_(observer),
         clock_(clock),
         max_unread_(max_unread),
+        reject_hopeless_(reject_hopeless),
         stats_(stats),
         policy_(std::move(policy)) {}
 
@@ -61,8 +62,9 @@ class Planner {
 
   // One step of the next model that has work. False: nothing can be fed now.
   bool plan_and_launch();
-  void look_at_models();
-  Turn next_turn();
+  void look_at_models(std::span<const int64_t> skipped);
+  Turn next_turn(std::span<const int64_t> skipped);
+  bool refuse(const Hopeless& hopeless);
   PolicyLimits limits(const ModelState& model) const;
   int64_t due_us(const Sequence& sequence) const;
   StepChoice choose(const ModelState& model, const Turn& turn);
@@ -110,6 +112,7 @@ class Planner {
   EngineObserver* const observer_;
   const Clock& clock_;
   const int64_t max_unread_;
+  const bool reject_hopeless_;
   SharedStats& stats_;
   std::atomic<bool> stopping_ = false;
   std::optional<Error> lost_;  // of the first step that ended with DeviceLost

@@ -14,16 +14,31 @@ namespace {
 constexpr int64_t kLookups = 8;
 constexpr int64_t kWindowNs = 1'000'000'000, kTellNs = 100'000'000;
 
+// One of `parts` equal parts of the pool, in blocks of which a slab holds `columns`.
+Result<KvLimits> fixed_part(const KvPoolStats& pool, int64_t parts, int64_t columns) {
+  if (std::ssize(pool.models) >= parts)
+    return resource_exhausted("the KV pool is divided in {} fixed parts, and each of them is a model's", parts);
+  const int64_t blocks = pool.slabs / parts * columns;
+  if (blocks < 1)
+    return resource_exhausted("one of {} fixed parts of a KV pool of {} slabs of {} bytes holds no block of the model",
+                              parts, pool.slabs, pool.slabs > 0 ? pool.pool_bytes / pool.slabs : 0);
+  return KvLimits{.guarantee = blocks, .kept = blocks, .cap = blocks};
+}
+
 }  // namespace
 
 // ---- models
 
 Result<int64_t> Planner::add_to_store(ModelState& model) {
   SlabPool& pool = *model.store->pool;
-  HEARTH_TRY_ASSIGN(model.kv_model, pool.add_model({.name = model.served->name,
-                                                    .block_tokens = model.block_tokens,
-                                                    .block_bytes = model.kv.layout.block_bytes(),
-                                                    .limits = {}}));
+  KvModelSpec spec{.name = model.served->name,
+                   .block_tokens = model.block_tokens,
+                   .block_bytes = model.kv.layout.block_bytes(),
+                   .limits = {}};
+  if (const int64_t parts = model.store->parts; parts > 0) {
+    HEARTH_TRY_ASSIGN(spec.limits, fixed_part(pool.stats(), parts, pool.slab_bytes() / spec.block_bytes));
+  }
+  HEARTH_TRY_ASSIGN(model.kv_model, pool.add_model(spec));
   share_store(*model.store, {});
   return pool.most(model.kv_model) * model.block_tokens;
 }
@@ -37,6 +52,7 @@ void Planner::leave_store(ModelState& model) {
 // Each model is guaranteed the same part of the pool, and may borrow what others do not use. One at a time may be
 // guaranteed more, as many blocks as its next sequence needs; the others then share the rest.
 void Planner::share_store(KvStore& store, std::optional<Lifted> lifted) {
+  if (store.parts > 0) return;
   store.lifted = lifted ? lifted->model : -1;
   const KvPoolStats stats = store.pool->stats();
   const int64_t models = std::ssize(stats.models);
@@ -127,7 +143,7 @@ void Planner::publish(ModelState& model, Sequence& sequence, int64_t computed) {
 void Planner::make_room(ModelState& model, const StepChoice& choice) {
   KvStore& store = *model.store;
   SlabPool& pool = *store.pool;
-  if (std::ranges::count(models_, model.store, &ModelState::store) < 2) return;
+  if (store.parts > 0 || std::ranges::count(models_, model.store, &ModelState::store) < 2) return;
   int64_t kept = 0;
   if (choice.short_of_blocks) {
     const auto first = std::ranges::find_if(model.sequences, [](const auto& s) { return !s->ended && !s->running(); });

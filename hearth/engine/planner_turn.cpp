@@ -21,9 +21,8 @@ bool Planner::plan_and_launch() {
   if (in_flight_ == 0) device_free_ns_ = clock_.now_ns();
   std::vector<int64_t> skipped;
   for (size_t tried = 0; tried < models_.size(); ++tried) {
-    look_at_models();
-    for (const int64_t m : skipped) locals_[static_cast<size_t>(m)].skip = true;
-    const Turn turn = next_turn();
+    look_at_models(skipped);
+    const Turn turn = next_turn(skipped);
     if (turn.model < 0) return false;
     const std::shared_ptr<ModelState> model = models_[static_cast<size_t>(turn.model)];
     std::unique_ptr<Step> step = plan(model, turn);
@@ -40,8 +39,8 @@ bool Planner::plan_and_launch() {
   return false;
 }
 
-// Views of all models; those for whom nothing can be done now give back what was kept for them.
-void Planner::look_at_models() {
+// Views of all models, but for a turn of those skipped; those for whom nothing can be done now give back what was kept for them.
+void Planner::look_at_models(std::span<const int64_t> skipped) {
   views_.resize(models_.size());
   locals_.clear();
   for (size_t m = 0; m < models_.size(); ++m) {
@@ -63,14 +62,38 @@ void Planner::look_at_models() {
                        .last_turn = model.last_turn,
                        .service = model.service_us});
   }
+  for (const int64_t m : skipped) locals_[static_cast<size_t>(m)].skip = true;
 }
 
-Turn Planner::next_turn() {
-  // The step begins when those under way have ended.
-  Turn turn = policy_->next(locals_, std::max(clock_.now_ns(), device_free_ns_) / 1000);
-  for (const Hopeless& h : turn.hopeless)
-    models_[static_cast<size_t>(h.model)]->sequences[static_cast<size_t>(h.sequence)]->late = true;
-  return turn;
+Turn Planner::next_turn(std::span<const int64_t> skipped) {
+  while (true) {
+    // The step begins when those under way have ended.
+    Turn turn = policy_->next(locals_, std::max(clock_.now_ns(), device_free_ns_) / 1000);
+    bool refused = false;
+    for (const Hopeless& h : turn.hopeless) {
+      models_[static_cast<size_t>(h.model)]->sequences[static_cast<size_t>(h.sequence)]->late = true;
+      refused |= reject_hopeless_ && refuse(h);
+    }
+    if (!refused) return turn;
+    look_at_models(skipped);  // the turn was made with those that are gone
+  }
+}
+
+// Ends all choices of its request, unless one of them was ever admitted. Whether it did.
+bool Planner::refuse(const Hopeless& hopeless) {
+  ModelState& model = *models_[static_cast<size_t>(hopeless.model)];
+  const Sequence& first = *model.sequences[static_cast<size_t>(hopeless.sequence)];
+  const auto same = [&](const auto& s) { return s->submission == first.submission; };
+  if (first.ended) return false;
+  if (std::ranges::any_of(model.sequences, [&](const auto& s) { return same(s) && s->admitted_ns >= 0; })) return false;
+  const Error why = resource_exhausted("overloaded: the first token would come later than its target of {:g} s",
+                                       static_cast<double>(first.slo.ttft_us) * 1e-6);
+  for (const auto& sequence : model.sequences) {
+    if (!same(sequence) || sequence->ended) continue;
+    ++model.attainment.refused;
+    end(*sequence, FinishReason::kError, why);
+  }
+  return true;
 }
 
 PolicyLimits Planner::limits(const ModelState& model) const {

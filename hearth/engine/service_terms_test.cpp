@@ -2,9 +2,6 @@
 // What models are served with, and what the engine tells of how that was kept.
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <thread>
-
 #include "hearth/engine/test_util.h"
 
 namespace hearth {
@@ -21,17 +18,6 @@ Request request_of(const std::shared_ptr<const ServedModel>& model, const Slo& s
   r.max_tokens = 4;
   r.slo = slo;
   return r;
-}
-
-// The model's numbers once `done` holds, or after a minute.
-template <class Done>
-ModelStats stats_when(const Engine& engine, size_t model, Done done) {
-  for (int i = 0; i < 6000; ++i) {
-    const std::vector<ModelStats> stats = engine.stats();
-    if (stats.size() > model && done(stats[model])) return stats[model];
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return engine.stats().at(model);
 }
 
 TEST(ServiceTerms, TargetsAreTheRequestsThenTheModelsThenTheEngines) {
@@ -77,6 +63,44 @@ TEST(ServiceTerms, AnswersWithoutTargetsDoNotCount) {
   const ModelStats stats = stats_when(**engine, 0, [](const ModelStats& m) { return m.attainment.answers > 0; });
   EXPECT_EQ(stats.attainment.answers, 1);
   EXPECT_EQ(stats.attainment.attained, 1);
+}
+
+// Answered before anything of them is computed, all choices of them; others do not notice.
+TEST(ServiceTerms, TheHopelessAreRefusedIfAsked) {
+  const auto model = small_model();
+  const SteadyClock clock;
+  auto engine = Engine::create({.threads = 2, .reject_hopeless = true}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE((*engine)->add_model(model));
+  Request late = request_of(model, kNever);
+  late.n = 3;
+  std::vector<Running> refused, served;
+  for (int i = 0; i < 4; ++i) {
+    refused.push_back(start(**engine, late));
+    served.push_back(start(**engine, request_of(model, i % 2 == 0 ? Slo{} : kAlways)));
+  }
+  for (Running& one : refused) {
+    ASSERT_TRUE(one.reader->wait());
+    for (int32_t c = 0; c < 3; ++c) {
+      const ReadChoice choice = one.reader->choice(c);
+      EXPECT_EQ(choice.finish, FinishReason::kError);
+      ASSERT_TRUE(choice.error);
+      EXPECT_EQ(choice.error->code, ErrorCode::kResourceExhausted);
+      EXPECT_NE(choice.error->message.find("target of 1e-06 s"), std::string::npos) << choice.error->message;
+      EXPECT_TRUE(choice.ids.empty());
+      EXPECT_EQ(choice.pieces_after_end, 0);
+    }
+  }
+  for (Running& one : served) {
+    ASSERT_TRUE(one.reader->wait());
+    expect_same(one.reader->choice(), run_alone(one.request, 0));
+  }
+  const ModelStats stats = stats_when(**engine, 0, [](const ModelStats& m) { return m.attainment.answers == 14; });
+  EXPECT_EQ(stats.attainment.answers, 14);
+  EXPECT_EQ(stats.attainment.refused, 12);
+  EXPECT_EQ(stats.attainment.first_late, 12);
+  EXPECT_EQ(stats.attainment.attained, 2);
+  EXPECT_EQ(stats.kv_blocks_used, 0);
 }
 
 }  // namespace

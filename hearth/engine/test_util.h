@@ -6,12 +6,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "hearth/base/random.h"
@@ -223,6 +225,17 @@ inline Running start(Engine& engine, const Request& request) {
   HEARTH_CHECK(handle.has_value(), "{}", handle.error().message);
   running.handle = std::move(handle).value();
   return running;
+}
+
+// The model's numbers once `done` holds, or after a minute.
+template <class Done>
+ModelStats stats_when(const Engine& engine, size_t model, Done done) {
+  for (int i = 0; i < 6000; ++i) {
+    const std::vector<ModelStats> stats = engine.stats();
+    if (stats.size() > model && done(stats[model])) return stats[model];
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return engine.stats().at(model);
 }
 
 // Bit for bit.

@@ -66,6 +66,8 @@ void add_attainment(const std::vector<ModelStats>& stats, std::vector<MetricFami
           &SloCounts::first_late);
   counter("hearth_slo_pace_missed_total", "Of these, those whose tokens after the first came too slowly.",
           &SloCounts::pace_missed);
+  counter("hearth_slo_refused_total", "Of these, those refused because their first token would have been late.",
+          &SloCounts::refused);
   const auto target = [&](const char* name, const char* help, int64_t Slo::*field) {
     out.push_back(by_model(stats, MetricType::Gauge, name, help,
                            [field](const ModelStats& m) { return static_cast<double>(m.slo.*field) * 1e-6; }));

@@ -239,17 +239,18 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
                                      .formats = {{.block_bytes = 20, .slabs = 4}}}};
   };
   const auto models = [&] {
-    return std::vector<ModelStats>{{.model = "a \"b\"\\c",
-                                    .running = running,
-                                    .waiting = 7,
-                                    .kv_blocks = 200,
-                                    .kv_blocks_used = 50,
-                                    .block_tokens = 16,
-                                    .max_sequences = 64,
-                                    .kv = {.cached = 3, .borrowed = 4, .asked_blocks = 9, .hit_blocks = 5},
-                                    .slo = {.ttft_us = 500'000, .tpot_us = 20'000},
-                                    .attainment = {.answers = 9, .attained = 5, .first_late = 3, .pace_missed = 2}},
-                                   {.model = "empty"}};
+    return std::vector<ModelStats>{
+        {.model = "a \"b\"\\c",
+         .running = running,
+         .waiting = 7,
+         .kv_blocks = 200,
+         .kv_blocks_used = 50,
+         .block_tokens = 16,
+         .max_sequences = 64,
+         .kv = {.cached = 3, .borrowed = 4, .asked_blocks = 9, .hit_blocks = 5},
+         .slo = {.ttft_us = 500'000, .tpot_us = 20'000},
+         .attainment = {.answers = 9, .attained = 5, .first_late = 3, .pace_missed = 2, .refused = 1}},
+        {.model = "empty"}};
   };
   metrics.set_stats(models, pools);
   Exposition e = parse(metrics.text());
@@ -270,6 +271,7 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
   EXPECT_EQ(e.at("hearth_slo_attained_total", odd), 5);
   EXPECT_EQ(e.at("hearth_slo_first_token_late_total", odd), 3);
   EXPECT_EQ(e.at("hearth_slo_pace_missed_total", odd), 2);
+  EXPECT_EQ(e.at("hearth_slo_refused_total", odd), 1);
   EXPECT_EQ(e.at("hearth_slo_ttft_seconds", odd), 0.5);
   EXPECT_EQ(e.at("hearth_slo_tpot_seconds", odd), 0.02);
   EXPECT_EQ(e.at("hearth_slo_tpot_seconds", model("empty")), 0);

@@ -546,6 +546,28 @@ TEST(ServerFailures, ALostDeviceIsAnsweredAndReported) {
   EXPECT_TRUE(server->drain(2000));
 }
 
+// Before any token, whole or as a stream; who asks for less is served.
+TEST(HopelessRequests, AreRefusedWithAStatusThatSaysTryLater) {
+  ServeOptions options;
+  options.engine.reject_hopeless = true;
+  options.models = {{.names = {"fable"}, .dir = "models/fable-13m", .terms = {.slo = {.ttft_us = 1}}}};
+  const auto server = make_server(std::move(options));
+  json body = {{"model", "fable"}, {"prompt", "It was"}, {"max_tokens", 4}};
+  for (const bool stream : {false, true}) {
+    body["stream"] = stream;
+    const Answer answer = ask(server->port(), "POST", "/v1/completions", body.dump());
+    EXPECT_EQ(answer.status, 503) << answer.body;
+    EXPECT_EQ(answer.headers.at("retry-after"), "1");
+    const json error = json::parse(answer.body)["error"];
+    EXPECT_EQ(error["code"], "overloaded");
+    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("first token would come later than its target"));
+  }
+  body["stream"] = false;
+  body["ttft_slo_ms"] = 3'600'000;
+  EXPECT_EQ(ask(server->port(), "POST", "/v1/completions", body.dump()).status, 200);
+  EXPECT_EQ(metric(server->port(), "hearth_slo_refused_total"), "2");
+}
+
 TEST(ModelRegistry, SaysWhatIsMissing) {
   EXPECT_FALSE(ModelRegistry::check({}));
   EXPECT_FALSE(ModelRegistry::check({{.names = {}, .dir = "d"}}));
