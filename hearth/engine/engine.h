@@ -8,13 +8,14 @@
 //   I3. KV blocks of a request are back in the pool once all of its choices have finished.
 //   I4. A reader that does not read delays nobody: its sequence pauses.
 //   I5. After a step that ended with DeviceLost none is begun: all requests end with that error, now and later.
-// Any thread may call any method.
+// Any thread may call any method, none while the engine is destroyed.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "hearth/base/clock.h"
@@ -72,11 +73,30 @@ class RequestHandle {
   std::shared_ptr<Submission> submission_;
 };
 
+// What a model may have of the KV pool of its device, in bytes, rounded down to whole blocks.
+struct MemoryLimits {
+  int64_t guarantee_bytes = 0;  // it can take back from those who borrow; 0: an equal part of what others' leave
+  int64_t cap_bytes = 0;        // 0: whatever the pool has
+};
+
+// Where a model is in its life: docs/design/engine.md.
+enum class ModelPhase : uint8_t {
+  kServing,
+  kFallingAsleep,  // its requests run to their ends, new ones are refused
+  kAsleep,
+  kWaking,
+};
+std::string_view phase_name(ModelPhase phase);
+
 // A model's numbers at one moment.
 struct ModelStats {
   std::string model;
-  int64_t running = 0;  // choices admitted
-  int64_t waiting = 0;  // choices not yet admitted, or preempted
+  ModelPhase phase = ModelPhase::kServing;
+  bool pinned = false;
+  MemoryLimits limits;       // as set_limits() was told
+  int64_t weight_bytes = 0;  // in the memory of its device; 0 while it is asleep, but on the host
+  int64_t running = 0;       // choices admitted
+  int64_t waiting = 0;       // choices not yet admitted, or preempted
   int64_t kv_blocks = 0;
   int64_t kv_blocks_used = 0;
   int64_t block_tokens = 0;
@@ -101,6 +121,14 @@ class Engine {
   Status add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms = {});
   // New requests for it are refused; those that run finish, then its memory is given back. NotFound.
   Status remove_model(const std::string& name);
+
+  // From now on, for what is allocated next: nobody's blocks are taken at once. A pinned model is not put to sleep, and
+  // what it is guaranteed by set_limits() is lent to nobody. Each waits for the planner, some milliseconds. NotFound;
+  // InvalidArgument: a cap below one block or the guarantee; ResourceExhausted, with the arithmetic, and nothing is
+  // changed: guarantees together are more than the pool, or a request under way needs more than would be left for it;
+  // Unavailable while the model is not serving; Unsupported with kv_parts.
+  Status set_limits(const std::string& name, const MemoryLimits& limits);
+  Status pin(const std::string& name, bool pinned);
 
   // Tokens of this model that the KV pool holds: no request may need more. 0: the model was not added.
   int64_t kv_tokens(const ServedModel& model) const;

@@ -8,6 +8,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -27,12 +28,14 @@ struct Message {
     kSubmit,       // submission
     kAddModel,     // added
     kRemoveModel,  // name
+    kAsk,          // ask
   };
   Kind kind = Kind::kSubmit;
   std::shared_ptr<Submission> submission{};
   std::shared_ptr<ModelState> added{};
   std::string name{};
   std::promise<Result<int64_t>> tokens{};  // kAddModel: what the KV pool holds of it, or why it is not added
+  std::function<void()> ask{};             // called by the planner's thread, between two steps
 };
 
 class Inbox {

@@ -64,6 +64,7 @@ void Planner::handle(Message& message) {
       for (const auto& model : models_)
         if (model->served->name == message.name) model->leaving = true;
       break;
+    case Message::Kind::kAsk: message.ask(); break;
   }
 }
 
@@ -91,6 +92,12 @@ void Planner::submit(const std::shared_ptr<Submission>& submission) {
     // Without tokens to draw, only the prompt's logprobs are wanted, and they come with the first choice.
     if (request.max_tokens == 0 && (i > 0 || sequence.feed_end() == 0)) end(sequence, FinishReason::kLength, {});
     if (lost_ && !sequence.ended) end(sequence, FinishReason::kError, lost_);  // I5: submitted as it happened
+    // Limits were changed as it was submitted.
+    if (const int64_t tokens = sequence.prompt_size() + request.max_tokens;
+        tokens > model->kv_tokens && !sequence.ended)
+      end(sequence, FinishReason::kError,
+          resource_exhausted("{} tokens need more than the KV cache of {} tokens that is left for {}", tokens,
+                             model->kv_tokens.load(), request.model->name));
   }
   submission->flush();
 }
@@ -178,6 +185,9 @@ void Planner::publish() {
     stats.max_sequences = model.max_sequences;
     stats.slo = model.terms.slo;
     stats.attainment = model.attainment;
+    stats.pinned = model.pinned;
+    stats.limits = model.limits;
+    stats.weight_bytes = model.served->model->weights().memory.size_bytes();
   }
 }
 

@@ -51,6 +51,9 @@ class Planner {
   // Any thread: cancel all, then return.
   void stop();
 
+  // In a call that the inbox brings (Message::ask). Errors as Engine::set_limits().
+  Status set_limits(ModelState& model, const MemoryLimits& limits, bool pinned);
+
  private:
   void handle(Message& message);
   void submit(const std::shared_ptr<Submission>& submission);
@@ -76,7 +79,7 @@ class Planner {
   void admit(ModelState& model, Sequence& sequence);
   void preempt(ModelState& model, Sequence& sequence);
   void give_back(ModelState& model, Sequence& sequence);
-  // The KV pool that models share: planner_kv.cpp.
+  // The KV pool that models share: planner_limits.cpp and planner_kv.cpp.
   Result<int64_t> add_to_store(ModelState& model);
   void leave_store(ModelState& model);
   struct Lifted {
@@ -84,6 +87,9 @@ class Planner {
     int64_t blocks = 0;
   };
   void share_store(KvStore& store, std::optional<Lifted> lifted);
+  int64_t least_kept(const ModelState& model) const;
+  Status check_guarantees(const KvStore& store) const;
+  Status check_requests(const KvStore& store) const;
   void look_up(const ModelState& model, Sequence& sequence);
   void match(ModelState& model, Sequence& sequence);
   void know_keys(const ModelState& model, Sequence& sequence, int64_t blocks);

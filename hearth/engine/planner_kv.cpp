@@ -14,66 +14,7 @@ namespace {
 constexpr int64_t kLookups = 8;
 constexpr int64_t kWindowNs = 1'000'000'000, kTellNs = 100'000'000;
 
-// One of `parts` equal parts of the pool, in blocks of which a slab holds `columns`.
-Result<KvLimits> fixed_part(const KvPoolStats& pool, int64_t parts, int64_t columns) {
-  if (std::ssize(pool.models) >= parts)
-    return resource_exhausted("the KV pool is divided in {} fixed parts, and each of them is a model's", parts);
-  const int64_t blocks = pool.slabs / parts * columns;
-  if (blocks < 1)
-    return resource_exhausted("one of {} fixed parts of a KV pool of {} slabs of {} bytes holds no block of the model",
-                              parts, pool.slabs, pool.slabs > 0 ? pool.pool_bytes / pool.slabs : 0);
-  return KvLimits{.guarantee = blocks, .kept = blocks, .cap = blocks};
-}
-
 }  // namespace
-
-// ---- models
-
-Result<int64_t> Planner::add_to_store(ModelState& model) {
-  SlabPool& pool = *model.store->pool;
-  KvModelSpec spec{.name = model.served->name,
-                   .block_tokens = model.block_tokens,
-                   .block_bytes = model.kv.layout.block_bytes(),
-                   .limits = {}};
-  if (const int64_t parts = model.store->parts; parts > 0) {
-    HEARTH_TRY_ASSIGN(spec.limits, fixed_part(pool.stats(), parts, pool.slab_bytes() / spec.block_bytes));
-  }
-  HEARTH_TRY_ASSIGN(model.kv_model, pool.add_model(spec));
-  share_store(*model.store, {});
-  return pool.most(model.kv_model) * model.block_tokens;
-}
-
-void Planner::leave_store(ModelState& model) {
-  model.store->pool->remove_model(model.kv_model);
-  model.kv_model = -1;
-  share_store(*model.store, {});
-}
-
-// Each model is guaranteed the same part of the pool, and may borrow what others do not use. One at a time may be
-// guaranteed more, as many blocks as its next sequence needs; the others then share the rest.
-void Planner::share_store(KvStore& store, std::optional<Lifted> lifted) {
-  if (store.parts > 0) return;
-  store.lifted = lifted ? lifted->model : -1;
-  const KvPoolStats stats = store.pool->stats();
-  const int64_t models = std::ssize(stats.models);
-  int64_t slabs = stats.slabs, sharing = models;
-  if (lifted && models > 1) {
-    slabs -= std::min(slabs, blocks_for(lifted->blocks, store.pool->columns(lifted->model)));
-    --sharing;
-  }
-  // First all that shrink, so that the sum never exceeds the pool.
-  for (const bool grows : {false, true}) {
-    for (const KvModelStats& m : stats.models) {
-      KvLimits limits = store.pool->limits(m.model);
-      const int64_t part = m.model == store.lifted ? stats.slabs - slabs : slabs / sharing;
-      const int64_t guarantee = part * store.pool->columns(m.model);
-      limits.guarantee = grows ? guarantee : std::min(guarantee, limits.guarantee);
-      limits.kept = std::min(limits.kept, limits.guarantee);
-      const Status set = store.pool->set_limits(m.model, limits);
-      HEARTH_CHECK(set.has_value(), "parts of a KV pool: {}", set.error().message);
-    }
-  }
-}
 
 // ---- the prefix cache
 
@@ -155,6 +96,7 @@ void Planner::make_room(ModelState& model, const StepChoice& choice) {
     share_store(store, {});
   }
   KvLimits limits = pool.limits(model.kv_model);
+  kept = std::max(kept, least_kept(model));
   if (const int64_t before = std::exchange(limits.kept, kept); kept != before) {
     if (kept < before) inbox_->poke();  // others may go on
     const Status set = pool.set_limits(model.kv_model, limits);

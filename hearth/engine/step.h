@@ -3,6 +3,7 @@
 // Filled by the planner, computed by the step thread, read by the planner; the queue between them hands it over.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -55,6 +56,10 @@ struct ModelState {
   double service_us = 0;    // that its steps took
   int64_t preemptions = 0;  // not yet told
   bool leaving = false;
+  MemoryLimits limits;
+  bool pinned = false;
+  // Tokens that the pool can hold of it. Written by the planner, read by any thread.
+  std::atomic<int64_t> kv_tokens = 0;
 };
 
 // Whom a row of logits belongs to.
