@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "hearth/memory/host_buffer.h"
+#include "hearth/memory/host_range.h"
 #include "hearth/memory/memory.h"
 
 namespace hearth::testing {
@@ -20,28 +21,58 @@ class FakeDevice final : public Memory {
     std::atomic<int64_t> allocations = 0, recorded = 0, replayed = 0;
     void reset() { allocations = recorded = replayed = 0; }
   };
+  // Of so many bytes; staging memory is not counted.
+  explicit FakeDevice(int64_t total_bytes = int64_t{1} << 30) : total_bytes_(total_bytes) {}
   static FakeDevice& instance() {
     static FakeDevice device;
     return device;
   }
   mutable Counts counts;
+  int64_t held_bytes() const { return held_bytes_; }
 
   std::string_view name() const override { return "fake"; }
   std::string device_name() const override { return "a fake device"; }
-  Result<int64_t> available_bytes() const override { return int64_t{1} << 30; }
+  Result<int64_t> available_bytes() const override { return total_bytes_ - held_bytes_; }
   bool is_host() const override { return false; }
-  Result<Buffer> allocate(int64_t size_bytes) const override {
+  Result<Buffer> allocate(int64_t size_bytes) const override { return allocate_resizable(size_bytes, size_bytes); }
+  Result<Buffer> allocate_resizable(int64_t size_bytes, int64_t limit_bytes) const override {
+    ++counts.allocations;
+    Owner owner(*this);
+    HEARTH_TRY_ASSIGN(owner.range, HostRange::create(0, limit_bytes));
+    HEARTH_TRY(owner.resize(size_bytes));
+    return Buffer(std::move(owner));
+  }
+  Result<Buffer> allocate_staging(int64_t size_bytes) const override {
     ++counts.allocations;
     HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));
-    std::ranges::fill(buffer.bytes(), std::byte{0xFF});  // f32 and bf16 NaN
+    std::ranges::fill(buffer.bytes(), std::byte{0xFF});
     return Buffer(std::move(buffer));
   }
-  Result<Buffer> allocate_staging(int64_t size_bytes) const override { return allocate(size_bytes); }
   Result<std::unique_ptr<hearth::Queue>> create_queue() const override {
     return std::unique_ptr<hearth::Queue>(std::make_unique<Queue>(counts));
   }
 
  private:
+  struct Owner {
+    explicit Owner(const FakeDevice& of) : device(&of) {}
+    Owner(Owner&&) noexcept = default;
+    ~Owner() { device->held_bytes_ -= range.size_bytes(); }
+    std::byte* data() const { return range.data(); }
+    int64_t size_bytes() const { return range.size_bytes(); }
+    Status resize(int64_t bytes) {
+      const int64_t before = range.size_bytes(), more = bytes - before;
+      if (more > device->total_bytes_ - device->held_bytes_)
+        return resource_exhausted("a fake device of {} bytes holds {}; {} more do not fit", device->total_bytes_,
+                                  device->held_bytes_.load(), more);
+      HEARTH_TRY(range.resize(bytes));
+      device->held_bytes_ += more;
+      if (more > 0) std::memset(range.data() + before, 0xFF, static_cast<size_t>(more));  // f32 and bf16 NaN
+      return {};
+    }
+    const FakeDevice* device;
+    HostRange range;
+  };
+
   class Replay final : public Recording {
    public:
     Replay(std::function<Status()> body, Counts& counts) : body_(std::move(body)), counts_(counts) {}
@@ -80,6 +111,9 @@ class FakeDevice final : public Memory {
    private:
     Counts& counts_;
   };
+
+  const int64_t total_bytes_;
+  mutable std::atomic<int64_t> held_bytes_ = 0;
 };
 
 inline const Memory& fake_device() { return FakeDevice::instance(); }

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "hearth/memory/host_buffer.h"
+#include "hearth/memory/host_range.h"
 
 namespace hearth {
 namespace {
@@ -44,6 +45,10 @@ class HostMemory final : public Memory {
     HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));
     return Buffer(std::move(buffer));
   }
+  Result<Buffer> allocate_resizable(int64_t size_bytes, int64_t limit_bytes) const override {
+    HEARTH_TRY_ASSIGN(HostRange range, HostRange::create(size_bytes, limit_bytes));
+    return Buffer(std::move(range));
+  }
   Result<Buffer> allocate_staging(int64_t size_bytes) const override { return allocate(size_bytes); }
   Result<std::unique_ptr<Queue>> create_queue() const override {
     return std::unique_ptr<Queue>(std::make_unique<HostQueue>());
@@ -51,6 +56,13 @@ class HostMemory final : public Memory {
 };
 
 }  // namespace
+
+Status Buffer::resize(int64_t size_bytes) {
+  if (resize_ == nullptr) return unsupported("a buffer of {} bytes cannot be resized", size_bytes_);
+  HEARTH_TRY(resize_(owner_.get(), size_bytes));
+  size_bytes_ = size_bytes;
+  return {};
+}
 
 Result<std::unique_ptr<QueueMark>> Queue::create_mark() {
   class Reached final : public QueueMark {

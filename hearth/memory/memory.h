@@ -25,20 +25,24 @@ namespace hearth {
 class Buffer {
  public:
   Buffer() = default;
-  // Of an owner with data() and size_bytes(), such as HostBuffer.
+  // Of an owner with data() and size_bytes(), such as HostBuffer, and resize() where it can.
   template <class Owner>
   explicit Buffer(Owner owner) {
     auto kept = std::make_shared<Owner>(std::move(owner));
     data_ = kept->data();
     size_bytes_ = kept->size_bytes();
+    if constexpr (requires { kept->resize(int64_t{}); })
+      resize_ = [](void* of, int64_t bytes) { return static_cast<Owner*>(of)->resize(bytes); };
     owner_ = std::move(kept);
   }
   Buffer(Buffer&& other) noexcept
       : owner_(std::move(other.owner_)),
         data_(std::exchange(other.data_, nullptr)),
-        size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+        size_bytes_(std::exchange(other.size_bytes_, 0)),
+        resize_(std::exchange(other.resize_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(owner_, other.owner_);
+    std::swap(resize_, other.resize_);
     std::swap(data_, other.data_);
     std::swap(size_bytes_, other.size_bytes_);
     return *this;
@@ -47,10 +51,17 @@ class Buffer {
   std::byte* data() const { return data_; }
   int64_t size_bytes() const { return size_bytes_; }
 
+  // The buffer has its first `size_bytes` bytes from now on: what lies behind goes back to where it came from, what
+  // is new is uninitialised, the rest and the address stay. Unsupported but for Memory::allocate_resizable();
+  // InvalidArgument beyond its limit; ResourceExhausted where it does not fit, and nothing has changed.
+  // REQUIRES: no work under way uses what comes or goes.
+  Status resize(int64_t size_bytes);
+
  private:
   std::shared_ptr<void> owner_;
   std::byte* data_ = nullptr;
   int64_t size_bytes_ = 0;
+  Status (*resize_)(void* owner, int64_t size_bytes) = nullptr;
 };
 
 // Work that a queue keeps, to be put in again as one: the same launches with the same arguments, over what the memory
@@ -111,6 +122,8 @@ class Memory {
   // Uninitialised bytes, aligned to 64 at least. ResourceExhausted where they do not fit, Unavailable where the
   // machine has no such memory.
   virtual Result<Buffer> allocate(int64_t size_bytes) const = 0;
+  // The same, with addresses for `limit_bytes` so that it can be resized up to there. Aligned to 4096.
+  virtual Result<Buffer> allocate_resizable(int64_t size_bytes, int64_t limit_bytes) const = 0;
   // Host memory from which and to which a queue copies at full speed.
   virtual Result<Buffer> allocate_staging(int64_t size_bytes) const = 0;
   virtual Result<std::unique_ptr<Queue>> create_queue() const = 0;

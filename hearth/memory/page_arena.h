@@ -2,8 +2,9 @@
 // PageArena: the memory of one device in physical pages, from which every buffer there is made. A buffer is a range of
 // addresses of its own onto which pages are mapped: as many bytes as are free can be had in one piece, in whatever
 // order others came and went.
-//   I1. Pages are of kPageBytes, and of the source's smallest size for what is left of a buffer.
-//   I2. A page belongs to one buffer; it goes back to the device with it.
+//   I1. Pages are of kPageBytes, and of the source's smallest size for what is left of a buffer or was added to it.
+//   I2. A page belongs to one buffer; it goes back to the device with it, or when the buffer ends before it.
+//   I3. A resized buffer keeps its address and what is in front of both ends.
 // Any thread. The source must outlive the arena, and the arena its blocks.
 #pragma once
 
@@ -56,37 +57,48 @@ class PageArena {
           data_(std::exchange(other.data_, nullptr)),
           size_bytes_(std::exchange(other.size_bytes_, 0)),
           reserved_bytes_(std::exchange(other.reserved_bytes_, 0)),
+          mapped_bytes_(std::exchange(other.mapped_bytes_, 0)),
           pages_(std::move(other.pages_)) {}
     Block& operator=(Block&& other) noexcept {
       std::swap(arena_, other.arena_);
       std::swap(data_, other.data_);
       std::swap(size_bytes_, other.size_bytes_);
       std::swap(reserved_bytes_, other.reserved_bytes_);
+      std::swap(mapped_bytes_, other.mapped_bytes_);
       std::swap(pages_, other.pages_);
       return *this;
     }
 
     std::byte* data() const { return data_; }
     int64_t size_bytes() const { return size_bytes_; }  // as asked for
+    // Pages come behind the end, or go that lie wholly behind the new one. Errors as PageArena::allocate(), and
+    // InvalidArgument beyond its limit; then nothing has changed. One thread at a time.
+    Status resize(int64_t size_bytes);
 
    private:
     friend class PageArena;
     PageArena* arena_ = nullptr;
     std::byte* data_ = nullptr;
-    int64_t size_bytes_ = 0, reserved_bytes_ = 0;
-    std::vector<PageSource::Page> pages_;
+    int64_t size_bytes_ = 0, reserved_bytes_ = 0, mapped_bytes_ = 0;
+    struct Mapped {
+      PageSource::Page page;
+      int64_t bytes;
+    };
+    std::vector<Mapped> pages_;  // one behind the other
   };
 
   explicit PageArena(PageSource& source) : source_(source) {}
 
-  // Uninitialised. ResourceExhausted where the device has not so much, with what it has and what this arena holds;
-  // then nothing is taken.
-  Result<Block> allocate(int64_t size_bytes);
+  // Uninitialised, with addresses for `limit_bytes` if that is more. ResourceExhausted where the device has not so
+  // much, with what it has and what this arena holds; then nothing is taken.
+  Result<Block> allocate(int64_t size_bytes, int64_t limit_bytes = 0);
   // Bytes in pages of all blocks.
   int64_t held_bytes() const;
 
  private:
-  Status fill(Block& block, int64_t least_bytes);
+  Status fill(Block& block, int64_t size_bytes);
+  void shrink(Block& block, int64_t size_bytes);
+  void cut(Block& block, size_t pages);
   void free(Block& block);
   Error full(const Error& error, int64_t size_bytes);
 

@@ -196,6 +196,50 @@ TEST(PageArena, AFailureHalfWayGivesAllBack) {
   EXPECT_EQ(arena.held_bytes(), 0);
 }
 
+// I3.
+TEST(PageArena, ABufferGrowsAndShrinksWhereItIs) {
+  FakePages device(10 * kPage);
+  PageArena arena(device);
+  {
+    PageArena::Block block = *arena.allocate(2 * kPage, 8 * kPage);
+    std::byte* const at = block.data();
+    ASSERT_TRUE(block.resize(5 * kPage + kMiB));
+    EXPECT_EQ(block.data(), at);
+    EXPECT_EQ(block.size_bytes(), 5 * kPage + kMiB);
+    EXPECT_EQ(arena.held_bytes(), 5 * kPage + kLeast);
+    EXPECT_EQ(device.pages(), 6u);
+    // A page goes once all of it lies behind the end.
+    ASSERT_TRUE(block.resize(3 * kPage + 1));
+    EXPECT_EQ(arena.held_bytes(), 4 * kPage);
+    ASSERT_TRUE(block.resize(3 * kPage + 2));
+    EXPECT_EQ(arena.held_bytes(), 4 * kPage);
+    ASSERT_TRUE(block.resize(0));
+    EXPECT_EQ(device.free(), 10 * kPage);
+    ASSERT_TRUE(block.resize(8 * kPage));
+    EXPECT_EQ(block.resize(8 * kPage + 1).error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(block.resize(-1).error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(block.size_bytes(), 8 * kPage);
+  }
+  EXPECT_TRUE(device.empty());
+  EXPECT_EQ(arena.held_bytes(), 0);
+}
+
+TEST(PageArena, AFailureWhileGrowingChangesNothing) {
+  FakePages device(10 * kPage);
+  PageArena arena(device);
+  const PageArena::Block other = *arena.allocate(5 * kPage);
+  PageArena::Block block = *arena.allocate(2 * kPage, 20 * kPage);
+  EXPECT_EQ(block.resize(6 * kPage).error().code, ErrorCode::kResourceExhausted);
+  EXPECT_EQ(block.size_bytes(), 2 * kPage);
+  EXPECT_EQ(device.free(), 3 * kPage);
+  device.fails_in = 2;
+  EXPECT_EQ(block.resize(5 * kPage).error().code, ErrorCode::kInternal);
+  device.fails_in = -1;
+  EXPECT_EQ(device.free(), 3 * kPage);
+  EXPECT_EQ(arena.held_bytes(), 7 * kPage);
+  EXPECT_TRUE(block.resize(5 * kPage));
+}
+
 TEST(PageArena, ComingAndGoing) {
   const uint64_t seed = 3;
   SCOPED_TRACE(fmt::format("seed {}", seed));
@@ -212,6 +256,13 @@ TEST(PageArena, ComingAndGoing) {
     ASSERT_EQ(static_cast<bool>(made), pages <= free) << bytes << " of " << free;
     if (made) block = *std::move(made);
     ASSERT_EQ(arena.held_bytes() + device.free(), 64 * kPage);
+    if (!made || random.below(2) == 0) continue;
+    const int64_t end = static_cast<int64_t>(random.below(static_cast<uint64_t>(bytes + 1)));
+    ASSERT_TRUE(block.resize(end));
+    ASSERT_EQ(arena.held_bytes() + device.free(), 64 * kPage);
+    if (random.below(2) == 0) {
+      ASSERT_TRUE(block.resize(bytes));  // what it gave back is free
+    }
   }
 }
 

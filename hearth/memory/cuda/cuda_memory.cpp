@@ -107,6 +107,10 @@ class CudaMemory final : public Memory {
     HEARTH_TRY_ASSIGN(PageArena::Block block, cuda_arena().allocate(size_bytes));
     return Buffer(std::move(block));
   }
+  Result<Buffer> allocate_resizable(int64_t size_bytes, int64_t limit_bytes) const override {
+    HEARTH_TRY_ASSIGN(PageArena::Block block, cuda_arena().allocate(size_bytes, limit_bytes));
+    return Buffer(std::move(block));
+  }
   Result<Buffer> allocate_staging(int64_t size_bytes) const override {
     HEARTH_TRY_ASSIGN(PinnedBuffer buffer, PinnedBuffer::allocate(size_bytes));
     return Buffer(std::move(buffer));
