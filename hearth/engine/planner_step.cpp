@@ -137,6 +137,7 @@ void Planner::admit(ModelState& model, Sequence& sequence) {
   }
   if (sequence.admitted_ns >= 0) return;  // what it finds after a preemption had been computed for it
   sequence.admitted_ns = clock_.now_ns();
+  sequence.submission->set_begun();
   sequence.submission->set_shared_prompt_tokens(sequence.choice, sequence.fed);
 }
 

@@ -83,13 +83,11 @@ Turn Planner::next_turn(std::span<const int64_t> skipped) {
 bool Planner::refuse(const Hopeless& hopeless) {
   ModelState& model = *models_[static_cast<size_t>(hopeless.model)];
   const Sequence& first = *model.sequences[static_cast<size_t>(hopeless.sequence)];
-  const auto same = [&](const auto& s) { return s->submission == first.submission; };
-  if (first.ended) return false;
-  if (std::ranges::any_of(model.sequences, [&](const auto& s) { return same(s) && s->admitted_ns >= 0; })) return false;
+  if (first.ended || first.submission->begun()) return false;
   const Error why = resource_exhausted("overloaded: the first token would come later than its target of {:g} s",
                                        static_cast<double>(first.slo.ttft_us) * 1e-6);
   for (const auto& sequence : model.sequences) {
-    if (!same(sequence) || sequence->ended) continue;
+    if (sequence->submission != first.submission || sequence->ended) continue;
     ++model.attainment.refused;
     end(*sequence, FinishReason::kError, why);
   }

@@ -2,6 +2,8 @@
 // What models are served with, and what the engine tells of how that was kept.
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "hearth/engine/test_util.h"
 
 namespace hearth {
@@ -101,6 +103,33 @@ TEST(ServiceTerms, TheHopelessAreRefusedIfAsked) {
   EXPECT_EQ(stats.attainment.first_late, 12);
   EXPECT_EQ(stats.attainment.attained, 2);
   EXPECT_EQ(stats.kv_blocks_used, 0);
+}
+
+// A request of which one choice was written is answered as a whole, however late the others are.
+TEST(ServiceTerms, WhatHasBegunIsNotRefused) {
+  struct : Clock {
+    SteadyClock steady;
+    std::atomic<int64_t> ahead_ns = 0;
+    int64_t now_ns() const override { return steady.now_ns() + ahead_ns; }
+  } clock;
+  const auto model = small_model();
+  auto engine = Engine::create({.threads = 2, .max_sequences = 1, .reject_hopeless = true}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE((*engine)->add_model(model));
+  Request request = request_of(model, {.ttft_us = 60'000'000});
+  request.n = 3;
+  request.max_tokens = 100;
+  Running running = start(**engine, request);
+  ASSERT_TRUE(running.reader->wait_for_tokens(1));
+  clock.ahead_ns = 100'000'000'000;
+  // Before the other choices, so that they wait when the first has left.
+  Request other = request_of(model);
+  other.priority = -1;
+  other.max_tokens = 100;
+  std::vector<Running> others;
+  for (int i = 0; i < 3; ++i) others.push_back(start(**engine, other));
+  ASSERT_TRUE(running.reader->wait());
+  for (int32_t c = 0; c < 3; ++c) expect_same(running.reader->choice(c), run_alone(request, c));
 }
 
 }  // namespace

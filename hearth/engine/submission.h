@@ -61,6 +61,9 @@ class Submission : public std::enable_shared_from_this<Submission> {
   FinishReason reason(int32_t choice) const { return at(choice).reason; }
   int64_t generated_tokens(int32_t choice) const { return at(choice).tokens; }
   int64_t shared_prompt_tokens(int32_t choice) const { return at(choice).told_shared; }
+  // Whether any choice was ever admitted.
+  bool begun() const { return begun_; }
+  void set_begun() { begun_ = true; }
   // To be told with the choice's end.
   void set_shared_prompt_tokens(int32_t choice, int64_t tokens) { at(choice).shared_prompt_tokens = tokens; }
 
@@ -109,6 +112,7 @@ class Submission : public std::enable_shared_from_this<Submission> {
   std::vector<std::unique_ptr<Choice>> choices_;
   int32_t open_choices_ = 0;  // of process()
   std::atomic<bool> cancelled_ = false;
+  bool begun_ = false;  // the planner's
 
   std::mutex mutex_;
   std::vector<TokenEvent> events_;  // guarded by mutex_
