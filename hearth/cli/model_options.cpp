@@ -10,8 +10,9 @@
 namespace hearth {
 namespace {
 
-constexpr std::string_view kKeys[] = {"ttft-slo", "tpot-slo"};
+constexpr std::string_view kKeys[] = {"ttft-slo", "tpot-slo", "weight"};
 constexpr Setting<double> kSlo{"", "", 0, 3600, "seconds", ""};
+constexpr Setting<double> kWeight{"", "", 0.01, 100, "", ""};
 
 std::string_view trimmed(std::string_view text) {
   while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
@@ -23,6 +24,10 @@ Status set(std::string_view key, std::string_view value, ServiceTerms& terms) {
   if (key == "ttft-slo" || key == "tpot-slo") {
     HEARTH_TRY_ASSIGN(const double seconds, parse_number(value, kSlo).with_context(std::string(key)));
     (key == "ttft-slo" ? terms.slo.ttft_us : terms.slo.tpot_us) = std::llround(seconds * 1e6);
+    return {};
+  }
+  if (key == "weight") {
+    HEARTH_TRY_ASSIGN(terms.weight, parse_number(value, kWeight).with_context(std::string(key)));
     return {};
   }
   return invalid_argument("unknown key {}; wanted one of {}", quote_name(key), fmt::join(kKeys, ", "));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the operator says of single models: `--model-options "NAME: ttft-slo=0.5, tpot-slo=0.05"`, or the same keys in
+// What the operator says of single models: `--model-options "NAME: ttft-slo=0.5, tpot-slo=0.05, weight=2"`, or the same keys in
 // the [[model]] tables of hearth.toml.
 #pragma once
 

@@ -17,11 +17,12 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(ModelOptions, AreKeysAndValuesBehindAName) {
-  const auto named = parse_model_options("org/name:8b:  ttft-slo=0.5 , tpot-slo=0.05");
+  const auto named = parse_model_options("org/name:8b:  ttft-slo=0.5 , tpot-slo=0.05, weight=2.5");
   ASSERT_TRUE(named) << named.error().message;
   EXPECT_EQ(named->model, "org/name:8b");
   EXPECT_EQ(named->terms.slo.ttft_us, 500'000);
   EXPECT_EQ(named->terms.slo.tpot_us, 50'000);
+  EXPECT_EQ(named->terms.weight, 2.5);
 }
 
 TEST(ModelOptions, ErrorsSayWhatWasFoundAndWanted) {
@@ -32,9 +33,10 @@ TEST(ModelOptions, ErrorsSayWhatWasFoundAndWanted) {
   EXPECT_THAT(message("chat"), HasSubstr("\"NAME: KEY=VALUE, ...\""));
   EXPECT_THAT(message(": ttft-slo=1"), HasSubstr("names no model"));
   EXPECT_THAT(message("chat: ttft-slo"), HasSubstr("no KEY=VALUE"));
-  EXPECT_THAT(message("chat: ttft=1"), HasSubstr("wanted one of ttft-slo, tpot-slo"));
+  EXPECT_THAT(message("chat: ttft=1"), HasSubstr("wanted one of ttft-slo, tpot-slo, weight"));
   EXPECT_THAT(message("chat: ttft-slo=x"), HasSubstr("chat: ttft-slo"));
   EXPECT_THAT(message("chat: tpot-slo=-1"), HasSubstr("0 to 3600 seconds"));
+  EXPECT_THAT(message("chat: weight=0"), HasSubstr("0.01 to 100"));
   EXPECT_THAT(message("chat: ttft-slo=1,"), HasSubstr("no KEY=VALUE"));
 }
 

@@ -97,7 +97,8 @@ void add_model_rows(Table& t) {
            .value_name = "TEXT",
            .unset = "none",
            .help = "What one model has of its own: `NAME: ttft-slo=0.5, tpot-slo=0.05` in place of the settings of "
-                   "those names. In the file they are keys of its [[model]]. May be repeated.",
+                   "those names, and `weight=2`, its part of the device's time beside others that have work too "
+                   "(default: 1). In the file they are keys of its [[model]]. May be repeated.",
            .separator = ';'},
           Own<&ServeSettings::model_options>());
   t.number({.key = "max-model-len",

@@ -104,6 +104,8 @@ struct ModelStats {
   KvModelStats kv;  // in the pool that it shares
   Slo slo;          // of requests that name none
   SloCounts attainment;
+  double weight = 1;
+  double device_s = 0;  // that its steps took, since it was added
 };
 
 class Engine {

@@ -157,7 +157,9 @@ TEST(KvSharing, ModelsOfDifferentBlocksShareOnePool) {
   ASSERT_TRUE(engine->add_model(deeper()));
   EXPECT_EQ(engine->kv_tokens(*model()), 96 * 16);
   EXPECT_EQ(engine->kv_tokens(*deeper()), 64 * 16);
-  for (int round = 0; round < 4; ++round) {
+  // Turns follow measured times, so that how often blocks move differs from run to run.
+  const auto moved = [&] { return engine->kv_stats().at(0).moved_blocks > 0; };
+  for (int round = 0; round < 4 || (round < 20 && !moved()); ++round) {
     std::vector<Running> all;
     for (int i = 0; i < 40; ++i) {
       // Which model is wanted most changes.

@@ -188,6 +188,8 @@ void Planner::publish() {
     stats.pinned = model.pinned;
     stats.limits = model.limits;
     stats.weight_bytes = model.served->model->weights().memory.size_bytes();
+    stats.weight = model.terms.weight;
+    stats.device_s = model.device_us * 1e-6;
   }
 }
 

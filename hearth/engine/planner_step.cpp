@@ -373,7 +373,9 @@ void Planner::collect(std::unique_ptr<Step> step) {
       sequence->submission->flush();
     }
     model.cost.observe(step_load(step->features), static_cast<double>(step->measured_ns) * 1e-3);
-    model.service_us += static_cast<double>(step->measured_ns) * 1e-3;
+    const double measured_us = static_cast<double>(step->measured_ns) * 1e-3;
+    model.device_us += measured_us;
+    model.share.charge(measured_us - step->predicted_us, model.terms.weight);  // the rest of what the launch did
   }
   if (observer_ != nullptr)
     observer_->on_step({.model = model.served->name,

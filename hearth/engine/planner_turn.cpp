@@ -31,6 +31,7 @@ bool Planner::plan_and_launch() {
       continue;
     }
     model->last_turn = ++turns_;
+    model->share.charge(step->predicted_us, model->terms.weight);
     device_free_ns_ = std::max(device_free_ns_, clock_.now_ns()) + static_cast<int64_t>(step->predicted_us * 1e3);
     ++in_flight_;
     steps_.launch(std::move(step));
@@ -43,12 +44,17 @@ bool Planner::plan_and_launch() {
 void Planner::look_at_models(std::span<const int64_t> skipped) {
   views_.resize(models_.size());
   locals_.clear();
+  std::vector<const FairShare*> shares;
+  for (const auto& model : models_) shares.push_back(&model->share);
   for (size_t m = 0; m < models_.size(); ++m) {
     ModelState& model = *models_[m];
     std::vector<PolicySequence>& views = views_[m];
     views.clear();
     lookups_ = 0;
     for (const auto& sequence : model.sequences) views.push_back(view(model, *sequence));
+    // Between two steps of its own a sequence may have to wait for a mask: its model has work all the same.
+    const auto has_work = [](const PolicySequence& v) { return (v.ready || v.pending > 0) && !v.paused; };
+    model.share.look(std::ranges::any_of(views, has_work), shares);
     const bool idle = std::ranges::none_of(views, &PolicySequence::ready);
     const bool short_of_blocks = waits_for_blocks(views, limits(model));
     if (idle || short_of_blocks) make_room(model, {.feeds = {}, .preempted = {}, .short_of_blocks = short_of_blocks});
@@ -60,7 +66,7 @@ void Planner::look_at_models(std::span<const int64_t> skipped) {
                        .cost = model.cost.cost(),
                        .slo = model.terms.slo,
                        .last_turn = model.last_turn,
-                       .service = model.service_us});
+                       .service = model.share.service});
   }
   for (const int64_t m : skipped) locals_[static_cast<size_t>(m)].skip = true;
 }

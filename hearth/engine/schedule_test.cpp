@@ -3,8 +3,6 @@
 // are alone, and who has missed its target ends all the same.
 #include <gtest/gtest.h>
 
-#include <atomic>
-
 #include "hearth/base/random.h"
 #include "hearth/engine/test_util.h"
 
@@ -12,14 +10,6 @@ namespace hearth {
 namespace {
 
 using namespace engine_test;
-
-class TickingClock final : public Clock {
- public:
-  int64_t now_ns() const override { return now_ns_.fetch_add(1'000'000); }
-
- private:
-  mutable std::atomic<int64_t> now_ns_ = 0;
-};
 
 TEST(EngineSchedule, TargetsChangeNoText) {
   constexpr uint64_t kSeed = 12;

@@ -7,7 +7,8 @@
 namespace hearth {
 
 struct ServiceTerms {
-  Slo slo;  // of requests that name none; where a field is 0, the engine's
+  Slo slo;            // of requests that name none; where a field is 0, the engine's
+  double weight = 1;  // its part of the device's time beside others that have work too; more than 0
 };
 
 // Field by field: the first that is given.

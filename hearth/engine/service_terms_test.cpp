@@ -132,5 +132,35 @@ TEST(ServiceTerms, WhatHasBegunIsNotRefused) {
   for (int32_t c = 0; c < 3; ++c) expect_same(running.reader->choice(c), run_alone(request, c));
 }
 
+// Both have work until the heavy one's is done; what they got of the machine till then is as their weights.
+TEST(ServiceTerms, ModelsShareTheDeviceByWeight) {
+  const auto heavy = small_model("heavy", 1), light = small_model("light", 5);
+  const TickingClock clock;  // the machine's other work is not the models'
+  auto engine = Engine::create({.threads = 1}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE((*engine)->add_model(heavy, {.weight = 4}));
+  ASSERT_TRUE((*engine)->add_model(light));
+  Request request = request_of(heavy);
+  request.max_tokens = 200;
+  Request other = request_of(light);
+  other.max_tokens = 200;
+  // First steps are slow, and say nothing of later ones.
+  for (const Request& warm : {request, other}) {
+    Running first = start(**engine, warm);
+    ASSERT_TRUE(first.reader->wait());
+  }
+  Running slow = start(**engine, other), quick = start(**engine, request);
+  ASSERT_TRUE(quick.reader->wait());
+  const size_t meanwhile = slow.reader->tokens();
+  EXPECT_LT(meanwhile, 110u) << "of 200; by weight it is 50";
+  EXPECT_GT(meanwhile, 10u);
+  ASSERT_TRUE(slow.reader->wait());
+  expect_same(quick.reader->choice(), run_alone(request, 0));
+  expect_same(slow.reader->choice(), run_alone(other, 0));
+  const ModelStats stats = stats_when(**engine, 0, [](const ModelStats& m) { return m.running == 0; });
+  EXPECT_EQ(stats.weight, 4);
+  EXPECT_GT(stats.device_s, 0);
+}
+
 }  // namespace
 }  // namespace hearth

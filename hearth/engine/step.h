@@ -19,6 +19,7 @@
 #include "hearth/model/model.h"
 #include "hearth/schedule/attainment.h"
 #include "hearth/schedule/cost_model.h"
+#include "hearth/schedule/fair_share.h"
 #include "hearth/tensor/kv_layout.h"
 
 namespace hearth {
@@ -52,8 +53,9 @@ struct ModelState {
   std::vector<int64_t> free_places;
   KvModelId kv_model = -1;  // in the store's pool
   StepCostModel cost;
-  int64_t last_turn = 0;    // number of the step that it had last
-  double service_us = 0;    // that its steps took
+  int64_t last_turn = 0;  // number of the step that it had last
+  FairShare share;
+  double device_us = 0;     // that its steps took
   int64_t preemptions = 0;  // not yet told
   bool leaving = false;
   MemoryLimits limits;

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -57,6 +58,15 @@ inline std::shared_ptr<const ServedModel> small_model(const std::string& name = 
                                                          .end_ids = tokenizer->eos_ids(),
                                                          .allowed = {}});
 }
+
+// Moves a millisecond whenever it is looked at, and never by itself.
+class TickingClock final : public Clock {
+ public:
+  int64_t now_ns() const override { return now_ns_.fetch_add(1'000'000); }
+
+ private:
+  mutable std::atomic<int64_t> now_ns_ = 0;
+};
 
 // A choice as its reader sees it.
 struct ReadChoice {

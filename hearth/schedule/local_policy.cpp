@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "hearth/schedule/fineserve_policy.h"
 #include "hearth/schedule/slo_policy.h"
@@ -13,15 +14,29 @@ namespace {
 
 class FcfsPolicy final : public LocalPolicy {
  public:
-  Turn next(std::span<const LocalModel> models, int64_t) const override { return fcfs_turn(models); }
+  Turn next(std::span<const LocalModel> models, int64_t) const override {
+    return fcfs_turn(models, longest_without_turn(models));
+  }
 };
+
+// The least by `key` of those that have anything ready; -1: none.
+template <class Key>
+int64_t first_ready(std::span<const LocalModel> models, Key key) {
+  int64_t best = -1;
+  for (int64_t m = 0; m < std::ssize(models); ++m) {
+    const LocalModel& model = models[static_cast<size_t>(m)];
+    if (best >= 0 && key(models[static_cast<size_t>(best)]) <= key(model)) continue;
+    if (has_ready(model)) best = m;
+  }
+  return best;
+}
 
 }  // namespace
 
-Turn fcfs_turn(std::span<const LocalModel> models) {
-  Turn turn{.model = longest_without_turn(models), .order = {}, .tokens = 0, .hopeless = {}};
-  if (turn.model < 0) return turn;
-  const LocalModel& model = models[static_cast<size_t>(turn.model)];
+Turn fcfs_turn(std::span<const LocalModel> models, int64_t index) {
+  Turn turn{.model = index, .order = {}, .tokens = 0, .hopeless = {}};
+  if (index < 0) return turn;
+  const LocalModel& model = models[static_cast<size_t>(index)];
   turn.order.resize(model.sequences.size());
   std::iota(turn.order.begin(), turn.order.end(), 0);
   turn.tokens = model.limits.tokens;
@@ -33,13 +48,11 @@ bool has_ready(const LocalModel& model) {
 }
 
 int64_t longest_without_turn(std::span<const LocalModel> models) {
-  int64_t best = -1;
-  for (int64_t m = 0; m < std::ssize(models); ++m) {
-    const LocalModel& model = models[static_cast<size_t>(m)];
-    if (best >= 0 && models[static_cast<size_t>(best)].last_turn <= model.last_turn) continue;
-    if (has_ready(model)) best = m;
-  }
-  return best;
+  return first_ready(models, [](const LocalModel& m) { return m.last_turn; });
+}
+
+int64_t least_served(std::span<const LocalModel> models) {
+  return first_ready(models, [](const LocalModel& m) { return std::pair(m.service, m.last_turn); });
 }
 
 StepLoad decode_load(const LocalModel& model) {

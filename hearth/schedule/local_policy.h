@@ -24,7 +24,7 @@ struct LocalModel {
   StepCost cost;          // of its steps, as far as known; all 0: not known
   Slo slo;                // the model's own, for weighing its decodes
   int64_t last_turn = 0;  // number of the step that it had last
-  double service = 0;     // weighted time that it has used
+  double service = 0;     // FairShare::service: time used / weight
   bool skip = false;      // has no possible step at this moment
 };
 
@@ -53,12 +53,14 @@ class LocalPolicy {
 // "fcfs", "slo", "fineserve"; InvalidArgument for others.
 Result<std::unique_ptr<LocalPolicy>> make_local_policy(std::string_view name);
 
-// First come, first served: the model that waited longest for a turn, a whole step.
-Turn fcfs_turn(std::span<const LocalModel> models);
+// A whole step for the model, first come, first served; -1: for none.
+Turn fcfs_turn(std::span<const LocalModel> models, int64_t model);
 
 // ---- for policies
 // Of ready sequences that are not skipped, the model that waited longest for a turn; -1: none.
 int64_t longest_without_turn(std::span<const LocalModel> models);
+// The one that has used least by weight; of equals the one that waited longest.
+int64_t least_served(std::span<const LocalModel> models);
 bool has_ready(const LocalModel& model);
 // A step of all of the model's ready decodes.
 StepLoad decode_load(const LocalModel& model);

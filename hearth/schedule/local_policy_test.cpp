@@ -88,6 +88,8 @@ TEST(SloPolicy, WithoutTargetsItIsFcfs) {
   const Turn turn = slo_turn({a, b});
   EXPECT_EQ(turn.model, 1);
   EXPECT_EQ(turn.tokens, 1000);
+  b.service = 1;
+  EXPECT_EQ(slo_turn({a, b}).model, 0) << "the least served comes first";
 }
 
 // tau of a prompt of 512: (10 + 51.2) / 512 ms = 119.5 us. All of 1,500 tokens in one batch would take 179 ms; without

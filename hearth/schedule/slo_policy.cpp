@@ -39,7 +39,7 @@ class Decision {
   Turn next() {
     look_at_decodes();
     look_at_prompts();
-    if (!any_due_) return fcfs_turn(models_);
+    if (!any_due_) return fcfs_turn(models_, least_served(models_));
     order_prompts();
     for (size_t i = 0; i < queue_.size(); ++i) {
       const Prompt* const prompt = queue_[i];
@@ -52,7 +52,7 @@ class Decision {
     if (urgent >= 0) return turn_of(urgent, 0);
     // No decodes: a prompt must go on whatever room there is.
     for (const Prompt* prompt : queue_) return turn_of(prompt->model, model(prompt->model).limits.tokens);
-    return turn_of(longest_without_turn(models_), std::numeric_limits<int64_t>::max());
+    return turn_of(least_served(models_), std::numeric_limits<int64_t>::max());
   }
 
  private:

@@ -83,6 +83,11 @@ void add_model_stats(const std::vector<ModelStats>& stats, std::vector<MetricFam
   add_model_gauges(stats, out);
   add_model_kv(stats, out);
   add_attainment(stats, out);
+  out.push_back(by_model(stats, MetricType::Counter, "hearth_device_seconds_total", "Time of the model's steps.",
+                         [](const ModelStats& m) { return m.device_s; }));
+  out.push_back(by_model(stats, MetricType::Gauge, "hearth_model_weight",
+                         "The model's part of the device's time beside others that have work too.",
+                         [](const ModelStats& m) { return m.weight; }));
 }
 
 void add_kv_pools(const std::vector<KvPoolStats>& pools, std::vector<MetricFamily>& out) {

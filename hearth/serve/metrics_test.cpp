@@ -249,7 +249,9 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
          .max_sequences = 64,
          .kv = {.cached = 3, .borrowed = 4, .asked_blocks = 9, .hit_blocks = 5},
          .slo = {.ttft_us = 500'000, .tpot_us = 20'000},
-         .attainment = {.answers = 9, .attained = 5, .first_late = 3, .pace_missed = 2, .refused = 1}},
+         .attainment = {.answers = 9, .attained = 5, .first_late = 3, .pace_missed = 2, .refused = 1},
+         .weight = 3,
+         .device_s = 1.5},
         {.model = "empty"}};
   };
   metrics.set_stats(models, pools);
@@ -272,6 +274,8 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
   EXPECT_EQ(e.at("hearth_slo_first_token_late_total", odd), 3);
   EXPECT_EQ(e.at("hearth_slo_pace_missed_total", odd), 2);
   EXPECT_EQ(e.at("hearth_slo_refused_total", odd), 1);
+  EXPECT_EQ(e.at("hearth_device_seconds_total", odd), 1.5);
+  EXPECT_EQ(e.at("hearth_model_weight", odd), 3);
   EXPECT_EQ(e.at("hearth_slo_ttft_seconds", odd), 0.5);
   EXPECT_EQ(e.at("hearth_slo_tpot_seconds", odd), 0.02);
   EXPECT_EQ(e.at("hearth_slo_tpot_seconds", model("empty")), 0);

@@ -27,6 +27,7 @@ struct LoadModel {
   int64_t kv_token_bytes = 0;  // of all layers
   StepCost cost;               // what its steps truly take
   Slo slo;
+  double weight = 1;      // its part of the device's time beside others that have work too
   double cv = 1;          // coefficient of variation of the gaps between requests
   double popularity = 0;  // 0: by its place in the list and Load::alpha
   LengthTable lengths;

@@ -67,6 +67,7 @@ Result<LoadModel> read_model(const std::filesystem::path& path, const toml::tabl
       {"prefill_pair_us", 0, 1e9, 0, 1, &model.cost.prefill_pair_us},
       {"ttft_ms", 0, 1e9, 0, 1000, nullptr, &model.slo.ttft_us},
       {"tpot_ms", 0, 1e9, 0, 1000, nullptr, &model.slo.tpot_us},
+      {"weight", 0.01, 100, 1, 1, &model.weight},
       {"cv", 0.1, 20, 1, 1, &model.cv},
       {"popularity", 0, kMost, 0, 1, &model.popularity},
   };

@@ -10,6 +10,7 @@
 
 #include "hearth/base/check.h"
 #include "hearth/base/random.h"
+#include "hearth/schedule/fair_share.h"
 #include "hearth/schedule/local_policy.h"
 #include "hearth/simulate/memory.h"
 
@@ -37,7 +38,7 @@ struct Model {
   std::deque<Owned> waiting, late;  // by arrival; late: hopeless
   StepCostModel cost;
   int64_t last_turn = 0, written_tokens = 0;
-  double service_us = 0;
+  FairShare share;
   bool skip = false;
   std::vector<double> ttft_s;
   std::vector<PolicySequence> views;
@@ -59,6 +60,7 @@ class Simulator {
         models_(load.models.size()),
         rejects_(options.reject_hopeless || options.policy == "fineserve") {
     for (size_t m = 0; m < models_.size(); ++m) models_[m].kv = memory_.places[m];
+    for (const Model& m : models_) shares_.push_back(&m.share);
     outcome_.models.resize(models_.size());
     outcome_.requests = std::ssize(requests);
     last_us_ = static_cast<int64_t>(load.seconds * 1e6);
@@ -164,7 +166,7 @@ class Simulator {
                          .cost = knows ? load_of(i).cost : m.cost.cost(),
                          .slo = load_of(i).slo,
                          .last_turn = m.last_turn,
-                         .service = m.service_us,
+                         .service = m.share.service,
                          .skip = m.skip});
     }
     return policy_->next(locals_, now_us_);
@@ -194,6 +196,7 @@ class Simulator {
   bool step() {
     for (int64_t i = 0; i < std::ssize(models_); ++i) {
       model(i).skip = false;
+      model(i).share.look(!model(i).running.empty() || model(i).queued() > 0, shares_);
       look_at(i);
     }
     for (size_t tries = 0; tries < 8 * models_.size(); ++tries) {
@@ -301,7 +304,7 @@ class Simulator {
     const int64_t begin_us = now_us_;
     now_us_ += std::max<int64_t>(1, std::llround(true_us));
     busy_us_ += std::max<int64_t>(0, std::min(now_us_, last_us_) - begin_us);
-    m.service_us += true_us;
+    m.share.charge(true_us, load_of(index).weight);
     m.last_turn = ++outcome_.steps;
     measure();
     collect(m, choice);
@@ -418,6 +421,7 @@ class Simulator {
   std::unique_ptr<LocalPolicy> policy_;
   Random noise_;
   std::vector<Model> models_;
+  std::vector<const FairShare*> shares_;
   const bool rejects_;
   std::vector<LocalModel> locals_;
   std::vector<PolicySequence> ordered_;

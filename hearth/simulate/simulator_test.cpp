@@ -56,6 +56,29 @@ TEST(Simulator, TheMostFirstTokensAreOnTime) {
   EXPECT_EQ(ours->models[0].unfinished, 0) << "the late one comes last";
 }
 
+// Without targets, both with more work than the machine can do.
+TEST(Simulator, ModelsShareTheMachineByWeight) {
+  Load load = plain_load();
+  load.models[0].slo = {};
+  load.models.push_back(load.models[0]);
+  load.models[1].name = "slower";
+  load.models[1].cost.step_us = 25000;
+  load.models[0].weight = 3;
+  const std::vector<LoadRequest> requests{{.arrival_us = 0, .model = 0, .input_tokens = 1, .output_tokens = 20000},
+                                          {.arrival_us = 1, .model = 1, .input_tokens = 1, .output_tokens = 20000}};
+  const auto outcome = simulate(load, requests, {.policy = "slo", .drain_seconds = 0});
+  ASSERT_TRUE(outcome) << outcome.error().message;
+  load.models[0].weight = 1;
+  const auto even = simulate(load, requests, {.policy = "slo", .drain_seconds = 0});
+  ASSERT_TRUE(even) << even.error().message;
+  // Of one sequence each: tokens are as time / step.
+  const auto ratio = [](const SimulationOutcome& o) {
+    return static_cast<double>(o.models[0].generated_tokens) / static_cast<double>(o.models[1].generated_tokens);
+  };
+  EXPECT_NEAR(ratio(*even), 2.5, 0.05);
+  EXPECT_NEAR(ratio(*outcome), 7.5, 0.15);
+}
+
 TEST(Simulator, EqualInputsGiveEqualOutcomes) {
   auto load = read_load("bench/loads/four-models.toml");
   ASSERT_TRUE(load) << load.error().message;
