@@ -6,11 +6,12 @@
 
 #include "hearth/checkpoint/quote.h"
 #include "hearth/cli/options.h"
+#include "hearth/cli/serve_settings.h"
 
 namespace hearth {
 namespace {
 
-constexpr std::string_view kKeys[] = {"ttft-slo", "tpot-slo", "weight"};
+constexpr std::string_view kKeys[] = {"ttft-slo", "tpot-slo", "weight", "kv-guarantee", "kv-cap"};
 constexpr Setting<double> kSlo{"", "", 0, 3600, "seconds", ""};
 constexpr Setting<double> kWeight{"", "", 0.01, 100, "", ""};
 
@@ -20,7 +21,18 @@ std::string_view trimmed(std::string_view text) {
   return text;
 }
 
-Status set(std::string_view key, std::string_view value, ServiceTerms& terms) {
+// As every setting in bytes.
+Result<int64_t> parse_bytes(std::string_view text) {
+  int64_t bytes = 0;
+  ServeSetting setting{.kind = SettingKind::kBytes, .max = int64_t{1} << 50};
+  setting.set_number = [&](ServeSettings&, std::optional<int64_t> value) { bytes = *value; };
+  ServeSettings unused;
+  HEARTH_TRY(apply_setting(setting, {std::string(text)}, unused));
+  return bytes;
+}
+
+Status set(std::string_view key, std::string_view value, NamedTerms& named) {
+  ServiceTerms& terms = named.terms;
   if (key == "ttft-slo" || key == "tpot-slo") {
     HEARTH_TRY_ASSIGN(const double seconds, parse_number(value, kSlo).with_context(std::string(key)));
     (key == "ttft-slo" ? terms.slo.ttft_us : terms.slo.tpot_us) = std::llround(seconds * 1e6);
@@ -28,6 +40,11 @@ Status set(std::string_view key, std::string_view value, ServiceTerms& terms) {
   }
   if (key == "weight") {
     HEARTH_TRY_ASSIGN(terms.weight, parse_number(value, kWeight).with_context(std::string(key)));
+    return {};
+  }
+  if (key == "kv-guarantee" || key == "kv-cap") {
+    HEARTH_TRY_ASSIGN(const int64_t bytes, parse_bytes(value).with_context(std::string(key)));
+    (key == "kv-cap" ? named.limits.cap_bytes : named.limits.guarantee_bytes) = bytes;
     return {};
   }
   return invalid_argument("unknown key {}; wanted one of {}", quote_name(key), fmt::join(kKeys, ", "));
@@ -43,7 +60,7 @@ Result<NamedTerms> parse_model_options(std::string_view text) {
   const std::string_view name = trimmed(text.substr(0, colon));
   if (colon == std::string_view::npos || name.empty())
     return invalid_argument("{} names no model; wanted \"NAME: KEY=VALUE, ...\"", quote_name(text));
-  NamedTerms named{.model = std::string(name), .terms = {}};
+  NamedTerms named{.model = std::string(name), .terms = {}, .limits = {}};
   std::string_view rest = text.substr(colon + 1);
   while (true) {
     const size_t comma = rest.find(',');
@@ -52,8 +69,8 @@ Result<NamedTerms> parse_model_options(std::string_view text) {
     if (equals == std::string_view::npos)
       return invalid_argument("{}: {} is no KEY=VALUE; wanted one of {}", name, quote_name(part),
                               fmt::join(kKeys, ", "));
-    HEARTH_TRY(set(trimmed(part.substr(0, equals)), trimmed(part.substr(equals + 1)), named.terms)
-                   .with_context(std::string(name)));
+    HEARTH_TRY(
+        set(trimmed(part.substr(0, equals)), trimmed(part.substr(equals + 1)), named).with_context(std::string(name)));
     if (comma == std::string_view::npos) return named;
     rest.remove_prefix(comma + 1);
   }

@@ -17,12 +17,15 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(ModelOptions, AreKeysAndValuesBehindAName) {
-  const auto named = parse_model_options("org/name:8b:  ttft-slo=0.5 , tpot-slo=0.05, weight=2.5");
+  const auto named =
+      parse_model_options("org/name:8b:  ttft-slo=0.5 , tpot-slo=0.05, weight=2.5, kv-guarantee=64Mi, kv-cap=1000");
   ASSERT_TRUE(named) << named.error().message;
   EXPECT_EQ(named->model, "org/name:8b");
   EXPECT_EQ(named->terms.slo.ttft_us, 500'000);
   EXPECT_EQ(named->terms.slo.tpot_us, 50'000);
   EXPECT_EQ(named->terms.weight, 2.5);
+  EXPECT_EQ(named->limits.guarantee_bytes, int64_t{64} << 20);
+  EXPECT_EQ(named->limits.cap_bytes, 1000);
 }
 
 TEST(ModelOptions, ErrorsSayWhatWasFoundAndWanted) {
@@ -33,9 +36,10 @@ TEST(ModelOptions, ErrorsSayWhatWasFoundAndWanted) {
   EXPECT_THAT(message("chat"), HasSubstr("\"NAME: KEY=VALUE, ...\""));
   EXPECT_THAT(message(": ttft-slo=1"), HasSubstr("names no model"));
   EXPECT_THAT(message("chat: ttft-slo"), HasSubstr("no KEY=VALUE"));
-  EXPECT_THAT(message("chat: ttft=1"), HasSubstr("wanted one of ttft-slo, tpot-slo, weight"));
+  EXPECT_THAT(message("chat: ttft=1"), HasSubstr("wanted one of ttft-slo, tpot-slo, weight, kv-guarantee, kv-cap"));
   EXPECT_THAT(message("chat: ttft-slo=x"), HasSubstr("chat: ttft-slo"));
   EXPECT_THAT(message("chat: tpot-slo=-1"), HasSubstr("0 to 3600 seconds"));
+  EXPECT_THAT(message("chat: kv-cap=some"), HasSubstr("chat: kv-cap: 'some' is no number of bytes"));
   EXPECT_THAT(message("chat: weight=0"), HasSubstr("0.01 to 100"));
   EXPECT_THAT(message("chat: ttft-slo=1,"), HasSubstr("no KEY=VALUE"));
 }
@@ -48,12 +52,13 @@ ServeSettings two_models() {
 
 TEST(ModelOptions, FindTheirModelByAnyNameOrItsPath) {
   ServeSettings s = two_models();
-  s.model_options = {"talk: ttft-slo=2", "models/fable-13m/: tpot-slo=0.1"};
+  s.model_options = {"talk: ttft-slo=2, kv-cap=1Gi", "models/fable-13m/: tpot-slo=0.1"};
   const auto options = make_serve_options(s);
   ASSERT_TRUE(options) << options.error().message;
   EXPECT_EQ(options->models[0].terms.slo.ttft_us, 2'000'000);
   EXPECT_EQ(options->models[0].terms.slo.tpot_us, 0);
   EXPECT_EQ(options->models[1].terms.slo.tpot_us, 100'000);
+  EXPECT_EQ(options->models[0].limits.cap_bytes, int64_t{1} << 30);
   s.model_options = {"chatty: ttft-slo=2"};
   const auto unknown = make_serve_options(s);
   ASSERT_FALSE(unknown);

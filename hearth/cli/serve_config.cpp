@@ -173,7 +173,8 @@ class ConfigReader {
     if (const auto value = node.value_exact<int64_t>()) return fmt::format("{}={}", key, *value);
     if (const auto value = node.value_exact<double>()) return fmt::format("{}={}", key, *value);
     if (const auto value = node.value_exact<std::string>()) return fmt::format("{}={}", key, *value);
-    return invalid_argument("{}: {} is {}; wanted a number", place(node), key, type_name(node));
+    return invalid_argument("{}: {} is {}; wanted a number, or bytes such as \"4Gi\"", place(node), key,
+                            type_name(node));
   }
   // Joined to what the key model-options says, if it is there.
   Status add_model_options(const std::string& model, const std::string& options, const toml::node& node) {
@@ -243,6 +244,7 @@ Status apply_model_options(const std::vector<std::string>& texts, const std::vec
       const auto& names = models[i].names;
       if (arguments[i].path != named.model && std::ranges::find(names, named.model) == names.end()) continue;
       models[i].terms = named.terms;
+      models[i].limits = named.limits;
       found = true;
     }
     if (found) continue;

@@ -97,8 +97,10 @@ void add_model_rows(Table& t) {
            .value_name = "TEXT",
            .unset = "none",
            .help = "What one model has of its own: `NAME: ttft-slo=0.5, tpot-slo=0.05` in place of the settings of "
-                   "those names, and `weight=2`, its part of the device's time beside others that have work too "
-                   "(default: 1). In the file they are keys of its [[model]]. May be repeated.",
+                   "those names; `weight=2`, its part of the device's time beside others that have work too "
+                   "(default: 1); `kv-guarantee=1Gi, kv-cap=4Gi`, what of kv-cache-memory-bytes it can take back "
+                   "from others (default: an equal part) and may have at most (default: all). In the file they are "
+                   "keys of its [[model]]. May be repeated.",
            .separator = ';'},
           Own<&ServeSettings::model_options>());
   t.number({.key = "max-model-len",

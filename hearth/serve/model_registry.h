@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "hearth/engine/engine.h"
 #include "hearth/engine/served_model.h"
 #include "hearth/engine/service_terms.h"
 #include "hearth/serve/api_error.h"
@@ -20,6 +21,7 @@ struct ModelSource {
   std::vector<std::string> names;  // what requests call it; the first is the one in answers
   std::filesystem::path dir;
   ServiceTerms terms{};
+  MemoryLimits limits{};  // of the KV pool
 };
 
 // A loaded model, with what the API works out once.

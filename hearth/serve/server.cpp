@@ -69,6 +69,8 @@ class ServerImpl final : public Server {
       HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
                         load_served_model(source.dir, source.names.front(), *options_.ops, load, pool));
       HEARTH_TRY(engine_->add_model(served, source.terms).with_context(source.names.front()));
+      if (source.limits.guarantee_bytes > 0 || source.limits.cap_bytes > 0)
+        HEARTH_TRY(engine_->set_limits(source.names.front(), source.limits));
       models_.add(i, std::move(served));
     }
     return {};
