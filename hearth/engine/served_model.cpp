@@ -111,6 +111,7 @@ Result<std::shared_ptr<const ServedModel>> load_served_model(const std::filesyst
   ModelOptions model_options;
   model_options.activation = options.activation;
   model_options.progress = options.progress;
+  model_options.stop = options.stop;
   HEARTH_TRY_ASSIGN(const std::shared_ptr<const Model> model,
                     opened.checkpoint ? Model::load(*opened.checkpoint, ops, model_options, pool)
                                       : Model::dummy(opened.dummy, ops, model_options, DType::kBf16, kDummySeed, pool,

@@ -56,6 +56,7 @@ struct LoadOptions {
   bool grammars = true;
   ChatTemplateLimits template_limits;
   LoadProgress progress;
+  const std::atomic<bool>* stop = nullptr;  // once true, the load ends with Cancelled; may be null
 };
 
 // Loads the model in the Hugging Face folder `dir`. Errors of Checkpoint::open, Tokenizer::load and

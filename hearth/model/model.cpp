@@ -83,6 +83,7 @@ Result<std::shared_ptr<const Model>> Model::bind(const ModelConfig& config, Weig
                                                    .shard = options.shard,
                                                    .memory = &ops.memory(),
                                                    .progress = options.progress,
+                                                   .stop = options.stop,
                                                    .packed_bytes = packed_bytes},
                                                   pool));
   HEARTH_TRY(model->bind_ops());

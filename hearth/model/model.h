@@ -31,6 +31,7 @@ struct ModelOptions {
   DType activation = DType::kF32;  // kF32 or kBf16: the type of activations between ops
   Shard shard;
   LoadProgress progress;
+  const std::atomic<bool>* stop = nullptr;  // as of WeightsOptions
 };
 
 class Model {

@@ -43,6 +43,7 @@ class Binder {
         shard_(options.shard),
         pool_(pool),
         progress_(options.progress),
+        stop_(options.stop),
         packed_bytes_(options.packed_bytes) {}
 
   // The first pass: where everything goes, and how much it is.
@@ -235,9 +236,15 @@ class Binder {
       move_views(made.weight, made.memory.data(), sink_->address(made.at));
       made.memory = HostBuffer();
     }
+    HEARTH_TRY(advance(stored_bytes));
+    return made.weight;
+  }
+
+  Status advance(int64_t stored_bytes) {
     done_ += stored_bytes;
     if (progress_) progress_(done_, total_);
-    return made.weight;
+    if (stop_ != nullptr && stop_->load()) return cancelled("the load was cancelled at {} of {} bytes", done_, total_);
+    return {};
   }
 
   Status convert(Conversion& next) const {
@@ -447,9 +454,7 @@ class Binder {
       }
     });
     for (Status& failure : failures) HEARTH_TRY(std::move(failure));
-    done_ += dtype_bytes(entry.dtype, part.rows * part.cols);
-    if (progress_) progress_(done_, total_);
-    return {};
+    return advance(dtype_bytes(entry.dtype, part.rows * part.cols));
   }
 
   // Corrupt where the rows of `part` from `row` on, stored in `values`, hold a number that is none: everything
@@ -506,6 +511,7 @@ class Binder {
   const Shard shard_;
   ThreadPool& pool_;
   const LoadProgress& progress_;
+  const std::atomic<bool>* const stop_;
   const std::function<int64_t(const WeightFormat&, int64_t, int64_t)>& packed_bytes_;
   WeightSink* sink_ = nullptr;  // null in the first pass
   int64_t used_ = 0;            // bytes of our memory taken

@@ -8,6 +8,7 @@
 //   I3. Immutable after load: any number of threads may read.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <variant>
@@ -84,6 +85,7 @@ struct WeightsOptions {
   Shard shard;
   const Memory* memory = &host_memory();  // where they shall lie
   LoadProgress progress;
+  const std::atomic<bool>* stop = nullptr;  // once true, the load ends with Cancelled at the next tensor; may be null
   // Bytes from the codes on that the place of a quantized weight has at least (LinearOp::packed_bytes); null: none.
   std::function<int64_t(const WeightFormat& format, int64_t n, int64_t k)> packed_bytes;
   int64_t piece_bytes = WeightSink::kPieceBytes;  // of host memory, twice, on the way to a device
