@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <new>
 
 namespace hearth {
@@ -152,6 +153,8 @@ Status StepThread::compute(Step& step) {
     return model.buffers.start(*model.served->model, batch, model.kv, model.comm, step.rows, step.results);
   } catch (const std::bad_alloc&) {
     return resource_exhausted("out of memory in a step");
+  } catch (const std::exception& error) {
+    return internal_error("a step threw: {}", error.what());
   }
 }
 

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// A step that fails costs the requests that were in it, with its error, and nobody else: docs/design/faults.md.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <new>
+#include <stdexcept>
+
+#include "hearth/base/random.h"
+#include "hearth/engine/test_util.h"
+
+namespace hearth {
+namespace {
+
+using namespace engine_test;
+using ::testing::HasSubstr;
+
+enum class Fault : uint8_t { kNone, kError, kNoMemory, kException };
+
+std::atomic<Fault> next_fault{Fault::kNone};
+
+// The CPU's ops, but that one attention fails in the way that next_fault says.
+const OpTable& failing_ops() {
+  static const OpTable table = [] {
+    OpTable ops = cpu_ops();
+    ops.attention = [](const AttentionArgs& args, ExecContext& exec) -> Status {
+      switch (next_fault.exchange(Fault::kNone)) {
+        case Fault::kError: return internal_error("the attention failed");
+        case Fault::kNoMemory: throw std::bad_alloc();
+        case Fault::kException: throw std::runtime_error("the attention threw");
+        case Fault::kNone: break;
+      }
+      return attention_cpu(args, exec);
+    };
+    return ops;
+  }();
+  return table;
+}
+
+Request request_of(Random& random, std::shared_ptr<const ServedModel> model, int64_t max_tokens) {
+  Request r;
+  r.id = "test";
+  r.model = std::move(model);
+  r.prompt = random_prompt(random, 20);
+  r.max_tokens = max_tokens;
+  r.params.temperature = 1;
+  r.params.seed = random.next_u64();
+  return r;
+}
+
+TEST(Faults, AStepThatFailsCostsItsOwnRequests) {
+  static const SteadyClock clock;
+  auto engine = Engine::create({.threads = 2, .max_sequences = 8, .step_tokens = 64}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  const auto failing = small_model("failing", 1, failing_ops());
+  const auto sound = small_model("sound", 2);
+  ASSERT_TRUE((*engine)->add_model(failing));
+  ASSERT_TRUE((*engine)->add_model(sound));
+  struct Case {
+    Fault fault;
+    ErrorCode code;
+    const char* message;
+  };
+  Random random(41);
+  for (const Case& c : {Case{Fault::kError, ErrorCode::kInternal, "the attention failed"},
+                        Case{Fault::kNoMemory, ErrorCode::kResourceExhausted, "out of memory in a step"},
+                        Case{Fault::kException, ErrorCode::kInternal, "the attention threw"}}) {
+    SCOPED_TRACE(c.message);
+    Running hit = start(**engine, request_of(random, failing, 280));
+    Running beside = start(**engine, request_of(random, sound, 60));
+    ASSERT_TRUE(hit.reader->wait_for_tokens(3));
+    next_fault = c.fault;
+    ASSERT_TRUE(hit.reader->wait());
+    const ReadChoice choice = hit.reader->choice();
+    EXPECT_EQ(choice.finish, FinishReason::kError);
+    ASSERT_TRUE(choice.error);
+    EXPECT_EQ(choice.error->code, c.code);
+    EXPECT_THAT(choice.error->message, HasSubstr(c.message));
+    EXPECT_EQ(choice.pieces_after_end, 0);
+    ASSERT_TRUE(beside.reader->wait());
+    expect_same(beside.reader->choice(), run_alone(beside.request, 0));
+    // The model itself goes on as if nothing had been.
+    Running after = start(**engine, request_of(random, failing, 40));
+    ASSERT_TRUE(after.reader->wait());
+    expect_same(after.reader->choice(), run_alone(after.request, 0));
+    const auto none_held = [](const ModelStats& stats) { return stats.kv.live == 0; };
+    for (const size_t model : {0, 1}) EXPECT_EQ(stats_when(**engine, model, none_held).kv.live, 0);
+  }
+}
+
+}  // namespace
+}  // namespace hearth
