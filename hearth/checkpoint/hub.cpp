@@ -189,4 +189,15 @@ Result<fs::path> resolve_model(std::string_view name_or_path, const Environment&
   return find_in_cache(repo, env);
 }
 
+Result<FoundModel> find_model(std::string_view typed, const Environment& env, bool dummy) {
+  const std::filesystem::path path(typed);
+  if (std::error_code ignored; dummy && path.extension() == ".json" && std::filesystem::is_regular_file(path, ignored))
+    return FoundModel{path, path.stem().string()};
+  HEARTH_TRY_ASSIGN(const std::filesystem::path dir, resolve_model(typed, env));
+  std::error_code code;
+  if (!std::filesystem::is_directory(std::filesystem::path(typed), code)) return FoundModel{dir, std::string(typed)};
+  const std::filesystem::path whole = std::filesystem::weakly_canonical(dir, code);
+  return FoundModel{dir, code ? std::string(typed) : whole.filename().string()};
+}
+
 }  // namespace hearth

@@ -32,4 +32,12 @@ Result<std::filesystem::path> hub_cache_dir(const Environment& env);
 // not there.
 Result<std::filesystem::path> resolve_model(std::string_view name_or_path, const Environment& env);
 
+// The folder and the name of what a user typed: org/name as typed, a folder by its last part. `dummy`: also a
+// configuration's file (*.json). Errors of resolve_model().
+struct FoundModel {
+  std::filesystem::path dir;
+  std::string name;
+};
+Result<FoundModel> find_model(std::string_view typed, const Environment& env, bool dummy);
+
 }  // namespace hearth

@@ -103,6 +103,7 @@ Result<int> run(std::span<const char* const> args) {
   std::vector<Command> commands = {add_generate_command(app), add_chat_command(app)};
   for (Command& command : add_eval_commands(app, {args})) commands.push_back(std::move(command));
   commands.push_back(add_serve_command(app));
+  commands.push_back(add_models_command(app));
   for (Command& command : add_bench_commands(app, {args})) commands.push_back(std::move(command));
   commands.push_back(add_quantize_command(app, {args}));
   commands.push_back(add_inspect_command(app));

@@ -32,6 +32,7 @@ Command add_bench_model_command(CLI::App& bench, const CommandContext& context);
 Command add_bench_load_command(CLI::App& bench, const CommandContext& context);
 Command add_bench_ops_command(CLI::App& bench, const CommandContext& context);
 Command add_inspect_command(CLI::App& app);
+Command add_models_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app, const CommandContext& context);
 Command add_serve_command(CLI::App& app);
 Command add_simulate_command(CLI::App& app);

@@ -156,6 +156,7 @@ class Signals {
 class LoadingProgress {
  public:
   void update(int64_t done, int64_t total) {
+    if (done == 0) progress_.reset();  // of a load that failed
     if (!progress_) progress_ = std::make_unique<Progress>("loading", total, Progress::Unit::kBytes);
     progress_->update(done);
     if (done < total) return;
@@ -176,6 +177,7 @@ Result<int> run_server(const ServeSettings& settings, ServeOptions options) {
   PidFile pid_file;
   std::string models;
   for (const ModelSource& model : options.models) models += (models.empty() ? "" : ", ") + model.names.front();
+  if (models.empty()) models = "no model yet";
   const std::string address = options.address;
   LoadingProgress progress;
   options.load.progress = [&](int64_t done, int64_t total) { progress.update(done, total); };

@@ -219,18 +219,18 @@ bool is_loopback(std::string_view address) {
   return address == "localhost" || address == "::1" || address.starts_with("127.");
 }
 
-Status read_key_file(const std::string& path, std::vector<std::string>& keys) {
-  HEARTH_TRY_ASSIGN(const std::string text, read_text_file(path, kMaxFileBytes).with_context("api-key-file"));
+Status read_key_file(const char* setting_name, const std::string& path, std::vector<std::string>& keys) {
+  HEARTH_TRY_ASSIGN(const std::string text, read_text_file(path, kMaxFileBytes).with_context(setting_name));
   std::vector<std::string> found = split(text, '\n');
   for (std::string& key : found)
     while (!key.empty() && (key.back() == '\r' || key.back() == ' ')) key.pop_back();
   std::erase_if(found, [](const std::string& key) { return key.empty(); });
-  if (found.empty()) return invalid_argument("api-key-file: {} holds no key", path);
+  if (found.empty()) return invalid_argument("{}: {} holds no key", setting_name, path);
   for (std::string& key : found) keys.push_back(std::move(key));
   const auto setting = std::ranges::find(serve_settings(), "api-key", &ServeSetting::key);
   ServeSettings scratch;
   auto status = apply_setting(*setting, keys, scratch);
-  if (!status) return std::move(status).error().with_context("api-key-file: " + path);
+  if (!status) return std::move(status).error().with_context(fmt::format("{}: {}", setting_name, path));
   return {};
 }
 
@@ -317,8 +317,12 @@ std::vector<std::string> unknown_variables(std::span<const char* const> variable
 
 Result<ServeOptions> make_serve_options(ServeSettings s) {
   ServeOptions& options = s.options;
-  if (s.models.empty())
-    return invalid_argument("no model; give `hearth serve MODEL`, --model NAME=PATH or [[model]] in a configuration");
+  if (!s.admin_key_file.empty()) HEARTH_TRY(read_key_file("admin-key-file", s.admin_key_file, options.admin_keys));
+  if (s.models.empty() && options.admin_keys.empty())
+    return invalid_argument(
+        "no model; give `hearth serve MODEL`, --model NAME=PATH or [[model]] in a configuration, or --admin-key-file "
+        "to "
+        "load models later");
   if (!s.served_model_name.empty() && s.models.size() != 1)
     return invalid_argument("--served-model-name with {} models; wanted one: give --model NAME=PATH for each",
                             s.models.size());
@@ -330,7 +334,7 @@ Result<ServeOptions> make_serve_options(ServeSettings s) {
     options.models.push_back({.names = std::move(names), .dir = std::move(found.dir)});
   }
   HEARTH_TRY(apply_model_options(s.model_options, s.models, options.models));
-  if (!s.api_key_file.empty()) HEARTH_TRY(read_key_file(s.api_key_file, options.api_keys));
+  if (!s.api_key_file.empty()) HEARTH_TRY(read_key_file("api-key-file", s.api_key_file, options.api_keys));
   options.load.activation = activation_of(s.dtype, s.device);
   options.engine.decode_graphs = !s.enforce_eager;
   options.engine.prefix_cache = !s.no_prefix_caching;

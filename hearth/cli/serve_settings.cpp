@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table, and how texts become values. Names are vLLM's where they mean the same.
+// The table but [http] and [limits], and how texts become values. Names are vLLM's where they mean the same.
 #include "hearth/cli/serve_settings.h"
 
 #include <algorithm>
@@ -7,79 +7,14 @@
 
 #include "hearth/checkpoint/quote.h"
 #include "hearth/cli/options.h"
+#include "hearth/cli/serve_settings_table.h"
 
 namespace hearth {
 namespace {
 
-constexpr int64_t kDayMs = 86'400'000;
-constexpr int64_t kKi = int64_t{1} << 10, kMi = int64_t{1} << 20, kGi = int64_t{1} << 30, kTi = int64_t{1} << 40;
-
-// A field of ServeSettings, for reading and writing: one member after the other.
-template <auto... kMembers>
-struct Member {
-  auto& operator()(auto& settings) const { return (settings.*....*kMembers); }
-};
-template <auto kMember>
-using Own = Member<kMember>;
-template <auto kMember>
-using OfServer = Member<&ServeSettings::options, kMember>;
-template <auto kMember>
-using OfEngine = Member<&ServeSettings::options, &ServeOptions::engine, kMember>;
-template <auto kMember>
-using OfHttp = Member<&ServeSettings::options, &ServeOptions::http, kMember>;
-template <auto kMember>
-using OfApi = Member<&ServeSettings::options, &ServeOptions::api, kMember>;
-template <auto kMember>
-using OfGrammar = Member<&ServeSettings::options, &ServeOptions::api, &ApiLimits::grammar, kMember>;
-
-class Table {
- public:
-  // `field` gives a reference to a number, a switch or an optional number of ServeSettings.
-  template <class Field>
-  void number(ServeSetting row, Field field) {
-    row.set_number = [field](ServeSettings& s, std::optional<int64_t> value) {
-      auto& target = field(s);
-      using T = std::remove_reference_t<decltype(target)>;
-      if constexpr (std::is_same_v<T, std::optional<int64_t>>) {
-        target = value;
-      } else {
-        target = static_cast<T>(value.value_or(0));
-      }
-    };
-    row.get_number = [field](const ServeSettings& s) -> std::optional<int64_t> { return field(s); };
-    rows_.push_back(std::move(row));
-  }
-  template <class Field>
-  void text(ServeSetting row, Field field) {
-    row.set_texts = [field](ServeSettings& s, std::vector<std::string> given) { field(s) = given.back(); };
-    row.get_texts = [field](const ServeSettings& s) { return std::vector<std::string>{field(s)}; };
-    rows_.push_back(std::move(row));
-  }
-  template <class Field>
-  void texts(ServeSetting row, Field field) {
-    row.set_texts = [field](ServeSettings& s, std::vector<std::string> given) { field(s) = std::move(given); };
-    row.get_texts = [field](const ServeSettings& s) { return field(s); };
-    rows_.push_back(std::move(row));
-  }
-  void models(ServeSetting row) {
-    row.get_texts = [](const ServeSettings& s) {
-      std::vector<std::string> texts;
-      for (const ModelArgument& model : s.models)
-        texts.push_back(model.names.empty() ? model.path
-                                            : fmt::format("{}={}", fmt::join(model.names, ","), model.path));
-      return texts;
-    };
-    rows_.push_back(std::move(row));
-  }
-  std::vector<ServeSetting> take() { return std::move(rows_); }
-
- private:
-  std::vector<ServeSetting> rows_;
-};
-
 using enum SettingKind;
 
-void add_model_rows(Table& t) {
+void add_model_rows(SettingTable& t) {
   t.models({.key = "model",
             .kind = kModels,
             .value_name = "NAME=PATH",
@@ -141,7 +76,7 @@ void add_model_rows(Table& t) {
          Own<&ServeSettings::load_format>());
 }
 
-void add_server_rows(Table& t) {
+void add_server_rows(SettingTable& t) {
   t.text({.key = "host",
           .value_name = "ADDRESS",
           .help = "The address to listen at. 0.0.0.0 and :: are reached from other machines: give an API key too."},
@@ -165,6 +100,19 @@ void add_server_rows(Table& t) {
           .unset = "none",
           .help = "A file with one API key a line, beside those of api-key."},
          Own<&ServeSettings::api_key_file>());
+  t.texts({.key = "admin-key",
+           .kind = kTexts,
+           .value_name = "KEY",
+           .unset = "there is no admin API",
+           .help = "A key for the admin API, which loads and unloads models (docs/guides/admin.md); API keys are none. "
+                   "May be repeated. As with api-key, the variable or the file keep it to yourself.",
+           .secret = true},
+          OfServer<&ServeOptions::admin_keys>());
+  t.text({.key = "admin-key-file",
+          .value_name = "FILE",
+          .unset = "none",
+          .help = "A file with one admin key a line, beside those of admin-key."},
+         Own<&ServeSettings::admin_key_file>());
   t.text({.key = "pid-file",
           .value_name = "FILE",
           .unset = "none",
@@ -202,7 +150,7 @@ void add_server_rows(Table& t) {
            OfServer<&ServeOptions::waiting_requests>());
 }
 
-void add_engine_rows(Table& t) {
+void add_engine_rows(SettingTable& t) {
   t.number({.key = "threads",
             .kind = kInteger,
             .value_name = "N",
@@ -313,112 +261,6 @@ void add_engine_rows(Table& t) {
            OfEngine<&EngineOptions::max_unread>());
 }
 
-void add_http_rows(Table& t) {
-  const auto timeout = [](const char* key, const char* help) {
-    return ServeSetting{
-        .section = "http", .key = key, .kind = kSeconds, .value_name = "S", .min = 1, .max = kDayMs, .help = help};
-  };
-  t.number({.section = "http",
-            .key = "threads",
-            .kind = kInteger,
-            .value_name = "N",
-            .min = 1,
-            .max = 256,
-            .unit = "threads",
-            .help = "Threads that serve connections."},
-           OfServer<&ServeOptions::http_threads>());
-  t.number({.section = "http",
-            .key = "connections",
-            .kind = kInteger,
-            .value_name = "N",
-            .min = 1,
-            .max = 1'000'000,
-            .unit = "connections",
-            .help = "Most connections at once."},
-           OfHttp<&HttpLimits::connections>());
-  t.number({.section = "http",
-            .key = "header-bytes",
-            .kind = kBytes,
-            .value_name = "BYTES",
-            .min = 256,
-            .max = kMi,
-            .help = "Largest header of a request; larger gets 431."},
-           OfHttp<&HttpLimits::header_bytes>());
-  t.number({.section = "http",
-            .key = "body-bytes",
-            .kind = kBytes,
-            .value_name = "BYTES",
-            .min = kKi,
-            .max = kGi,
-            .help = "Largest body of a request; larger gets 413."},
-           OfHttp<&HttpLimits::body_bytes>());
-  t.number({.section = "http",
-            .key = "bodies-bytes",
-            .kind = kBytes,
-            .value_name = "BYTES",
-            .min = kKi,
-            .max = kTi,
-            .help = "Bodies of all requests together; more get 503."},
-           OfHttp<&HttpLimits::bodies_bytes>());
-  t.number(timeout("header-timeout", "From the first byte of a request to the end of its header."),
-           OfHttp<&HttpLimits::header_timeout_ms>());
-  t.number(timeout("body-timeout", "For a whole body."), OfHttp<&HttpLimits::body_timeout_ms>());
-  t.number(timeout("idle-timeout", "Between two requests of a connection."), OfHttp<&HttpLimits::idle_timeout_ms>());
-  t.number(timeout("write-timeout", "Without the client taking a byte."), OfHttp<&HttpLimits::write_timeout_ms>());
-}
-
-void add_limit_rows(Table& t) {
-  const auto limit = [](const char* key, int64_t min, int64_t max, const char* unit, const char* help) {
-    return ServeSetting{.section = "limits",
-                        .key = key,
-                        .kind = kInteger,
-                        .value_name = "N",
-                        .min = min,
-                        .max = max,
-                        .unit = unit,
-                        .help = help};
-  };
-  const auto bytes = [](const char* key, int64_t max, const char* help) {
-    return ServeSetting{
-        .section = "limits", .key = key, .kind = kBytes, .value_name = "BYTES", .min = 1, .max = max, .help = help};
-  };
-  const auto seconds = [](const char* key, const char* help) {
-    return ServeSetting{
-        .section = "limits", .key = key, .kind = kSeconds, .value_name = "S", .min = 1, .max = kDayMs, .help = help};
-  };
-  t.number(limit("requests", 1, 1'000'000, "requests", "Requests in flight; more get 503."),
-           OfApi<&ApiLimits::requests>());
-  ServeSetting per_key = limit("requests-per-key", 0, 1'000'000, "requests",
-                               "Requests in flight of one API key; more "
-                               "get 429.");
-  per_key.unset = "no limit of its own";
-  t.number(std::move(per_key), OfApi<&ApiLimits::requests_per_key>());
-  ServeSetting max_tokens = limit("max-tokens", 0, int64_t{1} << 31, "tokens", "Most tokens of a choice.");
-  max_tokens.unset = "what the context holds";
-  t.number(std::move(max_tokens), OfApi<&ApiLimits::max_tokens>());
-  t.number(limit("json-depth", 4, 1000, "levels", "How deep the JSON of a request may nest."),
-           OfApi<&ApiLimits::json_depth>());
-  t.number(limit("json-values", 100, 1'000'000'000, "values", "Values in the JSON of a request."),
-           OfApi<&ApiLimits::json_values>());
-  t.number(limit("prompts", 1, 65536, "prompts", "Prompts of a completion request."), OfApi<&ApiLimits::prompts>());
-  t.number(limit("n", 1, 65536, "choices", "The largest n."), OfApi<&ApiLimits::n>());
-  t.number(limit("choices", 1, 65536, "choices", "Prompts times n."), OfApi<&ApiLimits::choices>());
-  t.number(limit("logprobs", 0, kMaxTopLogprobs, "tokens", "The largest logprobs and top_logprobs."),
-           OfApi<&ApiLimits::logprobs>());
-  t.number(limit("logit-bias", 0, 1'000'000, "tokens", "Entries of logit_bias."), OfApi<&ApiLimits::logit_bias>());
-  t.number(limit("stop", 0, 64, "texts", "Stop strings."), OfApi<&ApiLimits::stop>());
-  t.number(bytes("stop-bytes", 4096, "Longest stop string."), OfApi<&ApiLimits::stop_bytes>());
-  t.number(limit("stop-token-ids", 0, 65536, "tokens", "Entries of stop_token_ids."),
-           OfApi<&ApiLimits::stop_token_ids>());
-  t.number(limit("messages", 1, 1'000'000, "messages", "Messages of a chat request."), OfApi<&ApiLimits::messages>());
-  t.number(bytes("schema-bytes", 64 * kMi, "Longest JSON schema, expression or grammar."),
-           OfGrammar<&GrammarLimits::max_source_bytes>());
-  t.number(limit("schema-depth", 1, 1000, "levels", "How deep a JSON schema may nest."),
-           OfGrammar<&GrammarLimits::max_depth>());
-  t.number(seconds("schema-time", "For compiling a schema."), OfGrammar<&GrammarLimits::max_compile_time_ms>());
-  t.number(seconds("template-time", "For rendering a chat template."), OfApi<&ApiLimits::template_time_ms>());
-}
-
 // The range of a setting as a number of parse_number(), which says it in its errors.
 Setting<int64_t> integer_range(const ServeSetting& s) { return {"", "", s.min, s.max, s.unit.c_str(), ""}; }
 
@@ -495,7 +337,7 @@ std::string ServeSetting::variable() const {
 
 const std::vector<ServeSetting>& serve_settings() {
   static const std::vector<ServeSetting> settings = [] {
-    Table table;
+    SettingTable table;
     add_model_rows(table);
     add_server_rows(table);
     add_engine_rows(table);

@@ -39,7 +39,7 @@ struct ServeSettings {
   bool enforce_eager = false;
   bool no_prefix_caching = false;
   std::string kv_sharing = "shared";
-  std::string api_key_file;
+  std::string api_key_file, admin_key_file;
   std::string log_level = "info";
   std::string pid_file;
   int64_t ttft_slo_ms = 0, tpot_slo_ms = 0;

@@ -14,14 +14,7 @@ std::unique_ptr<ThreadPool> make_pool(const ModelSettings& settings) {
 }
 
 Result<FoundModel> find_model(std::string_view typed, bool dummy) {
-  const std::filesystem::path path(typed);
-  if (std::error_code ignored; dummy && path.extension() == ".json" && std::filesystem::is_regular_file(path, ignored))
-    return FoundModel{path, path.stem().string()};
-  HEARTH_TRY_ASSIGN(const std::filesystem::path dir, resolve_model(typed, Environment::process()));
-  std::error_code code;
-  if (!std::filesystem::is_directory(std::filesystem::path(typed), code)) return FoundModel{dir, std::string(typed)};
-  const std::filesystem::path whole = std::filesystem::weakly_canonical(dir, code);
-  return FoundModel{dir, code ? std::string(typed) : whole.filename().string()};
+  return find_model(typed, Environment::process(), dummy);
 }
 
 DType activation_of(std::string_view dtype, std::string_view device) {

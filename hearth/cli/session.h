@@ -10,6 +10,7 @@
 
 #include "hearth/base/result.h"
 #include "hearth/base/thread_pool.h"
+#include "hearth/checkpoint/hub.h"
 #include "hearth/cli/options.h"
 #include "hearth/engine/served_model.h"
 
@@ -31,11 +32,7 @@ std::optional<KvFormatId> kv_format_of(std::string_view kv_cache_dtype);
 // choose_device() says.
 Result<const OpTable*> ops_of(std::string_view device);
 
-// The folder and the name of what the user typed; `dummy`: also a configuration's file (*.json).
-struct FoundModel {
-  std::filesystem::path dir;
-  std::string name;
-};
+// find_model() of hub.h in this process's environment.
 Result<FoundModel> find_model(std::string_view typed, bool dummy = false);
 
 // `--max-model-len` checked against the model: InvalidArgument where it is larger than the model's

@@ -2,6 +2,8 @@
 // The guard, the dispatch and the answers that need no other thread. On the connections' strands.
 #include "hearth/serve/api.h"
 
+#include <chrono>
+
 #include "hearth/base/version.h"
 #include "hearth/serve/generation.h"
 #include "hearth/serve/reply.h"
@@ -11,8 +13,10 @@ namespace hearth {
 namespace {
 
 constexpr int kLoadingRetryS = 5;
-// Of requests that need no body.
-constexpr int64_t kSmallBody = 4 << 10;
+// Of requests that need no body, and of those to the admin API.
+constexpr int64_t kSmallBody = 4 << 10, kAdminBody = 16 << 10;
+// How often a request that waits for the end of a load or an unload looks.
+constexpr std::chrono::milliseconds kAdminTick{10};
 
 Json model_card(const ApiModel& model, const std::string& name) {
   Json card = Json::object();
@@ -40,7 +44,21 @@ HttpReply error_reply(const ApiError& error) {
 Api::Api(ApiParts parts)
     : parts_(std::move(parts)),
       access_(parts_.keys, parts_.limits),
+      admin_access_(parts_.admin_keys, parts_.limits),
       fingerprint_(fmt::format("hearth-{}-{}", build_info().version, build_info().commit)) {}
+
+ApiResult<int> Api::authorize(const HttpHead& head) const {
+  const std::string_view given = head.header("authorization");
+  if (!is_admin_path(head.path)) return access_.authorize(given);
+  // Not even for who asks from this machine: a web page in its browser does, and a proxy's clients seem to.
+  if (parts_.admin_keys.empty()) {
+    return ApiError{.status = 403,
+                    .type = "invalid_request_error",
+                    .message = "this server has no admin API: it was started without an admin key (--admin-key-file)",
+                    .code = "admin_off"};
+  }
+  return admin_access_.authorize(given);
+}
 
 HttpVerdict Api::guard(const HttpHead& head) const {
   const auto refuse = [](const ApiError& error) {
@@ -49,7 +67,7 @@ HttpVerdict Api::guard(const HttpHead& head) const {
   int key = -1;
   // Before the route: who has no key does not learn which routes there are.
   if (!is_open_path(head.path)) {
-    const auto allowed = access_.authorize(head.header("authorization"));
+    const auto allowed = authorize(head);
     if (!allowed) return refuse(allowed.error());
     key = *allowed;
   }
@@ -59,6 +77,7 @@ HttpVerdict Api::guard(const HttpHead& head) const {
     if (!lookup.allowed.empty()) verdict.refusal->headers.emplace_back("allow", lookup.allowed);
     return verdict;
   }
+  if (is_admin_path(head.path)) return {.refusal = {}, .body_bytes = kAdminBody};
   if (!lookup.match->heavy) return {.refusal = {}, .body_bytes = kSmallBody};
   if (draining_.load()) return refuse(not_now("draining", "the server is going down", kLoadingRetryS));
   if (const ApiStatus room = access_.room(key); !room) return refuse(room.error());
@@ -94,6 +113,19 @@ Async<void> Api::handle(HttpExchange& exchange) {
         reply.body = parts_.metrics.text();
         reply.content_type = kMetricsContentType;
         break;
+      case Route::kAdminLoad:
+      case Route::kAdminUnload:
+      case Route::kAdminLimit:
+      case Route::kAdminPin: co_await administer(exchange, lookup.match->route); co_return;
+      case Route::kAdminStatus: {
+        auto status = admin_status(lookup.match->rest, admin_parts());
+        if (status) {
+          reply.body = *std::move(status);
+        } else {
+          reply = error_reply(status.error());
+        }
+        break;
+      }
       case Route::kVersion: reply.body = dump({{"version", build_info().version}}); break;
       default: reply = health(lookup.match->route); break;
     }
@@ -137,7 +169,7 @@ Async<void> Api::generate(HttpExchange& exchange, bool chat, int key, Access::Ti
                               .engine = parts_.engine,
                               .workers = parts_.workers,
                               .answerers = parts_.answerers,
-                              .conversations = conversations_,
+                              .conversations = parts_.conversations,
                               .fingerprint = fingerprint_};
   co_await answer_generation(exchange, parts, chat, key, ticket);
 }
@@ -158,6 +190,48 @@ Async<void> Api::tokenize(HttpExchange& exchange, bool back, Access::Ticket& tic
   }
   ticket.release();
   (void)co_await exchange.reply(std::move(answer));
+}
+
+AdminParts Api::admin_parts() const {
+  return {.limits = parts_.limits,
+          .models = parts_.models,
+          .manager = parts_.manager,
+          .engine = parts_.engine,
+          .metrics = parts_.metrics,
+          .dummy_weights = parts_.dummy_weights};
+}
+
+Async<void> Api::administer(HttpExchange& exchange, Route route) {
+  const auto gone = std::make_shared<std::atomic<bool>>(false);
+  exchange.on_disconnect([gone] { gone->store(true); });
+  // Looks at the disk, which may be a slow one.
+  auto task = [this, route, body = std::move(exchange.body()), query = exchange.head().query] {
+    return begin_admin(route, body, query, admin_parts());
+  };
+  const auto begun = co_await run_on(parts_.workers, std::move(task));
+  if (!begun || !*begun) {
+    const ApiError error = begun ? begun->error() : to_api_error(begun.error());
+    (void)co_await exchange.reply(error_reply(error));
+    co_return;
+  }
+  const AdminBegun what = **begun;
+  boost::asio::steady_timer timer(exchange.executor());
+  while (what.wait && !gone->load() && !draining_.load() && !admin_done(what.model, parts_.models)) {
+    timer.expires_after(kAdminTick);
+    co_await timer.async_wait(boost::asio::as_tuple(boost::asio::use_awaitable));
+  }
+  auto said = admin_reply(what.model, admin_parts());
+  HttpReply reply;
+  if (said) {
+    reply.body = *std::move(said);
+    if (!admin_done(what.model, parts_.models)) {
+      reply.status = 202;
+      reply.headers.emplace_back("location", "/admin/status/" + what.model);
+    }
+  } else {
+    reply = error_reply(said.error());
+  }
+  (void)co_await exchange.reply(std::move(reply));
 }
 
 }  // namespace hearth

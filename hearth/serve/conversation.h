@@ -25,10 +25,17 @@ class Conversation {
  public:
   Mailbox<Piece> pieces;
 
-  // A worker: one handle for each prompt, in their order. After leave() its request is cancelled.
+  // A worker: the model that the request names, before the first add(). Only compared.
+  void set_model(const ServedModel* model) {
+    const std::lock_guard lock(mutex_);
+    model_ = model;
+  }
+  // A worker: one handle for each prompt, in their order. After leave() and cancel() its request is cancelled.
   void add(RequestHandle handle) {
     const std::lock_guard lock(mutex_);
-    if (!gone_) handles_.push_back(std::move(handle));
+    if (gone_) return;
+    if (cancelled_) handle.cancel();
+    handles_.push_back(std::move(handle));
   }
   // Nobody wants the answer any more. Called where a coroutine ends, however it does: never throws.
   void leave() noexcept {
@@ -44,9 +51,11 @@ class Conversation {
     const std::lock_guard lock(mutex_);
     return gone_;
   }
-  // Ends the choices; the engine's last pieces still come and say so.
-  void cancel() {
+  // Ends the choices; the engine's last pieces still come and say so. null: of whatever model.
+  void cancel(const ServedModel* model = nullptr) {
     const std::lock_guard lock(mutex_);
+    if (model != nullptr && model != model_) return;
+    cancelled_ = true;
     for (RequestHandle& handle : handles_) handle.cancel();
   }
   void consumed(size_t prompt, int32_t choice, int64_t tokens) {
@@ -57,10 +66,12 @@ class Conversation {
  private:
   mutable std::mutex mutex_;
   std::vector<RequestHandle> handles_;  // guarded by mutex_
+  const ServedModel* model_ = nullptr;  // guarded by mutex_
   bool gone_ = false;                   // guarded by mutex_
+  bool cancelled_ = false;              // guarded by mutex_
 };
 
-// Knows the conversations under way, so that they can be ended when the server goes down.
+// Knows the conversations under way, so that they can be ended when the server or their model goes.
 class Conversations {
  public:
   std::shared_ptr<Conversation> open() {
@@ -74,10 +85,11 @@ class Conversations {
     known_.push_back(conversation);
     return conversation;
   }
-  void cancel_all() {
+  // Of one model; null: of all.
+  void cancel_all(const ServedModel* model = nullptr) {
     const std::lock_guard lock(mutex_);
     for (const auto& one : known_)
-      if (const auto conversation = one.lock()) conversation->cancel();
+      if (const auto conversation = one.lock()) conversation->cancel(model);
   }
 
  private:

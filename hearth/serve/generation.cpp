@@ -109,12 +109,14 @@ ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& p
   if (asked.chat) {
     HEARTH_TRY_ASSIGN(const ChatCall call, parse_chat(asked.body, parts.limits));
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
+    conversation->set_model(model->served.get());
     HEARTH_TRY_ASSIGN(prepared,
                       prepare_chat(call, *model, parts.limits, origin_of(asked, *model, parts.engine, *conversation)));
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);
   } else {
     HEARTH_TRY_ASSIGN(const CompletionCall call, parse_completion(asked.body, parts.limits));
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
+    conversation->set_model(model->served.get());
     HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits,
                                                    origin_of(asked, *model, parts.engine, *conversation)));
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);

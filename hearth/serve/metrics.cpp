@@ -115,6 +115,7 @@ struct ModelCounts {
   int64_t prompt_tokens = 0;
   int64_t generation_tokens = 0;
   int64_t preemptions = 0;
+  int64_t predicted_steps = 0, predicted_us = 0, measured_us = 0;  // of steps that were predicted
   std::array<int64_t, kReasons> finished{};
 
   ModelCounts() {
@@ -277,6 +278,9 @@ void Metrics::on_step(const StepRecord& record) noexcept try {
   m.histograms[kIterationTokens].add(static_cast<double>(record.features.tokens));
   m.histograms[kStep].add(measured_s);
   if (record.predicted_us > 0 && record.measured_us > 0) {
+    ++m.predicted_steps;
+    m.predicted_us += record.predicted_us;
+    m.measured_us += record.measured_us;
     const double off = static_cast<double>(std::abs(record.predicted_us - record.measured_us));
     m.histograms[kPredictionError].add(off / static_cast<double>(record.measured_us));
   }
@@ -321,6 +325,19 @@ void Metrics::on_http(std::string_view route, std::string_view method, int statu
   Impl::RouteCounts& counts = impl_->routes[std::move(key)];
   ++counts.by_status[status >= 100 && status <= 599 ? status : 0];
   counts.seconds.add(seconds);
+}
+
+std::optional<Metrics::Work> Metrics::work_of(std::string_view model) const {
+  const std::lock_guard lock(impl_->engine_mutex);
+  for (const ModelEntry& entry : impl_->models) {
+    if (entry.name != model) continue;
+    const ModelCounts& counts = entry.counts;
+    return Work{.preemptions = counts.preemptions,
+                .predicted_steps = counts.predicted_steps,
+                .predicted_s = static_cast<double>(counts.predicted_us) * 1e-6,
+                .measured_s = static_cast<double>(counts.measured_us) * 1e-6};
+  }
+  return std::nullopt;
 }
 
 std::string Metrics::text() const {

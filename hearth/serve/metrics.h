@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +44,14 @@ class Metrics final : public EngineObserver {
   void on_choice(const ChoiceRecord& record) noexcept override;
   // One HTTP answer. `route` is the pattern that matched, "none" where none did: never a client's path.
   void on_http(std::string_view route, std::string_view method, int status, double seconds);
+
+  // Of a model since it first ran; nullopt: it never did.
+  struct Work {
+    int64_t preemptions = 0;
+    int64_t predicted_steps = 0;             // steps for which the cost model had a prediction
+    double predicted_s = 0, measured_s = 0;  // their sums
+  };
+  std::optional<Work> work_of(std::string_view model) const;
 
   // Everything, as kMetricsContentType.
   std::string text() const;

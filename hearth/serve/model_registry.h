@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// ModelRegistry: the models that a server was told to serve, by the names that requests use. A model is found once it
-// has been loaded; who found it holds it. Any thread may call any method.
+// ModelRegistry: the models of a server by the names that requests use, from the order to load one until its memory is
+// back. Models come and go while requests run.
+//   I1. No two models share a name or an alias, whatever state they are in.
+//   I2. Who found a model holds it: it stays whole to the last byte of the answer.
+//   I3. A model that drains keeps its names until its last holder has let go, so that a name never means two models.
+//
+//   life of a model: loading -> ready <-> asleep, ready or asleep -> draining -> gone
+//                    loading -> failed (kept, to be read) -> gone or loading again
+// Any thread may call any method.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +31,9 @@ struct ModelSource {
   std::filesystem::path dir;
   ServiceTerms terms{};
   MemoryLimits limits{};  // of the KV pool
+  // Of this model alone; unset: the server's.
+  std::optional<int64_t> max_context = {};
+  std::optional<KvFormatId> kv_format = {};
 };
 
 // A loaded model, with what the API works out once.
@@ -37,27 +49,68 @@ struct ApiModel {
 
 ApiModel make_api_model(std::vector<std::string> names, std::shared_ptr<const ServedModel> served);
 
+enum class ModelStage : uint8_t { kLoading, kReady, kAsleep, kDraining, kFailed };
+std::string_view name_of(ModelStage stage);
+
+// A model as it was at one moment.
+struct ModelView {
+  ModelSource source;
+  ModelStage stage = ModelStage::kLoading;
+  int64_t loaded_bytes = 0, total_bytes = 0;  // kLoading; 0 of 0: it waits for its turn
+  std::optional<Error> error;                 // kFailed
+  std::shared_ptr<const ApiModel> model;      // kReady, kAsleep
+
+  const std::string& name() const { return source.names.front(); }
+};
+
 class ModelRegistry {
  public:
-  // InvalidArgument: no model, one without a name, or two of one name.
+  // InvalidArgument: a model without a name, or two of one name.
   static Status check(const std::vector<ModelSource>& sources);
 
+  // All of them are loading. REQUIRES: check(sources).
   explicit ModelRegistry(std::vector<ModelSource> sources);
 
-  // sources[index] is loaded.
-  void add(size_t index, std::shared_ptr<const ServedModel> served);
-
-  // The model that a request names. An empty name means the only one there is. 404, with the names there are; 503
-  // while it loads.
+  // ---- for requests
+  // The model that a request names. An empty name means the only one there is. 404, with the names there are; 503 with
+  // Retry-After while it loads or sleeps.
   ApiResult<std::shared_ptr<const ApiModel>> find(std::string_view name) const;
-  // Those that are loaded, in the order of the sources.
+  // Those that are ready, in the order in which they came.
   std::vector<std::shared_ptr<const ApiModel>> loaded() const;
+  // Whether the models that the server was started with are there. Those that come later do not count.
   bool ready() const;
 
+  // ---- for who brings and takes models; each is named by its first name
+  // A new one that loads. 409: a name is taken. One that failed gives up its first name, and with it its entry.
+  ApiStatus add(ModelSource source);
+  void progress(std::string_view name, int64_t loaded_bytes, int64_t total_bytes);
+  void set_ready(std::string_view name, std::shared_ptr<const ServedModel> served);
+  void set_failed(std::string_view name, Error error);
+  // Ready becomes asleep, or asleep ready.
+  void set_asleep(std::string_view name, bool asleep);
+  // No request finds it from now on. Returns it as it was: a loading one is whoever loads it to end and forget().
+  // 404; 409 where it drains already.
+  ApiResult<ModelView> retire(std::string_view name_or_alias);
+  void forget(std::string_view name);
+
+  // By any of its names; nullopt: there is none.
+  std::optional<ModelView> view(std::string_view name_or_alias) const;
+  std::vector<ModelView> views() const;
+
  private:
-  const std::vector<ModelSource> sources_;
+  struct Entry {
+    ModelView view;
+    bool initial = false;                   // of the server's start
+    bool being_loaded = true;               // until it is ready, or whoever loads it says forget()
+    std::weak_ptr<const ServedModel> held;  // kDraining: expires with the last holder
+  };
+
+  const Entry* find_entry(std::string_view name) const;  // by any name; holding mutex_, as the next two
+  Entry* find_first(std::string_view name);
+  void sweep() const;  // pointers to entries end here
+
   mutable std::mutex mutex_;
-  std::vector<std::shared_ptr<const ApiModel>> models_;  // guarded by mutex_; null while it loads
+  mutable std::vector<Entry> entries_;  // guarded by mutex_
 };
 
 }  // namespace hearth

@@ -21,13 +21,18 @@ enum class Route {
   kHealthReady,
   kMetrics,
   kVersion,
+  kAdminStatus,
+  kAdminLoad,
+  kAdminUnload,
+  kAdminLimit,
+  kAdminPin,
 };
 
 struct RouteMatch {
   Route route = Route::kHealth;
   bool open = false;      // no API key is asked for
   bool heavy = false;     // counts as a request in flight, and has a body
-  std::string_view rest;  // of the path of kModel: the model's name
+  std::string_view rest;  // of the path of kModel and kAdminStatus: the model's name
 };
 
 // What a request is for, or why not: 404; 405, whose Allow is `allowed`.
@@ -42,5 +47,7 @@ std::string_view route_pattern(std::string_view path);
 
 // Whether a path needs no key; paths that are no routes need one.
 bool is_open_path(std::string_view path);
+// Whether a path belongs to the admin API, which has keys of its own.
+bool is_admin_path(std::string_view path);
 
 }  // namespace hearth

@@ -15,6 +15,7 @@
 #include "hearth/kernels/op_table.h"
 #include "hearth/serve/api.h"
 #include "hearth/serve/metrics.h"
+#include "hearth/serve/model_manager.h"
 
 namespace hearth {
 namespace {
@@ -37,13 +38,25 @@ class ServerImpl final : public Server {
                                             WorkerPool::Priority::kGivesWay,
                                             cpus_beside_team(team_threads(options_.engine.threads)));
     answerers_ = std::make_unique<WorkerPool>(kAnswerers, 0);
+    LoadOptions load = options_.load;
+    load.template_limits.max_time_ms = options_.api.template_time_ms;
+    manager_ = std::make_unique<ModelManager>(ManagerParts{.models = models_,
+                                                           .engine = *engine_,
+                                                           .conversations = conversations_,
+                                                           .ops = *options_.ops,
+                                                           .load = std::move(load),
+                                                           .threads = options_.engine.threads});
     api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
                                           .keys = options_.api_keys,
+                                          .admin_keys = options_.admin_keys,
                                           .models = models_,
+                                          .manager = *manager_,
+                                          .conversations = conversations_,
                                           .engine = *engine_,
                                           .workers = *workers_,
                                           .answerers = *answerers_,
-                                          .metrics = metrics_});
+                                          .metrics = metrics_,
+                                          .dummy_weights = options_.load.dummy_weights});
     HttpServerOptions http;
     http.address = options_.address;
     http.port = options_.port;
@@ -61,18 +74,9 @@ class ServerImpl final : public Server {
 
   Status start() override {
     if (!http_->start()) return resource_exhausted("no thread could be started for HTTP");
-    LoadOptions load = options_.load;
-    load.template_limits.max_time_ms = options_.api.template_time_ms;
     ThreadPool pool(options_.engine.threads);
-    for (size_t i = 0; i < options_.models.size(); ++i) {
-      const ModelSource& source = options_.models[i];
-      HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
-                        load_served_model(source.dir, source.names.front(), *options_.ops, load, pool));
-      HEARTH_TRY(engine_->add_model(served, source.terms).with_context(source.names.front()));
-      if (source.limits.guarantee_bytes > 0 || source.limits.cap_bytes > 0)
-        HEARTH_TRY(engine_->set_limits(source.names.front(), source.limits));
-      models_.add(i, std::move(served));
-    }
+    for (const ModelSource& source : options_.models) HEARTH_TRY(manager_->load_now(source, pool));
+    manager_->start();
     return {};
   }
 
@@ -86,6 +90,7 @@ class ServerImpl final : public Server {
     // New requests are refused by their heads; the engine still takes those that were let in. While answers are
     // written, probes and new clients are told that the server goes down, so it listens until they are complete.
     api_->drain();
+    manager_->stop();
     while (api_->in_flight() > 0 && left_ms(timeout_ms) > 0)
       std::this_thread::sleep_for(std::chrono::milliseconds(kDrainPollMs));
     http_->drain();
@@ -114,7 +119,9 @@ class ServerImpl final : public Server {
   const SteadyClock clock_;
   Metrics metrics_;
   ModelRegistry models_;
+  Conversations conversations_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ModelManager> manager_;
   std::unique_ptr<Api> api_;
   std::unique_ptr<WorkerPool> workers_, answerers_;
   std::unique_ptr<HttpServer> http_;
@@ -124,6 +131,8 @@ class ServerImpl final : public Server {
 
 Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
   HEARTH_TRY(ModelRegistry::check(options.models));
+  if (options.models.empty() && options.admin_keys.empty())
+    return invalid_argument("no model to serve, and no admin key with which one could be loaded");
   auto server = std::make_unique<ServerImpl>(std::move(options));
   HEARTH_TRY(server->open());
   return std::unique_ptr<Server>(std::move(server));

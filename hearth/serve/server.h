@@ -23,8 +23,10 @@ struct ServeOptions {
   HttpLimits http;
   ApiLimits api;
   std::vector<std::string> api_keys;  // empty: none is asked for
-  int request_workers = 2;            // threads for JSON, templates, tokenizing
-  int64_t waiting_requests = 256;     // that wait for such a thread; more get 503
+  // Who has one may load and unload models. Empty: nobody may, and there is no admin API.
+  std::vector<std::string> admin_keys;
+  int request_workers = 2;         // threads for JSON, templates, tokenizing
+  int64_t waiting_requests = 256;  // that wait for such a thread; more get 503
   EngineOptions engine;
   LoadOptions load;
   const OpTable* ops = &cpu_ops();  // what computes
@@ -34,7 +36,8 @@ struct ServeOptions {
 
 class Server {
  public:
-  // Binds the address. Errors of HttpServer::create; InvalidArgument: no model, or two of one name.
+  // Binds the address. Errors of HttpServer::create; InvalidArgument: no model and no admin API that could load one, or
+  // two models of one name.
   static Result<std::unique_ptr<Server>> create(ServeOptions options);
   virtual ~Server() = default;
 
