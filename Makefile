@@ -43,10 +43,11 @@ clients: ## the official Python and Node clients against `hearth serve` (LAMBADA
 	$(call install)
 	@scripts/clients.sh $(if $(LAMBADA),--lambada)
 
-soak: ## 64 streaming clients against `hearth serve` for SOAK_SECONDS (600); hostile requests beside a stream
+soak: ## clients against `hearth serve` for SOAK_SECONDS (600); models that come and go for as long; hostile requests
 	$(call install)
 	@scripts/build.sh cpu hearth
 	@python3 tests/soak/soak.py --seconds $${SOAK_SECONDS:-600} $(SOAK_ARGS) -- --kv-cache-memory-bytes 48M
+	@python3 tests/soak/lifecycle.py --seconds $${SOAK_SECONDS:-600} $(SOAK_ARGS) -- --kv-cache-memory-bytes 48M
 	@python3 tests/soak/attacks.py $(SOAK_ARGS)
 
 slow: ## the tests that take too long for every commit

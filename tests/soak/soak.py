@@ -32,6 +32,19 @@ class Failure(Exception):
     pass
 
 
+class Refused(Failure):
+    """An answer that is no 200, with OpenAI's error object."""
+
+    def __init__(self, status, body):
+        super().__init__(f"answer {status} {body!r}")
+        self.status = status
+        self.code = json.loads(body)["error"]["code"]
+
+
+class Ended(Failure):
+    """An error as the last event of a stream."""
+
+
 def make_job(rng, index, slow):
     """A request that nobody else makes; a slow reader's is large, so that it fills every buffer on its way."""
     body = {
@@ -58,6 +71,7 @@ class Stream:
         self.port, self.body = port, body
         self.text, self.ids, self.finish, self.usage = "", [], None, None
         self.gaps, self.chunks = [], 0
+        self.gap_ends = []
 
     def key(self):
         return self.text, self.ids, self.finish, self.usage["completion_tokens"]
@@ -83,7 +97,7 @@ class Stream:
         buffer, last = b"", None
         head = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in head.split(b"\r\n")[0]:
-            raise Failure(f"answer {head!r} {await reader.read()!r}")
+            raise Refused(int(head.split(b" ")[1]), await reader.read())
         while True:
             piece = await reader.read(512 if pause else 65536)
             if not piece:
@@ -98,6 +112,7 @@ class Stream:
                 now = time.monotonic()
                 if last is not None:
                     self.gaps.append(now - last)
+                    self.gap_ends.append(now)
                 last = now
                 self._take(json.loads(data))
                 if leave_after is not None and self.chunks >= leave_after:
@@ -107,7 +122,7 @@ class Stream:
 
     def _take(self, event):
         if "error" in event:
-            raise Failure(f"error in the stream: {event['error']}")
+            raise Ended(f"error in the stream: {event['error']}")
         self.usage = event.get("usage") or self.usage
         for choice in event["choices"]:
             self.chunks += 1
@@ -117,10 +132,10 @@ class Stream:
 
 
 class Server:
-    def __init__(self, binary, args):
+    def __init__(self, binary, args, **environment):
         command = [binary, "serve", "models/fable-13m", "--port", "0", *args]
         print("soak:", " ".join(command), flush=True)
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
         for line in self.process.stdout:
             found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
             if found:
