@@ -126,6 +126,11 @@ void add_server_rows(SettingTable& t) {
            Own<&ServeSettings::drain_timeout_ms>());
   t.number({.key = "access-log", .kind = kSwitch, .help = "Logs a line for every answer."},
            OfServer<&ServeOptions::access_log>());
+  t.text({.key = "step-log",
+          .value_name = "FILE",
+          .help = "Writes every step there, a line of JSON each: what was in it and how long it took. hearth simulate "
+                  "--fit makes a machine of it."},
+         OfServer<&ServeOptions::step_log>());
   t.text({.key = "log-level",
           .kind = kChoice,
           .value_name = "NAME",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "hearth/base/clock.h"
 #include "hearth/cli/commands.h"
@@ -11,6 +12,7 @@
 #include "hearth/simulate/load_file.h"
 #include "hearth/simulate/picture.h"
 #include "hearth/simulate/simulator.h"
+#include "hearth/simulate/step_file.h"
 
 namespace hearth {
 namespace {
@@ -27,10 +29,11 @@ constexpr const char* kHelp =
     "says. docs/guides/simulating.md has the file's keys; bench/loads has loads.\n\n"
     "Examples:\n"
     "  hearth simulate bench/loads/five-formats.toml\n"
-    "  hearth simulate bench/loads/four-models.toml --policy fcfs --memory static --plot static.svg\n";
+    "  hearth simulate bench/loads/four-models.toml --policy fcfs --memory static --plot static.svg\n"
+    "  hearth simulate --fit steps.jsonl\n";
 
 struct SimulateSettings {
-  std::string file, plot;
+  std::string file, plot, fit;
   SimulatorOptions options;
   std::optional<double> rate, seconds;
   std::optional<int64_t> seed;
@@ -88,13 +91,32 @@ Result<int> run(SimulateSettings settings) {
   return 0;
 }
 
+// Step costs of each model of the file, as keys of a load's [[model]].
+Result<int> fit(const std::string& path) {
+  HEARTH_TRY_ASSIGN(const std::vector<ModelSteps> models, read_steps(path));
+  std::string out;
+  for (const ModelSteps& model : models) {
+    const CostFit fitted = fit_step_cost(model.steps);
+    const StepCost& cost = fitted.cost;
+    out += fmt::format(
+        "# {} steps: off by {:.1f} % in the median, {:.1f} % at the 90th percentile, {:+.1f} % of their sum\n"
+        "name = {}\nstep_us = {:.6g}\nprefill_token_us = {:.6g}\nsequence_us = {:.6g}\ncontext_token_us = {:.6g}\n"
+        "prefill_pair_us = {:.6g}\n\n",
+        fitted.steps, 100 * fitted.median_error, 100 * fitted.p90_error, 100 * fitted.total_error,
+        nlohmann::json(model.model).dump(), cost.step_us, cost.prefill_token_us, cost.sequence_us,
+        cost.context_token_us, cost.prefill_pair_us);
+  }
+  HEARTH_TRY(write_stdout(out));
+  return 0;
+}
+
 }  // namespace
 
 Command add_simulate_command(CLI::App& app) {
   auto* const command = app.add_subcommand("simulate", "Play a load of requests under a virtual clock");
   command->footer(kHelp);
   const auto settings = std::make_shared<SimulateSettings>();
-  command->add_option("LOADFILE", settings->file, "The load (TOML).")->required();
+  auto* const load = command->add_option("LOADFILE", settings->file, "The load (TOML).");
   add_choice(*command, "--policy", kPolicies, "Who gets the next step.", settings->options.policy);
   add_choice(*command, "--memory", kMemories, "Who has which KV memory.", settings->options.memory);
   command->add_flag("--reject-hopeless", settings->options.reject_hopeless,
@@ -103,7 +125,15 @@ Command add_simulate_command(CLI::App& app) {
   add_setting(*command, kSeconds, settings->seconds, "the file's");
   add_setting(*command, kSeed, settings->seed, "the file's");
   add_text(*command, "--plot", "FILE", "Write a picture over time (SVG).", settings->plot);
-  return {command, [settings] { return run(*settings); }};
+  add_text(*command, "--fit", "FILE",
+           "Instead of simulating: the step costs of the machine that ran the steps in FILE (hearth serve --step-log).",
+           settings->fit)
+      ->excludes(load);
+  return {command, [settings]() -> Result<int> {
+            if (!settings->fit.empty()) return fit(settings->fit);
+            if (settings->file.empty()) return invalid_argument("no load: wanted LOADFILE, or --fit FILE");
+            return run(*settings);
+          }};
 }
 
 }  // namespace hearth

@@ -47,7 +47,6 @@ class StepCostModel {
  private:
   static constexpr int kTerms = 5;
   using Vector = std::array<double, kTerms>;
-  static Vector terms(const StepLoad& load);
   void solve();
 
   int64_t steps_ = 0;

@@ -16,6 +16,7 @@
 #include "hearth/serve/api.h"
 #include "hearth/serve/metrics.h"
 #include "hearth/serve/model_manager.h"
+#include "hearth/serve/step_log.h"
 
 namespace hearth {
 namespace {
@@ -32,7 +33,11 @@ class ServerImpl final : public Server {
   explicit ServerImpl(ServeOptions options) : options_(std::move(options)), models_(options_.models) {}
 
   Status open() {
-    HEARTH_TRY_ASSIGN(engine_, Engine::create(options_.engine, &metrics_, clock_));
+    if (!options_.step_log.empty()) {
+      HEARTH_TRY_ASSIGN(step_log_, StepLog::open(options_.step_log, metrics_));
+    }
+    EngineObserver* const observer = step_log_ ? static_cast<EngineObserver*>(step_log_.get()) : &metrics_;
+    HEARTH_TRY_ASSIGN(engine_, Engine::create(options_.engine, observer, clock_));
     metrics_.set_stats([this] { return engine_->stats(); }, [this] { return engine_->kv_stats(); });
     workers_ = std::make_unique<WorkerPool>(options_.request_workers, options_.waiting_requests,
                                             WorkerPool::Priority::kGivesWay,
@@ -118,6 +123,7 @@ class ServerImpl final : public Server {
   const ServeOptions options_;
   const SteadyClock clock_;
   Metrics metrics_;
+  std::unique_ptr<StepLog> step_log_;
   ModelRegistry models_;
   Conversations conversations_;
   std::unique_ptr<Engine> engine_;

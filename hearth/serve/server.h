@@ -32,6 +32,7 @@ struct ServeOptions {
   const OpTable* ops = &cpu_ops();  // what computes
   std::vector<ModelSource> models;
   bool access_log = false;
+  std::string step_log;  // StepLog's file; empty: none
 };
 
 class Server {
