@@ -63,6 +63,8 @@ Result<RequestHandle> Engine::submit(Request request, OnOutput on_output) {
   HEARTH_TRY(device());
   const auto entry = std::ranges::find(impl_->entries, r.model, &Impl::Entry::served);
   if (entry == impl_->entries.end()) return not_found("the model '{}' is not served", r.model->name);
+  if (entry->phase != ModelPhase::kServing)
+    return unavailable("the model '{}' is {}", r.model->name, phase_name(entry->phase));
   if (const int64_t tokens = std::ssize(r.prompt) + r.max_tokens; tokens > entry->state->kv_tokens)
     return invalid_argument("{} prompt tokens and {} more need a KV cache of {} tokens; it holds {}", r.prompt.size(),
                             r.max_tokens, tokens, entry->state->kv_tokens.load());
@@ -94,8 +96,20 @@ Status Engine::device() const {
 }
 
 std::vector<ModelStats> Engine::stats() const {
-  const std::lock_guard lock(impl_->shared.mutex);
-  return impl_->shared.models;
+  std::vector<ModelStats> stats;
+  {
+    const std::lock_guard lock(impl_->shared.mutex);
+    stats = impl_->shared.models;
+  }
+  const std::lock_guard lock(impl_->mutex);
+  for (const Impl::Entry& entry : impl_->entries) {
+    auto found = std::ranges::find(stats, entry.served->name, &ModelStats::model);
+    // Who sleeps is not the planner's.
+    if (found == stats.end() && entry.phase != ModelPhase::kServing)
+      found = stats.insert(stats.end(), {.model = entry.served->name, .weight_bytes = *entry.state->weight_bytes});
+    if (found != stats.end()) found->phase = entry.phase;
+  }
+  return stats;
 }
 
 std::vector<KvPoolStats> Engine::kv_stats() const {

@@ -37,6 +37,9 @@ struct EngineOptions {
   // Of the KV pool that all models of a device share, made with the first of them; 0: a quarter of the free memory,
   // on the CPU no more than what max_sequences whole contexts of that model need, or 1 GiB.
   int64_t kv_bytes = 0;
+  // > 0: what weights, step buffers and the KV pool of a device may have together; the pool then has all that models
+  // leave, or kv_bytes of it. 0: what the device has, and the pool never becomes larger than it was made.
+  int64_t memory_bytes = 0;
   // > 0: the pool is divided in so many equal parts, each one model's alone: the baseline to which sharing is compared.
   int64_t kv_parts = 0;
   std::string schedule = "slo";  // who gets the next step: make_local_policy()'s names
@@ -88,6 +91,34 @@ enum class ModelPhase : uint8_t {
 };
 std::string_view phase_name(ModelPhase phase);
 
+// What a model will take of its device's memory, before anything of it is loaded: needs_of() (model_needs.h).
+struct ModelNeeds {
+  std::string name;
+  int64_t weight_bytes = 0;
+  int64_t buffer_bytes = 0;    // of its steps
+  int64_t least_kv_bytes = 0;  // without which it could not serve
+};
+
+// Memory that was made free for a model that is being loaded, and is nobody else's until this goes. May outlive the
+// engine.
+class MemoryRoom {
+ public:
+  MemoryRoom() = default;
+
+ private:
+  friend class Engine;
+  std::shared_ptr<void> held_;
+};
+
+// The memory of a device as the engine sees it.
+struct DeviceMemoryStats {
+  std::string device;
+  int64_t total_bytes = 0;  // of all the following, and what is free
+  int64_t model_bytes = 0;  // weights and step buffers, also of models that were removed and are still held
+  int64_t room_bytes = 0;   // made for models that are being loaded
+  int64_t pool_bytes = 0;   // of KV
+};
+
 // A model's numbers at one moment.
 struct ModelStats {
   std::string model;
@@ -120,8 +151,26 @@ class Engine {
 
   // Sets the model's buffers aside, and the KV pool with the first. InvalidArgument: a model of that name is there;
   // ResourceExhausted: no memory, with what was wanted.
-  Status add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms = {});
-  // New requests for it are refused; those that run finish, then its memory is given back. NotFound.
+  // `room`: from make_room(), where its weights were loaded into it; without one, what its buffers lack is taken from
+  // the pool now.
+  Status add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms = {}, MemoryRoom room = {});
+
+  // Makes room for a model that will be loaded to `memory`: the KV pool gives what is missing, caches first; running
+  // requests go on, and new ones wait where they are in the way. Waits for that up to `wait_us`. Hold the room while
+  // the model is loaded, and hand it to add_model(). ResourceExhausted, with the arithmetic: at once where it can never
+  // fit, or not beside the models that are there; after `wait_us` where requests still hold the memory.
+  Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, int64_t wait_us = 30'000'000);
+
+  // Its requests run to their ends, new ones are refused (Unavailable); then its KV goes back to the pool and, on a
+  // device, its weights to pinned host memory and their pages to whoever wants them. Returns when that is so, at once
+  // where it is already. On the host weights stay: it is the same memory. The step buffers stay in any case. NotFound;
+  // InvalidArgument: it is pinned; Unavailable: it is on its way to or from sleep.
+  Status sleep_model(const std::string& name);
+  // The other way, bit for bit; at once where it serves. Errors as make_room() and Unavailable; it sleeps on then.
+  Status wake_model(const std::string& name, int64_t wait_us = 30'000'000);
+
+  // New requests for it are refused; those that run finish, then its memory is given back: weights with the last
+  // handle. What nobody wants goes to the KV pool. NotFound.
   Status remove_model(const std::string& name);
 
   // From now on, for what is allocated next: nobody's blocks are taken at once. A pinned model is not put to sleep, and
@@ -149,6 +198,7 @@ class Engine {
   std::vector<ModelStats> stats() const;
   // The KV pools, one for each device that models lie on, a tenth of a second old at most.
   std::vector<KvPoolStats> kv_stats() const;
+  std::vector<DeviceMemoryStats> memory_stats() const;
 
  private:
   struct Impl;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <future>
 #include <limits>
 #include <map>
@@ -16,19 +18,41 @@
 #include "hearth/base/worker_pool.h"
 #include "hearth/engine/engine.h"
 #include "hearth/engine/inbox.h"
+#include "hearth/engine/memory_account.h"
 #include "hearth/engine/planner.h"
 #include "hearth/engine/step_thread.h"
 #include "hearth/engine/submission.h"
 
 namespace hearth {
 
-// One for each memory in which models lie, as long as any does. Guarded by Impl::adding.
-class KvStores {
+// What the keeper waits for: somebody may have given memory back. Outlives the engine in the rooms that callers hold.
+class Bell {
  public:
-  Result<std::shared_ptr<KvStore>> of(const EngineOptions& options, const ServedModel& model, const KvLayout& layout);
+  void ring(bool ends = false) {
+    {
+      const std::lock_guard lock(mutex_);
+      rung_ = true;
+      ended_ |= ends;
+    }
+    rings_.notify_all();
+  }
+  // Returns when it rings, or after a moment where `impatient`. False: for the last time.
+  bool wait(bool impatient) {
+    std::unique_lock lock(mutex_);
+    const auto rung = [this] { return rung_; };
+    if (impatient) {
+      rings_.wait_for(lock, std::chrono::milliseconds(20), rung);
+    } else {
+      rings_.wait(lock, rung);
+    }
+    rung_ = false;
+    return !ended_;
+  }
 
  private:
-  std::map<const Memory*, std::weak_ptr<KvStore>> stores_;
+  std::mutex mutex_;
+  std::condition_variable rings_;
+  bool rung_ = false, ended_ = false;  // guarded by mutex_
 };
 
 struct Engine::Impl {
@@ -40,13 +64,16 @@ struct Engine::Impl {
                         cpus_beside_team(team_threads(o.threads))),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),
         planner(inbox, steps, observer, c, std::move(policy), o.max_unread, o.reject_hopeless, shared),
-        planner_thread([this] { planner.run(); }) {}
+        planner_thread([this] { planner.run(); }),
+        keeper([this] { keep(); }) {}
 
   ~Impl() {
     {
       const std::lock_guard lock(mutex);
       draining = true;
     }
+    bell->ring(true);
+    keeper.join();
     planner.stop();
     planner_thread.join();
     inbox->close();
@@ -55,6 +82,8 @@ struct Engine::Impl {
   struct Entry {
     std::shared_ptr<const ServedModel> served;
     std::shared_ptr<ModelState> state;
+    ModelPhase phase = ModelPhase::kServing;
+    std::shared_ptr<Buffer> asleep;  // its weights, pinned, where they are not on the device
   };
   // REQUIRES: mutex is held.
   Entry* find(std::string_view name) {
@@ -76,6 +105,26 @@ struct Engine::Impl {
     return future.get();
   }
 
+  // ---- lifecycle.cpp; REQUIRES: adding is held
+  Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served);
+  Result<std::shared_ptr<KvStore>> store_for(const ServedModel& served, int64_t own_bytes, const KvLayout& layout);
+  Status serve(const std::shared_ptr<ModelState>& state);
+  Status leave_device(Entry& entry);
+  Status come_back(Entry& entry);
+  void set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<Buffer> asleep);
+
+  // ---- room.cpp; REQUIRES: adding is held, but for all_accounts() and keep()
+  MemoryAccount& account(const Memory& memory);
+  std::vector<std::shared_ptr<MemoryAccount>> all_accounts();
+  Status keep_pool_size(const std::shared_ptr<KvStore>& store);
+  // Waits until the device has so many bytes free.
+  Status make_free(MemoryAccount& account, int64_t bytes, int64_t least_kv_bytes, int64_t wait_us);
+  Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, int64_t wait_us);
+  // What nobody wants goes to the pools. False: to be asked again soon.
+  bool give_to_pools();
+  // The keeper's: does that whenever somebody may have given memory back.
+  void keep();
+
   const EngineOptions options;
   const Clock& clock;
   std::shared_ptr<Inbox> inbox = std::make_shared<Inbox>();
@@ -86,13 +135,15 @@ struct Engine::Impl {
   Planner planner;
 
   std::mutex adding;  // held while a model comes, goes or changes; ahead of mutex
-  KvStores stores;    // guarded by adding
+  const std::shared_ptr<Bell> bell = std::make_shared<Bell>();
 
   std::mutex mutex;
-  std::vector<Entry> entries;  // guarded by mutex
-  bool draining = false;       // guarded by mutex
+  std::vector<Entry> entries;                            // guarded by mutex
+  std::vector<std::shared_ptr<MemoryAccount>> accounts;  // guarded by mutex; one for each memory
+  bool draining = false;                                 // guarded by mutex
 
-  std::thread planner_thread;  // last: starts when all else is there
+  std::thread planner_thread;  // last: start when all else is there
+  std::thread keeper;
 };
 
 }  // namespace hearth

@@ -22,8 +22,8 @@ int64_t slab_bytes_for(int64_t pool_bytes, int64_t block_bytes) {
 
 }  // namespace
 
-Result<std::shared_ptr<KvStore>> KvStore::create(const Memory& memory, int64_t pool_bytes, int64_t block_bytes,
-                                                 bool prefix_cache) {
+Result<std::shared_ptr<KvStore>> KvStore::create(const Memory& memory, int64_t pool_bytes, int64_t limit_bytes,
+                                                 int64_t block_bytes, bool prefix_cache) {
   const int64_t slab_bytes = slab_bytes_for(pool_bytes, block_bytes), slabs = pool_bytes / slab_bytes;
   if (slabs < 1)
     return invalid_argument("a KV pool of {} bytes holds no block: one has {} bytes", pool_bytes, block_bytes);
@@ -37,11 +37,14 @@ Result<std::shared_ptr<KvStore>> KvStore::create(const Memory& memory, int64_t p
     return unavailable("no random numbers for the names of prefixes");
   auto store = std::make_shared<KvStore>();
   HEARTH_TRY_ASSIGN(store->pool, SlabPool::create(options));
+  store->begin_bytes = slab_bytes;
+  store->limit_slabs = std::max(slabs, limit_bytes / slab_bytes);
+  store->wanted_slabs = slabs;
   HEARTH_TRY_ASSIGN(store->memory,
-                    memory.allocate((slabs + 1) * slab_bytes)
+                    memory.allocate_resizable((slabs + 1) * slab_bytes, (store->limit_slabs + 1) * slab_bytes)
                         .with_context(fmt::format("KV pool of {} slabs of {} bytes", slabs, slab_bytes)));
   HEARTH_TRY_ASSIGN(store->copies, memory.create_queue());
-  store->dummy_block = slabs * slab_bytes;
+  store->held_bytes = store->memory.size_bytes();
   // About 100 us of an H100's memory, some milliseconds of a CPU's.
   store->max_move_bytes = memory.is_host() ? int64_t{16} << 20 : int64_t{128} << 20;
   return store;
@@ -50,8 +53,15 @@ Result<std::shared_ptr<KvStore>> KvStore::create(const Memory& memory, int64_t p
 Status KvStore::carry_out(const std::vector<KvMove>& list) {
   if (list.empty()) return {};
   for (const KvMove& move : list)
-    HEARTH_TRY(copies->copy_within(memory.data() + move.to_bytes, memory.data() + move.from_bytes, move.size_bytes));
+    HEARTH_TRY(copies->copy_within(memory.data() + offset_bytes(move.to_bytes),
+                                   memory.data() + offset_bytes(move.from_bytes), move.size_bytes));
   return copies->synchronize();
+}
+
+Status KvStore::resize_memory(int64_t size_bytes) {
+  const Status resized = memory.resize(size_bytes);
+  held_bytes = memory.size_bytes();
+  return resized;
 }
 
 }  // namespace hearth

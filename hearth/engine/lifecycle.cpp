@@ -2,6 +2,7 @@
 // The life of a model in the engine: it comes, gets its part of the memory, goes.
 #include <algorithm>
 
+#include "hearth/base/log.h"
 #include "hearth/engine/engine_impl.h"
 
 namespace hearth {
@@ -11,6 +12,7 @@ namespace {
 constexpr int64_t kPromptRowBytes = int64_t{64} << 20;
 // Of the KV pool on a CPU, where nothing else is asked for.
 constexpr int64_t kLeastDefaultBytes = int64_t{1} << 30;
+constexpr int64_t kBufferWaitUs = 30'000'000;  // for a model that is added without a room
 constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
 
 // Bytes of the KV pool that is made with this model.
@@ -26,8 +28,39 @@ Result<int64_t> kv_pool_bytes(const EngineOptions& options, const ServedModel& m
   return memory.is_host() ? std::min(std::max(all, kLeastDefaultBytes), quarter) : quarter;
 }
 
-Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served, const EngineOptions& options,
-                                               KvStores& stores, ThreadPool& pool) {
+}  // namespace
+
+// The pool of the memory in which the model lies, which takes `own_bytes` itself and is not counted yet.
+Result<std::shared_ptr<KvStore>> Engine::Impl::store_for(const ServedModel& served, int64_t own_bytes,
+                                                         const KvLayout& layout) {
+  const Memory& memory = served.model->ops().memory();
+  MemoryAccount& of = account(memory);
+  if (auto store = of.pool()) return store;
+  HEARTH_TRY_ASSIGN(int64_t bytes, options.memory_bytes > 0 && options.kv_bytes == 0
+                                       ? Result<int64_t>(options.memory_bytes)
+                                       : kv_pool_bytes(options, served, layout));
+  const int64_t limit_bytes = bytes;
+  if (options.memory_bytes > 0) {
+    HEARTH_TRY_ASSIGN(const int64_t free_bytes, of.free_bytes());
+    // A slab more than the pool has is for padded steps; the pool has 16 at least.
+    const int64_t left = (free_bytes - own_bytes) / 17 * 16;
+    const int64_t least = blocks_for(std::min(served.max_context, kLeastContext), options.block_tokens);
+    if (left < least * layout.block_bytes())
+      return resource_exhausted(
+          "{}: {} bytes of weights and step buffers, and {} of KV for {} tokens, are more than the {} bytes that are "
+          "free of {}",
+          served.name, own_bytes, least * layout.block_bytes(), std::min(served.max_context, kLeastContext), free_bytes,
+          options.memory_bytes);
+    bytes = std::min(bytes, left);
+  }
+  HEARTH_TRY_ASSIGN(std::shared_ptr<KvStore> store,
+                    KvStore::create(memory, bytes, limit_bytes, layout.block_bytes(), options.prefix_cache));
+  store->parts = options.kv_parts;
+  of.set_pool(store);
+  return store;
+}
+
+Result<std::shared_ptr<ModelState>> Engine::Impl::make_state(std::shared_ptr<const ServedModel> served) {
   const ModelConfig& c = served->model->config();
   const int64_t step_tokens = std::max(options.step_tokens, options.max_sequences);
   const int64_t row_bytes = c.vocab_size * static_cast<int64_t>(sizeof(float));
@@ -42,7 +75,7 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
                                                                  blocks_for(served->max_context, options.block_tokens),
                                             .samples = true,
                                             .sample_slots = options.max_sequences},
-                                           pool));
+                                           steps.pool()));
   auto state = std::make_shared<ModelState>(std::move(buffers));
   state->max_sequences = options.max_sequences;
   state->step_tokens = step_tokens;
@@ -50,52 +83,55 @@ Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel
   state->block_tokens = options.block_tokens;
   HEARTH_TRY_ASSIGN(state->kv.layout, KvLayout::make(served->kv_format, c.layers, served->model->local_kv_heads(),
                                                      c.head_dim, options.block_tokens));
-  HEARTH_TRY_ASSIGN(state->store, stores.of(options, *served, state->kv.layout));
+  HEARTH_TRY_ASSIGN(
+      state->store,
+      store_for(*served, served->model->weights().memory.size_bytes() + state->buffers.size_bytes(), state->kv.layout));
   state->kv.base = state->store->memory.data();
-  state->kv.dummy_block = state->store->dummy_block;
+  state->kv.dummy_block = 0;  // KvStore I1
   if (options.decode_graphs)
     HEARTH_TRY(state->buffers.record_decode(*served->model, state->kv, decode_batches(options.max_sequences)));
   state->sampled.resize(static_cast<size_t>(options.max_sequences));
   state->tenants.resize(static_cast<size_t>(options.max_sequences));
   state->newest_row.resize(static_cast<size_t>(options.max_sequences), -1);
   for (int64_t place = options.max_sequences - 1; place >= 0; --place) state->free_places.push_back(place);
+  *state->weight_bytes = served->model->weights().memory.size_bytes();
   state->served = std::move(served);
   return state;
 }
 
-}  // namespace
-
-Result<std::shared_ptr<KvStore>> KvStores::of(const EngineOptions& options, const ServedModel& model,
-                                              const KvLayout& layout) {
-  const Memory& memory = model.model->ops().memory();
-  std::weak_ptr<KvStore>& known = stores_[&memory];
-  if (auto store = known.lock()) return store;
-  HEARTH_TRY_ASSIGN(const int64_t bytes, kv_pool_bytes(options, model, layout));
-  HEARTH_TRY_ASSIGN(std::shared_ptr<KvStore> store,
-                    KvStore::create(memory, bytes, layout.block_bytes(), options.prefix_cache));
-  store->parts = options.kv_parts;
-  known = store;
-  return store;
+// Its requests are taken from now on.
+Status Engine::Impl::serve(const std::shared_ptr<ModelState>& state) {
+  state->leaving = false;
+  Message message{.kind = Message::Kind::kAddModel, .added = state};
+  std::future<Result<int64_t>> tokens = message.tokens.get_future();
+  if (!inbox->post(std::move(message))) return unavailable("the engine has ended");
+  if (auto added = tokens.get(); !added) return std::move(added).error();
+  return {};
 }
 
-Status Engine::add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms) {
+Status Engine::add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms, MemoryRoom room) {
   const std::lock_guard adding(impl_->adding);
   {
     const std::lock_guard lock(impl_->mutex);
     if (impl_->find(model->name) != nullptr)
       return invalid_argument("the engine has a model '{}' already", model->name);
   }
-  HEARTH_TRY_ASSIGN(std::shared_ptr<ModelState> state,
-                    make_state(model, impl_->options, impl_->stores, impl_->steps.pool()).with_context(model->name));
-  state->terms = terms;
-  state->terms.slo = slo_or(terms.slo, impl_->options.slo);
-  Message message{.kind = Message::Kind::kAddModel, .added = state};
-  std::future<Result<int64_t>> tokens = message.tokens.get_future();
-  if (!impl_->inbox->post(std::move(message))) return unavailable("the engine has ended");
-  if (auto added = tokens.get(); !added) return std::move(added).error();
-  const std::lock_guard lock(impl_->mutex);
-  impl_->entries.push_back({std::move(model), std::move(state)});
-  return {};
+  room = {};  // it is taken now, and nobody else can come between
+  const auto add = [&]() -> Status {
+    HEARTH_TRY_ASSIGN(const std::shared_ptr<ModelState> state, impl_->make_state(model).with_context(model->name));
+    state->terms = terms;
+    state->terms.slo = slo_or(terms.slo, impl_->options.slo);
+    MemoryAccount& account = impl_->account(model->model->ops().memory());
+    account.add_model(state);
+    if (impl_->options.memory_bytes > 0) HEARTH_TRY(impl_->make_free(account, 0, 0, kBufferWaitUs));
+    HEARTH_TRY(impl_->serve(state));
+    const std::lock_guard lock(impl_->mutex);
+    impl_->entries.push_back({.served = model, .state = state, .asleep = {}});
+    return {};
+  };
+  Status added = add();
+  impl_->bell->ring();
+  return added;
 }
 
 Status Engine::remove_model(const std::string& name) {
@@ -103,17 +139,118 @@ Status Engine::remove_model(const std::string& name) {
   const auto removed = std::erase_if(impl_->entries, [&](const Impl::Entry& e) { return e.served->name == name; });
   if (removed == 0) return not_found("the engine has no model '{}'", name);
   impl_->inbox->post({.kind = Message::Kind::kRemoveModel, .name = name});
+  impl_->bell->ring();
   return {};
 }
 
-Status Engine::set_limits(const std::string& name, const MemoryLimits& limits) {
+// ---- sleep
+
+// The weights of a model that nobody uses go to pinned memory.
+Status Engine::Impl::leave_device(Entry& entry) {
+  const Memory& memory = entry.served->model->ops().memory();
+  if (memory.is_host()) return {};
+  Buffer& weights = entry.served->model->weights().memory;
+  const int64_t bytes = weights.size_bytes();
+  HEARTH_TRY_ASSIGN(Buffer pinned, memory.allocate_staging(bytes));
+  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue());
+  HEARTH_TRY(queue->copy_out({pinned.data(), static_cast<size_t>(bytes)}, weights.data()));
+  HEARTH_TRY(queue->synchronize());
+  HEARTH_TRY(weights.resize(0));
+  *entry.state->weight_bytes = 0;
+  entry.asleep = std::make_shared<Buffer>(std::move(pinned));
+  return {};
+}
+
+// REQUIRES: the device has room for them.
+Status Engine::Impl::come_back(Entry& entry) {
+  if (!entry.asleep) return {};
+  const Memory& memory = entry.served->model->ops().memory();
+  Buffer& weights = entry.served->model->weights().memory;
+  const Buffer& pinned = *entry.asleep;
+  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue());
+  HEARTH_TRY(weights.resize(pinned.size_bytes()));
+  const auto bring = [&]() -> Status {
+    HEARTH_TRY(queue->copy_in(weights.data(), {pinned.data(), static_cast<size_t>(pinned.size_bytes())}));
+    return queue->synchronize();
+  };
+  if (Status brought = bring(); !brought) {
+    (void)weights.resize(0);
+    return brought;
+  }
+  *entry.state->weight_bytes = weights.size_bytes();
+  entry.asleep.reset();
+  return {};
+}
+
+void Engine::Impl::set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<Buffer> asleep) {
+  const std::lock_guard lock(mutex);
+  if (Entry* const entry = find(name)) {
+    entry->phase = phase;
+    entry->asleep = std::move(asleep);
+  }
+}
+
+Status Engine::sleep_model(const std::string& name) {
   const std::lock_guard adding(impl_->adding);
+  Impl::Entry entry;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    Impl::Entry* const found = impl_->find(name);
+    if (found == nullptr) return not_found("the engine has no model '{}'", name);
+    if (found->phase == ModelPhase::kAsleep) return {};
+    found->phase = ModelPhase::kFallingAsleep;
+    entry = *found;
+  }
+  std::promise<void> left;
+  std::future<void> gone = left.get_future();
+  Status slept = impl_->ask([&] { return impl_->planner.retire(*entry.state, std::move(left)); });
+  if (slept) {
+    gone.wait();
+    slept = impl_->leave_device(entry);
+    if (!slept) {
+      if (const Status back = impl_->serve(entry.state); !back)
+        SPDLOG_ERROR("{} sleeps with its weights on the device: {}", name, back.error().message);
+    }
+  }
+  impl_->set_phase(name, slept ? ModelPhase::kAsleep : ModelPhase::kServing, entry.asleep);
+  impl_->bell->ring();
+  return slept;
+}
+
+Status Engine::wake_model(const std::string& name, int64_t wait_us) {
+  const std::lock_guard adding(impl_->adding);
+  Impl::Entry entry;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    Impl::Entry* const found = impl_->find(name);
+    if (found == nullptr) return not_found("the engine has no model '{}'", name);
+    if (found->phase == ModelPhase::kServing) return {};
+    found->phase = ModelPhase::kWaking;
+    entry = *found;
+  }
+  const auto wake = [&]() -> Status {
+    if (entry.asleep) {
+      const ModelNeeds needs{.name = name, .weight_bytes = entry.asleep->size_bytes()};
+      HEARTH_TRY_ASSIGN(MemoryRoom room, impl_->make_room(entry.served->model->ops().memory(), needs, wait_us));
+      HEARTH_TRY(impl_->come_back(entry));
+      room = {};
+    }
+    return impl_->serve(entry.state);
+  };
+  const Status awake = wake();
+  impl_->set_phase(name, awake ? ModelPhase::kServing : ModelPhase::kAsleep, entry.asleep);
+  impl_->bell->ring();
+  return awake;
+}
+
+// ---- limits
+
+Status Engine::set_limits(const std::string& name, const MemoryLimits& limits) {
   HEARTH_TRY_ASSIGN(const std::shared_ptr<ModelState> state, impl_->state_of(name));
   return impl_->ask([&] { return impl_->planner.set_limits(*state, limits, state->pinned); });
 }
 
 Status Engine::pin(const std::string& name, bool pinned) {
-  const std::lock_guard adding(impl_->adding);
   HEARTH_TRY_ASSIGN(const std::shared_ptr<ModelState> state, impl_->state_of(name));
   return impl_->ask([&] { return impl_->planner.set_limits(*state, state->limits, pinned); });
 }

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "hearth/base/random.h"
+#include "hearth/engine/model_needs.h"
 #include "hearth/engine/test_util.h"
 
 namespace hearth {
@@ -104,6 +105,22 @@ TEST(Limits, WhatCannotBeIsRefusedAndChangesNothing) {
   while (!engine->pin("a", true)) std::this_thread::yield();
   EXPECT_EQ(engine->kv_tokens(*model_b()), 16 * 16);
   EXPECT_EQ(engine->kv_tokens(*model_a()), 64 * 16);
+}
+
+// What is said before a load is near what the load takes.
+TEST(Needs, AreKnownFromTheHeaders) {
+  const EngineOptions options = options_of(64);
+  const auto needs = needs_of("models/fable-13m", "fable", {}, options);
+  ASSERT_TRUE(needs) << needs.error().message;
+  ThreadPool pool(1);
+  const auto loaded = load_served_model("models/fable-13m", "fable", cpu_ops(), {}, pool);
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  const int64_t weights = (*loaded)->model->weights().memory.size_bytes();
+  EXPECT_NEAR(static_cast<double>(needs->weight_bytes), static_cast<double>(weights),
+              0.05 * static_cast<double>(weights));
+  EXPECT_GT(needs->buffer_bytes, 72 * 4 * (*loaded)->model->config().vocab_size);
+  EXPECT_GT(needs->least_kv_bytes, 0);
+  EXPECT_EQ(needs_of("models/none", "none", {}, options).error().code, ErrorCode::kNotFound);
 }
 
 // Which model is wanted turns over; its memory follows while it is wanted, and nobody loses a request.

@@ -19,10 +19,16 @@ void Planner::run() {
       give_way(*model);
       if (model->leaving && model->sequences.empty()) leave_store(*model);
     }
-    std::erase_if(models_, [](const auto& model) { return model->leaving && model->sequences.empty(); });
+    std::erase_if(models_, [](const auto& model) {
+      const bool gone = model->leaving && model->sequences.empty();
+      if (gone && model->left) std::exchange(model->left, std::nullopt)->set_value();
+      return gone;
+    });
     look_at_clock();
     publish();
-    if (in_flight_ < 2 && plan_and_launch()) continue;
+    if (in_flight_ < 2 && !bitten_ && launch_bite()) continue;
+    bitten_ = false;  // a bite, a step, a bite
+    if (in_flight_ < 2 && (plan_and_launch() || launch_bite())) continue;
     if (stopping_.load() && in_flight_ == 0 && stats_.unfinished.load() == 0) return;
     inbox_->wait();
   }
@@ -187,7 +193,7 @@ void Planner::publish() {
     stats.attainment = model.attainment;
     stats.pinned = model.pinned;
     stats.limits = model.limits;
-    stats.weight_bytes = model.served->model->weights().memory.size_bytes();
+    stats.weight_bytes = *model.weight_bytes;
     stats.weight = model.terms.weight;
     stats.device_s = model.device_us * 1e-6;
   }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -53,6 +54,14 @@ class Planner {
 
   // In a call that the inbox brings (Message::ask). Errors as Engine::set_limits().
   Status set_limits(ModelState& model, const MemoryLimits& limits, bool pinned);
+  // As when it is removed: `left` is kept once its last sequence has gone and it has no blocks any more.
+  // InvalidArgument: it is pinned.
+  Status retire(ModelState& model, std::promise<void> left);
+  // The least slabs that leave each model what it is guaranteed by its limits and its least context.
+  int64_t least_slabs(const KvStore& store) const;
+  // The pool goes to `slabs`, between steps, a bite at a time: it ends there once no live block and no request's need is
+  // in the way. Replaces what was wanted before.
+  void resize_pool(const std::shared_ptr<KvStore>& store, int64_t slabs);
 
  private:
   void handle(Message& message);
@@ -87,6 +96,10 @@ class Planner {
     int64_t blocks = 0;
   };
   void share_store(KvStore& store, std::optional<Lifted> lifted);
+  bool launch_bite();
+  std::unique_ptr<Step> plan_bite(const std::shared_ptr<KvStore>& store);
+  void collect_bite(std::unique_ptr<Step> step);
+  std::unique_ptr<Step> spare_step();
   int64_t least_kept(const ModelState& model) const;
   Status check_guarantees(const KvStore& store) const;
   Status check_requests(const KvStore& store) const;
@@ -131,6 +144,8 @@ class Planner {
   int64_t step_count_ = 0;
   int64_t arrivals_ = 0;
   std::vector<std::unique_ptr<Step>> spare_steps_;
+  std::vector<std::shared_ptr<KvStore>> resizing_;  // that are not as large as is wanted
+  bool bitten_ = false;                             // what was launched last was a bite
   std::vector<std::vector<PolicySequence>> views_;  // by model, of this plan
   std::vector<LocalModel> locals_;
   std::vector<PolicySequence> ordered_;

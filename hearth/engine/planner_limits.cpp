@@ -19,15 +19,6 @@ int64_t guaranteed_slabs(const ModelState& model) {
   return blocks_for(guaranteed_blocks(model), model.store->pool->columns(model.kv_model));
 }
 
-// Blocks that its largest request needs.
-int64_t needed_blocks(const ModelState& model) {
-  int64_t blocks = 0;
-  for (const auto& s : model.sequences)
-    if (!s->ended)
-      blocks = std::max(blocks, blocks_for(s->prompt_size() + s->request().max_tokens, model.block_tokens));
-  return blocks;
-}
-
 // One of `parts` equal parts of the pool, in blocks of which a slab holds `columns`.
 Result<KvLimits> fixed_part(const KvPoolStats& pool, int64_t parts, int64_t columns) {
   if (std::ssize(pool.models) >= parts)
@@ -64,6 +55,13 @@ void Planner::leave_store(ModelState& model) {
   share_store(store, {});
 }
 
+Status Planner::retire(ModelState& model, std::promise<void> left) {
+  if (model.pinned) return invalid_argument("{} is pinned", model.served->name);
+  model.leaving = true;
+  model.left = std::move(left);
+  return {};
+}
+
 // Blocks that are lent to nobody, whether the model is short of them or not.
 int64_t Planner::least_kept(const ModelState& model) const {
   if (!model.pinned) return 0;
@@ -78,7 +76,8 @@ void Planner::share_store(KvStore& store, std::optional<Lifted> lifted) {
   const int64_t models = std::ssize(store.members);
   if (models < 2) lifted.reset();
   store.lifted = lifted ? lifted->model : -1;
-  int64_t left = pool.stats().slabs, sharing = 0, lifted_slabs = 0;
+  const int64_t slabs = std::min(pool.slabs(), store.wanted_slabs);
+  int64_t left = slabs, sharing = 0, lifted_slabs = 0;
   for (const ModelState* const m : store.members) {
     left -= guaranteed_slabs(*m);
     sharing += m->limits.guarantee_bytes == 0 && m->kv_model != store.lifted;
@@ -107,7 +106,7 @@ void Planner::share_store(KvStore& store, std::optional<Lifted> lifted) {
       HEARTH_CHECK(set.has_value(), "parts of a KV pool: {}", set.error().message);
     }
   }
-  for (ModelState* const m : store.members) m->kv_tokens = pool.most(m->kv_model) * m->block_tokens;
+  for (ModelState* const m : store.members) m->kv_tokens = pool.most(m->kv_model, slabs) * m->block_tokens;
 }
 
 // ---- as somebody wants it
@@ -154,7 +153,7 @@ Status Planner::check_guarantees(const KvStore& store) const {
     who += fmt::format("{}{} {} bytes in {} slabs", who.empty() ? "" : ", ", m->served->name, m->limits.guarantee_bytes,
                        guaranteed_slabs(*m));
   }
-  if (const int64_t slabs = store.pool->stats().slabs; wanted > slabs)
+  if (const int64_t slabs = std::min(store.pool->slabs(), store.wanted_slabs); wanted > slabs)
     return resource_exhausted("guarantees of {} slabs ({}) are more than the KV pool's {} slabs of {} bytes", wanted,
                               who, slabs, store.pool->slab_bytes());
   return {};
@@ -163,7 +162,8 @@ Status Planner::check_guarantees(const KvStore& store) const {
 // Whether each request under way could go on alone.
 Status Planner::check_requests(const KvStore& store) const {
   for (const ModelState* const m : store.members) {
-    const int64_t most = store.pool->most(m->kv_model), needed = needed_blocks(*m);
+    const int64_t most = store.pool->most(m->kv_model, std::min(store.pool->slabs(), store.wanted_slabs));
+    const int64_t needed = m->needed_blocks();
     if (needed > most)
       return resource_exhausted("a request of {} under way needs {} KV blocks of {} bytes; {} would be left for it",
                                 m->served->name, needed, block_bytes(*m), most);

@@ -57,7 +57,10 @@ PolicySequence Planner::view(const ModelState& model, Sequence& sequence) {
   view.first_out = sequence.planned > 0;
   view.late = sequence.late;
   view.due_us = due_us(sequence);
-  view.ready = view.pending > 0 && !view.paused && has_prefix && has_mask && !sequence.gives_way;
+  // While the pool shrinks nobody new comes in, unless it could not afterwards.
+  const bool held = sequence.admitted_ns < 0 && model.store->wanted_slabs < model.store->pool->slabs() &&
+                    sequence.prompt_size() + request.max_tokens <= model.kv_tokens;
+  view.ready = view.pending > 0 && !view.paused && has_prefix && has_mask && !sequence.gives_way && !held;
   return view;
 }
 
@@ -72,11 +75,7 @@ std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model, co
     if (dropped || !choice.preempted.empty()) inbox_->poke();  // plan again
     return nullptr;
   }
-  std::unique_ptr<Step> step = std::make_unique<Step>();
-  if (!spare_steps_.empty()) {
-    step = std::move(spare_steps_.back());
-    spare_steps_.pop_back();
-  }
+  std::unique_ptr<Step> step = spare_step();
   step->model = model;
   allocate(*model, choice);
   for (const StepFeed& feed : choice.feeds) {
@@ -95,6 +94,13 @@ std::unique_ptr<Step> Planner::plan(const std::shared_ptr<ModelState>& model, co
   step->moves = std::exchange(model->store->moves, {});
   make_room(*model, choice);  // what moves from here on moves behind this step
   step->predicted_us = model->cost.predict_us(step_load(step->features));
+  return step;
+}
+
+std::unique_ptr<Step> Planner::spare_step() {
+  if (spare_steps_.empty()) return std::make_unique<Step>();
+  std::unique_ptr<Step> step = std::move(spare_steps_.back());
+  spare_steps_.pop_back();
   return step;
 }
 
@@ -264,12 +270,12 @@ void Planner::add_to_step(Step& step, Sequence& sequence, int64_t tokens) {
 
 // What can be laid out only when the whole step is known.
 void Planner::finish_arrays(Step& step) {
-  const SlabPool& pool = *step.model->store->pool;
+  const KvStore& store = *step.model->store;
   for (const Sequence* sequence : step.sequences) {
     const size_t begin = step.block_table.size();
     step.block_table.resize(begin + static_cast<size_t>(step.block_table_stride), 0);
     std::ranges::transform(sequence->blocks, step.block_table.begin() + static_cast<std::ptrdiff_t>(begin),
-                           [&](KvBlock block) { return pool.offset_bytes(block); });
+                           [&](KvBlock block) { return store.offset_bytes(store.pool->offset_bytes(block)); });
   }
   size_t top = 0;
   for (const SampleRow& row : step.rows) top += static_cast<size_t>(std::max(row.top_logprobs, 0));
@@ -339,7 +345,8 @@ void Planner::lose_device(const Step& step) {
   spdlog::critical(
       "{}: the device is lost in step {}: {} tokens, {} of prompts, of {} sequences with {} context tokens, "
       "{} rows of logits",
-      step.model->served->name, step_count_, f.tokens, f.prefill_tokens, f.sequences, f.context_tokens, f.logit_rows);
+      step.model ? step.model->served->name : "the KV pool", step_count_, f.tokens, f.prefill_tokens, f.sequences,
+      f.context_tokens, f.logit_rows);
   for (const auto& model : models_) {
     spdlog::critical("{}: {} choices, {} of {} KV blocks of {} tokens in use", model->served->name,
                      model->sequences.size(), model->store->pool->live(model->kv_model),
@@ -351,6 +358,7 @@ void Planner::lose_device(const Step& step) {
 
 void Planner::collect(std::unique_ptr<Step> step) {
   --in_flight_;
+  if (step->store) return collect_bite(std::move(step));
   ModelState& model = *step->model;
   std::vector<float> ttft_s, inter_token_s;
   int64_t generated = 0;

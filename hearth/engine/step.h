@@ -3,9 +3,12 @@
 // Filled by the planner, computed by the step thread, read by the planner; the queue between them hands it over.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <future>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "hearth/base/result.h"
@@ -58,10 +61,21 @@ struct ModelState {
   double device_us = 0;     // that its steps took
   int64_t preemptions = 0;  // not yet told
   bool leaving = false;
+  std::optional<std::promise<void>> left;  // kept once it has left, where somebody waits for that
   MemoryLimits limits;
   bool pinned = false;
   // Tokens that the pool can hold of it. Written by the planner, read by any thread.
   std::atomic<int64_t> kv_tokens = 0;
+  // Of the weights, in the memory of the device. Shared with whoever counts it.
+  std::shared_ptr<std::atomic<int64_t>> weight_bytes = std::make_shared<std::atomic<int64_t>>(0);
+
+  // KV blocks that its largest request needs.
+  int64_t needed_blocks() const {
+    int64_t tokens = 0;
+    for (const auto& s : sequences)
+      if (!s->ended) tokens = std::max(tokens, s->prompt_size() + s->request().max_tokens);
+    return blocks_for(tokens, block_tokens);
+  }
 };
 
 // Whom a row of logits belongs to.
@@ -97,6 +111,9 @@ struct Step {
   std::vector<TokenLogprob> top;  // room of all results
 
   std::vector<KvMove> moves;  // before the step
+  // A bite of resizing in place of a step: `model` is null, nothing is computed.
+  std::shared_ptr<KvStore> store;
+  int64_t memory_bytes = 0;  // of the store, behind the moves
 
   StepFeatures features;
   double predicted_us = 0;

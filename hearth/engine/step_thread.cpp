@@ -16,6 +16,8 @@ void Step::clear() {
   block_table.clear();
   block_table_stride = 0;
   moves.clear();
+  store.reset();
+  memory_bytes = 0;
   from_place.clear();
   new_places.clear();
   owners.clear();
@@ -100,8 +102,12 @@ bool StepThread::can_start(const Step& next) const {
 
 void StepThread::start(std::unique_ptr<Step> step) {
   if (under_way_.empty()) last_ns_ = clock_.now_ns();
-  step->status = compute(*step);
-  step->started = static_cast<bool>(step->status);
+  if (step->store) {
+    step->status = resize(*step);
+  } else {
+    step->status = compute(*step);
+    step->started = static_cast<bool>(step->status);
+  }
   under_way_.push_back(std::move(step));
 }
 
@@ -118,6 +124,11 @@ std::unique_ptr<Step> StepThread::finish_oldest() {
   step->measured_ns = clock_.now_ns() - last_ns_;
   last_ns_ += step->measured_ns;
   return step;
+}
+
+Status StepThread::resize(Step& step) {
+  HEARTH_TRY(step.store->carry_out(step.moves));
+  return step.store->resize_memory(step.memory_bytes);
 }
 
 // Puts it into its way; on the host that is all of it.

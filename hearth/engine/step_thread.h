@@ -41,6 +41,7 @@ class StepThread {
   bool can_start(const Step& next) const;
   void start(std::unique_ptr<Step> step);
   Status compute(Step& step);
+  Status resize(Step& step);
   // Waits for the oldest step under way and takes it in.
   std::unique_ptr<Step> finish_oldest();
   void keep_ids(Step& step);

@@ -169,15 +169,15 @@ int64_t SlabPool::available(KvModelId id) const {
   return std::max<int64_t>(0, std::min(supply(model).blocks, model.spec.limits.cap - model.live));
 }
 
-int64_t SlabPool::most(KvModelId id) const {
+int64_t SlabPool::most(KvModelId id, int64_t slabs) const {
   const Model& model = at(id);
   std::vector<int64_t> kept(uses_.size());  // by format, for others
   for (const Model& m : models_)
     if (m.there && &m != &model) kept[static_cast<size_t>(m.format)] += m.spec.limits.kept;
-  int64_t slabs = slabs_.size();
   for (int32_t f = 0; f < slabs_.formats(); ++f)
     if (f != model.format && slabs_.format(f).users > 0) slabs -= least_slabs(f, kept[static_cast<size_t>(f)]);
-  const int64_t columns = slabs * slabs_.format(model.format).columns - kept[static_cast<size_t>(model.format)];
+  const int64_t columns =
+      std::max<int64_t>(slabs, 0) * slabs_.format(model.format).columns - kept[static_cast<size_t>(model.format)];
   return std::max<int64_t>(0, std::min(model.spec.limits.cap, columns));
 }
 

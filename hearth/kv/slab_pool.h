@@ -38,7 +38,10 @@ class SlabPool final : public KvPool {
   void remove_model(KvModelId model) override;
   Status set_limits(KvModelId model, const KvLimits& limits) override;
 
-  int64_t most(KvModelId model) const override;
+  int64_t most(KvModelId model) const override { return most(model, slabs_.size()); }
+  // In a pool of so many slabs.
+  int64_t most(KvModelId model, int64_t slabs) const;
+  int64_t slabs() const { return slabs_.size(); }
   const KvLimits& limits(KvModelId model) const { return at(model).spec.limits; }
   // Blocks of the model that a slab holds.
   int64_t columns(KvModelId model) const { return slabs_.format(at(model).format).columns; }

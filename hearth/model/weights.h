@@ -71,7 +71,9 @@ struct ModelWeights {
   ConstTensorView final_norm;  // [hidden]
   Linear lm_head;              // [vocab, hidden]; the embedding's memory where tied
   ConstTensorView inv_freq;    // [head_dim / 2] f32
-  Buffer memory;               // what all views point into
+  // What all views point into. Whoever owns the model's life may take its pages away and bring them back, as they were,
+  // while no step uses it.
+  mutable Buffer memory;
 
   // Bytes that a decode step reads: every linear and norm once; of an untied embedding nothing to speak of.
   int64_t bytes_per_token() const;

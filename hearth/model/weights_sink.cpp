@@ -11,8 +11,12 @@ namespace hearth {
 
 Result<WeightSink> WeightSink::create(const Memory& memory, int64_t size_bytes, int64_t piece_bytes) {
   WeightSink sink;
-  HEARTH_TRY_ASSIGN(sink.buffer_, memory.allocate(size_bytes).with_context("weights"));
-  if (memory.is_host()) return sink;
+  if (memory.is_host()) {
+    HEARTH_TRY_ASSIGN(sink.buffer_, memory.allocate(size_bytes).with_context("weights"));
+    return sink;
+  }
+  // So that they can leave the device while their model sleeps.
+  HEARTH_TRY_ASSIGN(sink.buffer_, memory.allocate_resizable(size_bytes, size_bytes).with_context("weights"));
   for (Lane& lane : sink.lanes_) {
     HEARTH_TRY_ASSIGN(lane.staging, memory.allocate_staging(std::min(piece_bytes, size_bytes)).with_context("weights"));
     HEARTH_TRY_ASSIGN(lane.queue, memory.create_queue());
