@@ -39,6 +39,7 @@ Result<nlohmann::json> body_of(const ModelsSettings& s) {
   if (s.action != "load") {
     if (!s.name.empty() || !s.aliases.empty() || s.max_model_len || !s.kv_cache_dtype.empty())
       return invalid_argument("models {}: --name, --alias, --max-model-len and --kv-cache-dtype are of load", s.action);
+    if (s.force && s.action != "unload") return invalid_argument("models {}: --force is of unload", s.action);
     if (s.force) body["force"] = true;
     return body;
   }
@@ -103,11 +104,12 @@ Result<int> run_models(const ModelsSettings& s) {
 
 Command add_models_command(CLI::App& app) {
   const auto s = std::make_shared<ModelsSettings>();
-  CLI::App* command = app.add_subcommand("models", "Loads, unloads and shows the models of a running server.");
+  CLI::App* command = app.add_subcommand(
+      "models", "Shows the models of a running server, loads and unloads them, sends them to sleep.");
   command->footer(kExamples)->fallthrough();
-  command->add_option("ACTION", s->action, "status, load or unload (default: status).")
+  command->add_option("ACTION", s->action, "status, load, unload, sleep or wake (default: status).")
       ->type_name("")
-      ->check(CLI::IsMember({"status", "load", "unload"}));
+      ->check(CLI::IsMember({"status", "load", "unload", "sleep", "wake"}));
   command->add_option("MODEL", s->model, "A model's name; for load a folder or org/name, as the server sees it.")
       ->type_name("");
   add_text(*command, "--url", "URL", "The server (default: http://127.0.0.1:8000).", s->url);
@@ -120,7 +122,7 @@ Command add_models_command(CLI::App& app) {
   add_text(*command, "--kv-cache-dtype", "NAME", "load: format of keys and values (default: the server's).",
            s->kv_cache_dtype);
   command->add_flag("--force", s->force, "unload: ends the requests that run.");
-  command->add_flag("--wait", s->wait, "Returns when the model is ready, or gone.");
+  command->add_flag("--wait", s->wait, "Returns when the model is ready, asleep or gone.");
   command->add_flag("--json", s->json, "The server's answer as it is.");
   return {command, [s] { return run_models(*s); }};
 }

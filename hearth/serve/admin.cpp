@@ -141,6 +141,12 @@ ApiResult<std::string> set_pin(const Json& json, const AdminParts& parts) {
   return name;
 }
 
+ApiResult<std::string> move(const Json& json, const AdminParts& parts, bool to_sleep) {
+  HEARTH_TRY(check_fields(json, {"model", "wait"}));
+  HEARTH_TRY_ASSIGN(const std::string name, read_name(json, "model", kMaxNameBytes));
+  return to_sleep ? parts.manager.sleep(name) : parts.manager.wake(name);
+}
+
 ApiResult<std::string> unload(const Json& json, const AdminParts& parts) {
   HEARTH_TRY(check_fields(json, {"model", "force", "wait"}));
   HEARTH_TRY_ASSIGN(const std::string name, read_name(json, "model", kMaxNameBytes));
@@ -161,12 +167,15 @@ ApiResult<std::string> load(const Json& json, const AdminParts& parts) {
 ApiResult<AdminBegun> begin_admin(Route route, std::string_view body, std::string_view query, const AdminParts& parts) {
   HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, parts.limits));
   AdminBegun begun{.wait = waits(query)};
+  begun.moves = route == Route::kAdminSleep || route == Route::kAdminWake;
   HEARTH_TRY(read_bool(json, "wait", begun.wait));
   ApiResult<std::string> name = [&] {
     switch (route) {
       case Route::kAdminLoad: return load(json, parts);
       case Route::kAdminLimit: return set_limits(json, parts);
       case Route::kAdminPin: return set_pin(json, parts);
+      case Route::kAdminSleep: return move(json, parts, true);
+      case Route::kAdminWake: return move(json, parts, false);
       default: return unload(json, parts);
     }
   }();
@@ -176,10 +185,17 @@ ApiResult<AdminBegun> begin_admin(Route route, std::string_view body, std::strin
 
 bool admin_done(const std::string& model, const ModelRegistry& models) {
   const auto view = models.view(model);
-  return !view || (view->stage != ModelStage::kLoading && view->stage != ModelStage::kDraining);
+  if (!view) return true;
+  switch (view->stage) {
+    case ModelStage::kReady:
+    case ModelStage::kAsleep:
+    case ModelStage::kFailed: return true;
+    default: return false;
+  }
 }
 
-ApiResult<std::string> admin_reply(const std::string& model, const AdminParts& parts) {
+ApiResult<std::string> admin_reply(const AdminBegun& begun, const AdminParts& parts) {
+  const std::string& model = begun.model;
   const auto view = parts.models.view(model);
   if (!view) return dump({{"model", model}, {"state", "unloaded"}});
   if (view->stage == ModelStage::kFailed) {
@@ -192,6 +208,8 @@ ApiResult<std::string> admin_reply(const std::string& model, const AdminParts& p
     error.message = fmt::format("the model {} could not be loaded: {}", model, error.message);
     return error;
   }
+  // Of a sleep or a wake that did not come about; the model is what it was.
+  if (begun.moves && view->error) return told(*view->error).error();
   return admin_status(model, parts);
 }
 

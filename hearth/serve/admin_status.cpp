@@ -114,6 +114,13 @@ ApiResult<std::string> admin_status(std::string_view model, const AdminParts& pa
   json["ready"] = parts.models.ready();
   Json& models = json["models"] = Json::array();
   for (const ModelView& view : parts.models.views()) models.push_back(model_json(view, stats, parts.metrics));
+  Json& devices = json["devices"] = Json::array();
+  for (const DeviceMemoryStats& device : parts.engine.memory_stats())
+    devices.push_back({{"device", device.device},
+                       {"total_bytes", device.total_bytes},
+                       {"model_bytes", device.model_bytes},
+                       {"room_bytes", device.room_bytes},
+                       {"kv_pool_bytes", device.pool_bytes}});
   Json& pools = json["kv_pools"] = Json::array();
   for (const KvPoolStats& pool : parts.engine.kv_stats()) pools.push_back(pool_json(pool));
   return dump(json);

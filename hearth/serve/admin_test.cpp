@@ -247,6 +247,33 @@ TEST_F(AdminTest, LimitsAndPinsAreSetWhileItServes) {
   EXPECT_EQ(text("one"), text("two"));
 }
 
+TEST_F(AdminTest, ASleepingModelAnswersLaterAndWakesAsItWas) {
+  start();
+  ASSERT_EQ(load("one").status, 200);
+  const std::string before = text("one");
+  EXPECT_EQ(admin("wake", {{"model", "one"}}).status, 200) << "it is awake";
+  const Answer asleep = admin("sleep", {{"model", "one"}, {"wait", true}});
+  EXPECT_EQ(asleep.status, 200) << asleep.body;
+  EXPECT_EQ(state("one"), "asleep");
+  const Answer refused = complete("one");
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_EQ(error_of(refused)["code"], "asleep");
+  EXPECT_TRUE(refused.headers.contains("retry-after"));
+  EXPECT_EQ(admin("wake", {{"model", "one"}, {"wait", true}}).status, 200);
+  EXPECT_EQ(text("one"), before);
+  // A pinned model stays, and the answer says why.
+  EXPECT_EQ(admin("pin", {{"model", "one"}}).status, 200);
+  const Answer pinned = admin("sleep", {{"model", "one"}, {"wait", true}});
+  EXPECT_EQ(pinned.status, 400) << pinned.body;
+  EXPECT_EQ(text("one"), before);
+  EXPECT_EQ(admin("pin", {{"model", "one"}, {"pinned", false}}).status, 200);
+  // A sleeping one can be unloaded.
+  EXPECT_EQ(admin("sleep", {{"model", "one"}, {"wait", true}}).status, 200);
+  EXPECT_EQ(admin("unload", {{"model", "one"}, {"wait", true}}).status, 200);
+  EXPECT_EQ(complete("one").status, 404);
+  EXPECT_EQ(admin("sleep", {{"model", "one"}}).status, 404);
+}
+
 // A slow reader's answer goes on to its last byte; nobody new comes in; then the memory is back.
 TEST_F(AdminTest, UnloadLetsRunningRequestsFinish) {
   start();

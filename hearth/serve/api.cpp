@@ -116,7 +116,9 @@ Async<void> Api::handle(HttpExchange& exchange) {
       case Route::kAdminLoad:
       case Route::kAdminUnload:
       case Route::kAdminLimit:
-      case Route::kAdminPin: co_await administer(exchange, lookup.match->route); co_return;
+      case Route::kAdminPin:
+      case Route::kAdminSleep:
+      case Route::kAdminWake: co_await administer(exchange, lookup.match->route); co_return;
       case Route::kAdminStatus: {
         auto status = admin_status(lookup.match->rest, admin_parts());
         if (status) {
@@ -220,7 +222,7 @@ Async<void> Api::administer(HttpExchange& exchange, Route route) {
     timer.expires_after(kAdminTick);
     co_await timer.async_wait(boost::asio::as_tuple(boost::asio::use_awaitable));
   }
-  auto said = admin_reply(what.model, admin_parts());
+  auto said = admin_reply(what, admin_parts());
   HttpReply reply;
   if (said) {
     reply.body = *std::move(said);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two threads over one mutex: one that loads, one that waits for the last holders of what was unloaded.
+// Three threads over one mutex: one that loads, one that puts models to sleep and wakes them, which may wait for their
+// requests, and one that waits for the last holders of what was unloaded.
 #include "hearth/serve/model_manager.h"
 
 #include <sys/resource.h>
@@ -10,6 +11,7 @@
 
 #include "hearth/base/cpus.h"
 #include "hearth/base/log.h"
+#include "hearth/engine/model_needs.h"
 
 namespace hearth {
 namespace {
@@ -32,6 +34,7 @@ ModelManager::ModelManager(ManagerParts parts) : parts_(std::move(parts)), under
 ModelManager::~ModelManager() {
   stop();
   if (loader_.joinable()) loader_.join();
+  if (mover_.joinable()) mover_.join();
   undertaker_.join();
 }
 
@@ -47,6 +50,7 @@ Status ModelManager::load_now(const ModelSource& source, ThreadPool& pool) { ret
 void ModelManager::start() {
   const std::lock_guard lock(mutex_);
   loader_ = std::thread([this] { load_all(); });
+  mover_ = std::thread([this] { move_all(); });
 }
 
 ApiStatus ModelManager::load(ModelSource source) {
@@ -92,9 +96,11 @@ Status ModelManager::bring(const ModelSource& source, ThreadPool& pool, const st
     parts_.models.progress(name, done, total);
     if (parts_.load.progress) parts_.load.progress(done, total);
   };
+  HEARTH_TRY_ASSIGN(const ModelNeeds needs, needs_of(source.dir, name, options, parts_.options));
+  HEARTH_TRY_ASSIGN(MemoryRoom room, parts_.engine.make_room(parts_.ops.memory(), needs));
   HEARTH_TRY_ASSIGN(std::shared_ptr<const ServedModel> served,
                     load_served_model(source.dir, name, parts_.ops, options, pool));
-  HEARTH_TRY(parts_.engine.add_model(served, source.terms).with_context(name));
+  HEARTH_TRY(parts_.engine.add_model(served, source.terms, std::move(room)).with_context(name));
   Status limited;
   if (source.limits.guarantee_bytes > 0 || source.limits.cap_bytes > 0)
     limited = parts_.engine.set_limits(name, source.limits);
@@ -111,7 +117,7 @@ Status ModelManager::bring(const ModelSource& source, ThreadPool& pool, const st
 }
 
 void ModelManager::load_all() {
-  ThreadPool pool(make_room_for_team(parts_.ops, parts_.threads));
+  ThreadPool pool(make_room_for_team(parts_.ops, parts_.options.threads));
   std::unique_lock lock(mutex_);
   for (;;) {
     wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
@@ -143,6 +149,33 @@ void ModelManager::load_all() {
       spdlog::error("{} could not be loaded: {}", name, status.error().message);
       parts_.models.set_failed(name, status.error());
     }
+  }
+}
+
+ApiResult<std::string> ModelManager::move(std::string_view name_or_alias, bool to_sleep) {
+  const std::lock_guard lock(mutex_);
+  if (stopping_) return not_now("draining", "the server is going down");
+  HEARTH_TRY_ASSIGN(const bool begun, parts_.models.begin_move(name_or_alias, to_sleep));
+  const auto view = parts_.models.view(name_or_alias);
+  HEARTH_CHECK(view.has_value(), "a model that moves is gone");
+  if (begun) moves_.push_back({view->name(), to_sleep});
+  wake_.notify_all();
+  return view->name();
+}
+
+void ModelManager::move_all() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    wake_.wait(lock, [this] { return stopping_ || !moves_.empty(); });
+    if (stopping_) return;
+    const Move next = std::move(moves_.front());
+    moves_.pop_front();
+    lock.unlock();
+    const Status status = next.to_sleep ? parts_.engine.sleep_model(next.model) : parts_.engine.wake_model(next.model);
+    if (!status)
+      spdlog::error("{} does not {}: {}", next.model, next.to_sleep ? "sleep" : "wake", status.error().message);
+    parts_.models.end_move(next.model, next.to_sleep, status);
+    lock.lock();
   }
 }
 

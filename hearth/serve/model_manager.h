@@ -28,8 +28,8 @@ struct ManagerParts {
   Engine& engine;
   Conversations& conversations;
   const OpTable& ops;
-  LoadOptions load;  // of models that say nothing else
-  int threads = 0;   // of the engine's team, as in EngineOptions
+  LoadOptions load;       // of models that say nothing else
+  EngineOptions options;  // the engine's
 };
 
 class ModelManager {
@@ -52,12 +52,19 @@ class ModelManager {
   // is given back and the registry forgets it. A load is cancelled. Returns its first name. 404; 409: it drains already.
   ApiResult<std::string> unload(std::string_view name_or_alias, bool force);
 
+  // Returns at once: the registry says what becomes of it. Requests that run finish first. Returns its first name. 404;
+  // 409: it is neither ready nor asleep.
+  ApiResult<std::string> sleep(std::string_view name_or_alias) { return move(name_or_alias, true); }
+  ApiResult<std::string> wake(std::string_view name_or_alias) { return move(name_or_alias, false); }
+
   // Ends the load under way and refuses new ones: the server goes down.
   void stop();
 
  private:
   Status bring(const ModelSource& source, ThreadPool& pool, const std::atomic<bool>* stop);
+  ApiResult<std::string> move(std::string_view name_or_alias, bool to_sleep);
   void load_all();
+  void move_all();
   void bury_all();
 
   ManagerParts parts_;
@@ -68,7 +75,12 @@ class ModelManager {
   std::atomic<bool> cancel_{false};                        // of the one under way; written under mutex_
   std::vector<std::shared_ptr<const ServedModel>> dying_;  // until nobody else holds them
   bool stopping_ = false;
-  std::thread loader_, undertaker_;
+  struct Move {
+    std::string model;
+    bool to_sleep = false;
+  };
+  std::deque<Move> moves_;
+  std::thread loader_, mover_, undertaker_;
 };
 
 }  // namespace hearth

@@ -44,7 +44,9 @@ std::string_view name_of(ModelStage stage) {
   switch (stage) {
     case ModelStage::kLoading: return "loading";
     case ModelStage::kReady: return "ready";
+    case ModelStage::kFallingAsleep: return "falling asleep";
     case ModelStage::kAsleep: return "asleep";
+    case ModelStage::kWaking: return "waking";
     case ModelStage::kDraining: return "draining";
     case ModelStage::kFailed: break;
   }
@@ -98,8 +100,10 @@ ApiResult<std::shared_ptr<const ApiModel>> ModelRegistry::find(std::string_view 
       case ModelStage::kReady: return view.model;
       case ModelStage::kLoading:
         return not_now("loading", fmt::format("the model {} is loading", view.name()), kLoadingRetryS);
+      case ModelStage::kFallingAsleep:
       case ModelStage::kAsleep:
-        return not_now("asleep", fmt::format("the model {} is asleep", view.name()), kLoadingRetryS);
+      case ModelStage::kWaking:
+        return not_now("asleep", fmt::format("the model {} is {}", view.name(), name_of(view.stage)), kLoadingRetryS);
       case ModelStage::kDraining: return no_such_model(fmt::format("the model {} is being unloaded", view.name()));
       case ModelStage::kFailed: return no_such_model(fmt::format("the model {} could not be loaded", view.name()));
     }
@@ -177,11 +181,31 @@ void ModelRegistry::set_failed(std::string_view name, Error error) {
   entry->view.error = std::move(error);
 }
 
-void ModelRegistry::set_asleep(std::string_view name, bool asleep) {
+ApiResult<bool> ModelRegistry::begin_move(std::string_view name_or_alias, bool to_sleep) {
+  const std::lock_guard lock(mutex_);
+  sweep();
+  const Entry* const found = find_entry(name_or_alias);
+  if (found == nullptr) return no_such_model(fmt::format("there is no model {}", name_or_alias));
+  ModelView& view = find_first(found->view.name())->view;
+  if (view.stage != ModelStage::kFailed) view.error.reset();
+  if (view.stage == (to_sleep ? ModelStage::kAsleep : ModelStage::kReady)) return false;
+  const ModelStage from = to_sleep ? ModelStage::kReady : ModelStage::kAsleep;
+  if (view.stage != from)
+    return conflict(
+        fmt::format("the model {} is {}; wanted one that is {}", view.name(), name_of(view.stage), name_of(from)));
+  view.stage = to_sleep ? ModelStage::kFallingAsleep : ModelStage::kWaking;
+  return true;
+}
+
+void ModelRegistry::end_move(std::string_view name, bool to_sleep, const Status& status) {
   const std::lock_guard lock(mutex_);
   Entry* const entry = find_first(name);
-  if (entry == nullptr || (entry->view.stage != ModelStage::kReady && entry->view.stage != ModelStage::kAsleep)) return;
-  entry->view.stage = asleep ? ModelStage::kAsleep : ModelStage::kReady;
+  if (entry == nullptr) return;
+  ModelView& view = entry->view;
+  // Unloaded meanwhile, it stays so.
+  if (view.stage != (to_sleep ? ModelStage::kFallingAsleep : ModelStage::kWaking)) return;
+  view.stage = static_cast<bool>(status) == to_sleep ? ModelStage::kAsleep : ModelStage::kReady;
+  if (!status) view.error = status.error();
 }
 
 ApiResult<ModelView> ModelRegistry::retire(std::string_view name_or_alias) {

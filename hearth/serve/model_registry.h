@@ -5,7 +5,7 @@
 //   I2. Who found a model holds it: it stays whole to the last byte of the answer.
 //   I3. A model that drains keeps its names until its last holder has let go, so that a name never means two models.
 //
-//   life of a model: loading -> ready <-> asleep, ready or asleep -> draining -> gone
+//   life of a model: loading -> ready -> falling asleep -> asleep -> waking -> ready, each of them -> draining -> gone
 //                    loading -> failed (kept, to be read) -> gone or loading again
 // Any thread may call any method.
 #pragma once
@@ -49,7 +49,7 @@ struct ApiModel {
 
 ApiModel make_api_model(std::vector<std::string> names, std::shared_ptr<const ServedModel> served);
 
-enum class ModelStage : uint8_t { kLoading, kReady, kAsleep, kDraining, kFailed };
+enum class ModelStage : uint8_t { kLoading, kReady, kFallingAsleep, kAsleep, kWaking, kDraining, kFailed };
 std::string_view name_of(ModelStage stage);
 
 // A model as it was at one moment.
@@ -57,8 +57,8 @@ struct ModelView {
   ModelSource source;
   ModelStage stage = ModelStage::kLoading;
   int64_t loaded_bytes = 0, total_bytes = 0;  // kLoading; 0 of 0: it waits for its turn
-  std::optional<Error> error;                 // kFailed
-  std::shared_ptr<const ApiModel> model;      // kReady, kAsleep
+  std::optional<Error> error;                 // kFailed; else why it did not fall asleep, or wake, the last time
+  std::shared_ptr<const ApiModel> model;      // from kReady to kWaking
 
   const std::string& name() const { return source.names.front(); }
 };
@@ -86,8 +86,11 @@ class ModelRegistry {
   void progress(std::string_view name, int64_t loaded_bytes, int64_t total_bytes);
   void set_ready(std::string_view name, std::shared_ptr<const ServedModel> served);
   void set_failed(std::string_view name, Error error);
-  // Ready becomes asleep, or asleep ready.
-  void set_asleep(std::string_view name, bool asleep);
+  // From kReady to kFallingAsleep, or from kAsleep to kWaking. False: it is where this leads to, nothing is to be done.
+  // 404; 409: it is elsewhere.
+  ApiResult<bool> begin_move(std::string_view name_or_alias, bool to_sleep);
+  // The end of that: kAsleep or kReady, or where it was before, with the error.
+  void end_move(std::string_view name, bool to_sleep, const Status& status);
   // No request finds it from now on. Returns it as it was: a loading one is whoever loads it to end and forget().
   // 404; 409 where it drains already.
   ApiResult<ModelView> retire(std::string_view name_or_alias);

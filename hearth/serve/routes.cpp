@@ -27,6 +27,8 @@ constexpr Row kRoutes[] = {
     {"POST", "/admin/unload", Route::kAdminUnload, false, false},
     {"POST", "/admin/limit", Route::kAdminLimit, false, false},
     {"POST", "/admin/pin", Route::kAdminPin, false, false},
+    {"POST", "/admin/sleep", Route::kAdminSleep, false, false},
+    {"POST", "/admin/wake", Route::kAdminWake, false, false},
 };
 // HEAD is answered as GET; the HTTP layer keeps the body back.
 bool is_method(std::string_view method, std::string_view of_route) {

@@ -26,6 +26,8 @@ enum class Route {
   kAdminUnload,
   kAdminLimit,
   kAdminPin,
+  kAdminSleep,
+  kAdminWake,
 };
 
 struct RouteMatch {

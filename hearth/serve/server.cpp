@@ -50,7 +50,7 @@ class ServerImpl final : public Server {
                                                            .conversations = conversations_,
                                                            .ops = *options_.ops,
                                                            .load = std::move(load),
-                                                           .threads = options_.engine.threads});
+                                                           .options = options_.engine});
     api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
                                           .keys = options_.api_keys,
                                           .admin_keys = options_.admin_keys,

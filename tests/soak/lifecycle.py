@@ -73,7 +73,7 @@ class Run:
         self.loads = []           # when each began and ended
         self.paused = asyncio.Event()
         self.counts = dict.fromkeys(["done", "left", "404", "503", "ended", "load", "unload", "force", "cancelled",
-                                     "limit", "failed load"], 0)
+                                     "limit", "sleep", "failed load"], 0)
         self.gaps = []            # between tokens of the model that stays: begin and end
 
     def body(self, job, model):
@@ -108,7 +108,8 @@ async def client(run, rng, until):
                                               leave_after=rng.randint(0, 40) if kind == "leaving" else None), 120)
         except Refused as refused:
             if model == STAYS or (refused.status, refused.code) not in [(404, "model_not_found"), (404, "not_found"),
-                                                                        (503, "loading"), (503, "cancelled")]:
+                                                                        (503, "loading"), (503, "asleep"),
+                                                                        (503, "unavailable"), (503, "cancelled")]:
                 raise
             run.counts[str(refused.status)] += 1
             await asyncio.sleep(0.05)
@@ -142,12 +143,18 @@ async def operator(run, rng, cut, until):
             await run.admin.post("load", [422], model=cut, name="bad", wait=True)
             await run.admin.post("unload", [200], model="bad", wait=True)
             run.counts["failed load"] += 2
+        elif what < 0.16 and there:
+            # 400: it is pinned.
+            sleeper = rng.choice(sorted(there))
+            await run.admin.post("sleep", [200, 400], model=sleeper, wait=True)
+            await run.admin.post("wake", [200], model=sleeper, wait=True)
+            run.counts["sleep"] += 1
         elif what < 0.3:
             limits = {"kv_guarantee_bytes": rng.choice([0, 0, 1 << 20]),
                       "kv_cap_bytes": rng.choice([0, 8 << 20, 16 << 20])}
             # 409: what runs needs more than that.
-            await run.admin.post("limit", [200, 409], model=rng.choice([STAYS, *there]), **limits)
-            await run.admin.post("pin", [200], model=rng.choice([STAYS, *there]), pinned=rng.random() < 0.5)
+            await run.admin.post("limit", [200, 409], model=rng.choice([STAYS, *sorted(there)]), **limits)
+            await run.admin.post("pin", [200], model=rng.choice([STAYS, *sorted(there)]), pinned=rng.random() < 0.5)
             run.counts["limit"] += 1
         elif model in there:
             force = rng.random() < 0.4
