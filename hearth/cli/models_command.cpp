@@ -79,7 +79,7 @@ Result<std::string> said(const ModelsSettings& s, const std::string& body) {
 }
 
 Result<int> run_models(const ModelsSettings& s) {
-  HEARTH_TRY_ASSIGN(const HttpUrl url, parse_http_url(s.url).with_context("--url"));
+  HEARTH_TRY_ASSIGN(const HttpUrl url, parse_http_url(s.url).with_context("--base-url"));
   HttpCall call{.method = "GET", .target = url.path + "/admin/status"};
   if (s.action == "status") {
     if (!s.model.empty()) call.target += "/" + s.model;
@@ -112,7 +112,7 @@ Command add_models_command(CLI::App& app) {
       ->check(CLI::IsMember({"status", "load", "unload", "sleep", "wake"}));
   command->add_option("MODEL", s->model, "A model's name; for load a folder or org/name, as the server sees it.")
       ->type_name("");
-  add_text(*command, "--url", "URL", "The server (default: http://127.0.0.1:8000).", s->url);
+  add_text(*command, "--base-url", "URL", "The server (default: http://127.0.0.1:8000).", s->url);
   add_text(*command, "--admin-key", "KEY",
            "Sent as Authorization: Bearer KEY (default: the variable HEARTH_ADMIN_KEY).", s->key)
       ->envname("HEARTH_ADMIN_KEY");
