@@ -232,6 +232,13 @@ void add_engine_rows(SettingTable& t) {
                 "of the first model need, or 1Gi",
        .help = "Memory for keys and values, shared by all models of a device."},
       OfEngine<&EngineOptions::kv_bytes>());
+  t.number({.key = "kv-swap-bytes",
+            .kind = kBytes,
+            .value_name = "BYTES",
+            .max = 1024 * kTi,
+            .help = "Host memory for keys and values of sequences that gave up theirs to others, where copying them "
+                    "there and back takes less time than computing them again; 0: none."},
+           OfEngine<&EngineOptions::kv_swap_bytes>());
   t.text(
       {.key = "kv-sharing",
        .kind = kChoice,

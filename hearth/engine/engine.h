@@ -40,6 +40,8 @@ struct EngineOptions {
   // > 0: what weights, step buffers and the KV pool of a device may have together; the pool then has all that models
   // leave, or kv_bytes of it. 0: what the device has, and the pool never becomes larger than it was made.
   int64_t memory_bytes = 0;
+  // Host memory for the KV of preempted sequences, where copying it takes less time than computing it again; 0: none.
+  int64_t kv_swap_bytes = 0;
   // > 0: the pool is divided in so many equal parts, each one model's alone: the baseline to which sharing is compared.
   int64_t kv_parts = 0;
   std::string schedule = "slo";  // who gets the next step: make_local_policy()'s names
@@ -136,7 +138,9 @@ struct ModelStats {
   Slo slo;          // of requests that name none
   SloCounts attainment;
   double weight = 1;
-  double device_s = 0;  // that its steps took, since it was added
+  double device_s = 0;      // that its steps took, since it was added
+  int64_t swapped_out = 0;  // preemptions that kept their KV in host memory
+  int64_t swap_bytes = 0;   // of host memory in use, by all models of the device
 };
 
 class Engine {

@@ -50,11 +50,19 @@ Result<std::shared_ptr<KvStore>> KvStore::create(const Memory& memory, int64_t p
   return store;
 }
 
-Status KvStore::carry_out(const std::vector<KvMove>& list) {
+Status KvStore::carry_out(const std::vector<KvCopy>& list) {
   if (list.empty()) return {};
-  for (const KvMove& move : list)
-    HEARTH_TRY(copies->copy_within(memory.data() + offset_bytes(move.to_bytes),
-                                   memory.data() + offset_bytes(move.from_bytes), move.size_bytes));
+  const auto place = [&](int64_t at) { return memory.data() + offset_bytes(at); };
+  for (const auto& [move, kind] : list) {
+    const auto host = [&](int64_t at) { return std::span(swap.data() + at, static_cast<size_t>(move.size_bytes)); };
+    switch (kind) {
+      case KvCopy::Kind::kWithin:
+        HEARTH_TRY(copies->copy_within(place(move.to_bytes), place(move.from_bytes), move.size_bytes));
+        break;
+      case KvCopy::Kind::kOut: HEARTH_TRY(copies->copy_out(host(move.to_bytes), place(move.from_bytes))); break;
+      case KvCopy::Kind::kIn: HEARTH_TRY(copies->copy_in(place(move.to_bytes), host(move.from_bytes))); break;
+    }
+  }
   return copies->synchronize();
 }
 

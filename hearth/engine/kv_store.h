@@ -2,8 +2,9 @@
 // KvStore: the KV memory that all models of one device share, and the pool that says who has which part of it.
 //   I1. The first slab's worth of bytes belongs to no sequence: padded steps write there, of every model. It stays
 //       where it is, as the address of all does, when the pool is resized: recorded steps name both.
-//   I2. A move that the pool has decided is in `moves` until a step takes it, and is carried out before that step.
-// The pool, `members` and `moves` are the planner's, `copies` the step thread's.
+//   I2. A copy that was decided on is in `moves` until a step takes it, and is carried out before that step: all in the
+//       order in which they were decided.
+// The pool, `members`, `moves` and the pieces of `swap` are the planner's, `copies` the step thread's.
 #pragma once
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "hearth/base/result.h"
+#include "hearth/engine/swap_space.h"
 #include "hearth/kv/slab_pool.h"
 #include "hearth/memory/memory.h"
 
@@ -23,6 +25,12 @@ inline constexpr int64_t kLeastContext = 2048;
 inline int64_t blocks_for(int64_t tokens, int64_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
 
 struct ModelState;
+
+// Within the pool, or to and from host memory: there the offset is one of the swap space.
+struct KvCopy {
+  KvMove move;
+  enum class Kind : uint8_t { kWithin, kOut, kIn } kind = Kind::kWithin;
+};
 
 struct KvStore {
   Buffer memory;
@@ -37,7 +45,8 @@ struct KvStore {
   int64_t wanted_slabs = 0;
   bool resizing = false;                // a bite is with the step thread
   std::atomic<int64_t> held_bytes = 0;  // of memory; any thread reads it
-  std::vector<KvMove> moves;
+  std::vector<KvCopy> moves;
+  SwapSpace swap;
   std::unique_ptr<Queue> copies;
 
   // Of `pool_bytes` where `memory` is, which may become `limit_bytes`; slabs are made for blocks of `block_bytes`, those
@@ -48,8 +57,8 @@ struct KvStore {
   int64_t offset_bytes(int64_t in_pool) const { return begin_bytes + in_pool; }
   // Of the memory that has so many slabs.
   int64_t bytes_for(int64_t slabs) const { return begin_bytes + slabs * pool->slab_bytes(); }
-  // Carries moves out and waits for them. By the step thread, as the next.
-  Status carry_out(const std::vector<KvMove>& list);
+  // Carries copies out and waits for them. By the step thread, as the next.
+  Status carry_out(const std::vector<KvCopy>& list);
   Status resize_memory(int64_t size_bytes);
 };
 

@@ -56,6 +56,10 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::store_for(const ServedModel& serv
   HEARTH_TRY_ASSIGN(std::shared_ptr<KvStore> store,
                     KvStore::create(memory, bytes, limit_bytes, layout.block_bytes(), options.prefix_cache));
   store->parts = options.kv_parts;
+  if (options.kv_swap_bytes > 0) {
+    HEARTH_TRY_ASSIGN(store->swap,
+                      SwapSpace::create(memory, *store->copies, store->memory, options.kv_swap_bytes, SteadyClock()));
+  }
   of.set_pool(store);
   return store;
 }

@@ -165,6 +165,7 @@ void Planner::sweep(ModelState& model) {
   for (const auto& sequence : model.sequences) {
     if (!sequence->ended || sequence->in_flight > 0) continue;
     if (sequence->running()) give_back(model, *sequence);
+    drop_swapped(model, *sequence);
     if (std::exchange(sequence->counted_waiting, false)) stats_.waiting.fetch_sub(1);
     leave_share(model, *sequence);
   }
@@ -196,6 +197,8 @@ void Planner::publish() {
     stats.weight_bytes = *model.weight_bytes;
     stats.weight = model.terms.weight;
     stats.device_s = model.device_us * 1e-6;
+    stats.swapped_out = model.swapped_out;
+    stats.swap_bytes = model.store->swap.used_bytes();
   }
 }
 

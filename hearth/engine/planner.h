@@ -88,6 +88,11 @@ class Planner {
   void admit(ModelState& model, Sequence& sequence);
   void preempt(ModelState& model, Sequence& sequence);
   void give_back(ModelState& model, Sequence& sequence);
+  // Preemption to host memory: planner_swap.cpp.
+  void swap_out(ModelState& model, Sequence& sequence);
+  void swap_in(ModelState& model, Sequence& sequence);
+  void drop_swapped(ModelState& model, Sequence& sequence);
+  void lose_blocks(const KvStore& store, const Error& why);
   // The KV pool that models share: planner_limits.cpp and planner_kv.cpp.
   Result<int64_t> add_to_store(ModelState& model);
   void leave_store(ModelState& model);

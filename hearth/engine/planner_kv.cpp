@@ -110,7 +110,7 @@ void Planner::make_room(ModelState& model, const StepChoice& choice) {
   });
   if (others) {
     const std::vector<KvMove> moves = pool.compact(store.max_move_bytes);
-    store.moves.insert(store.moves.end(), moves.begin(), moves.end());
+    for (const KvMove& move : moves) store.moves.push_back({.move = move});
     if (!moves.empty()) inbox_->poke();
   }
   const auto victim = pool.victim_for(model.kv_model);

@@ -49,7 +49,7 @@ std::unique_ptr<Step> Planner::plan_bite(const std::shared_ptr<KvStore>& store) 
   SlabPool& pool = *store->pool;
   const int64_t slabs = pool.slabs(), most = std::max<int64_t>(1, store->max_move_bytes / pool.slab_bytes());
   const int64_t to = std::clamp(store->wanted_slabs, slabs - most, slabs + most);
-  std::vector<KvMove> moves;
+  std::vector<KvCopy> moves;
   if (to < slabs) {
     const auto needs = [&](const ModelState* m) { return m->needed_blocks() > pool.most(m->kv_model, to); };
     if (std::ranges::any_of(store->members, needs)) return nullptr;
@@ -57,7 +57,7 @@ std::unique_ptr<Step> Planner::plan_bite(const std::shared_ptr<KvStore>& store) 
     if (!moved) return nullptr;
     // Behind those that were decided before and are not yet carried out.
     moves = std::exchange(store->moves, {});
-    moves.insert(moves.end(), moved->begin(), moved->end());
+    for (const KvMove& move : *moved) moves.push_back({.move = move});
   }
   std::unique_ptr<Step> step = spare_step();
   step->store = store;
@@ -71,6 +71,7 @@ void Planner::collect_bite(std::unique_ptr<Step> step) {
   store.resizing = false;
   if (!step->status) {
     SPDLOG_ERROR("the KV pool stays at {} slabs: {}", store.pool->slabs(), step->status.error().message);
+    if (!step->moved && !step->moves.empty()) lose_blocks(store, step->status.error());
     if (step->status.error().code == ErrorCode::kDeviceLost && !lost_) lose_device(*step);
     store.wanted_slabs = store.pool->slabs();
   }

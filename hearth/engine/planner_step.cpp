@@ -36,7 +36,9 @@ PolicySequence Planner::view(const ModelState& model, Sequence& sequence) {
   if (sequence.ended) return view;  // neither ready nor of use as a victim: its blocks come back by themselves
   view.fed = sequence.fed;
   view.blocks = std::ssize(sequence.blocks);
-  if (!sequence.running() && sequence.choice > 0 && sequence.share && sequence.share->computed) {
+  if (sequence.swapped) {
+    view.fed = sequence.swapped->tokens;
+  } else if (!sequence.running() && sequence.choice > 0 && sequence.share && sequence.share->computed) {
     view.fed = sequence.share->tokens;
     view.blocks = std::ssize(sequence.share->blocks);
   } else if (!sequence.running() && (sequence.choice == 0 || !sequence.share)) {
@@ -125,6 +127,7 @@ void Planner::allocate(ModelState& model, const StepChoice& choice) {
       admitted.pop_back();
     }
   }
+  for (Sequence* const sequence : admitted) swap_in(model, *sequence);
 }
 
 void Planner::admit(ModelState& model, Sequence& sequence) {
@@ -132,7 +135,9 @@ void Planner::admit(ModelState& model, Sequence& sequence) {
   model.free_places.pop_back();
   sequence.new_place = true;
   if (std::exchange(sequence.counted_waiting, false)) stats_.waiting.fetch_sub(1);
-  if (sequence.choice == 0 || !sequence.share) {
+  if (sequence.swapped) {
+    sequence.fed = sequence.swapped->tokens;  // allocate() brings the blocks
+  } else if (sequence.choice == 0 || !sequence.share) {
     match(model, sequence);
   } else {
     model.store->pool->retain(sequence.share->blocks);
@@ -161,6 +166,7 @@ void Planner::give_back(ModelState& model, Sequence& sequence) {
 void Planner::preempt(ModelState& model, Sequence& sequence) {
   SPDLOG_DEBUG("{}: choice {} of request {} gives its KV blocks up at {} tokens", model.served->name, sequence.choice,
                sequence.request().id, sequence.fed);
+  swap_out(model, sequence);
   give_back(model, sequence);
   ++model.preemptions;
 }
@@ -366,6 +372,7 @@ void Planner::collect(std::unique_ptr<Step> step) {
   if (!step->status) {
     SPDLOG_ERROR("{}: a step failed: {}", model.served->name, step->status.error().message);
     if (step->status.error().code == ErrorCode::kDeviceLost && !lost_) lose_device(*step);
+    if (!step->moved && !step->moves.empty()) lose_blocks(*model.store, step->status.error());
     // Other choices of the same requests may stand on KV that this step was to write.
     for (const Sequence* failed : step->sequences)
       for (const auto& sequence : model.sequences)
@@ -380,7 +387,7 @@ void Planner::collect(std::unique_ptr<Step> step) {
       if (!sequence->ended && only_prompt && sequence->in_flight == 0) end(*sequence, FinishReason::kLength, {});
       sequence->submission->flush();
     }
-    model.cost.observe(step_load(step->features), static_cast<double>(step->measured_ns) * 1e-3);
+    model.cost.observe(step_load(step->features), static_cast<double>(step->measured_ns - step->moving_ns) * 1e-3);
     const double measured_us = static_cast<double>(step->measured_ns) * 1e-3;
     model.device_us += measured_us;
     model.share.charge(measured_us - step->predicted_us, model.terms.weight);  // the rest of what the launch did

@@ -24,6 +24,12 @@ struct PromptShare {
   int64_t waiting = 0;    // choices that have not yet been admitted
 };
 
+// KV of a sequence that has no blocks.
+struct SwappedKv {
+  int64_t at = 0;      // in the swap space
+  int64_t tokens = 0;  // that it holds
+};
+
 struct Sequence {
   std::shared_ptr<Submission> submission;
   int32_t choice = 0;
@@ -54,6 +60,7 @@ struct Sequence {
   bool sound = true;                 // no row of it has failed: what it has computed is of use to others
   bool gives_way = false;            // in no step any more, so that another model can have its blocks
 
+  std::optional<SwappedKv> swapped;    // only while it waits
   std::shared_ptr<PromptShare> share;  // of the request, while it is of use to this choice
 
   int64_t admitted_ns = -1, first_token_ns = -1, last_token_ns = -1;

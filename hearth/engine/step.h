@@ -60,6 +60,7 @@ struct ModelState {
   FairShare share;
   double device_us = 0;     // that its steps took
   int64_t preemptions = 0;  // not yet told
+  int64_t swapped_out = 0;  // of all preemptions, those that kept their KV in host memory
   bool leaving = false;
   std::optional<std::promise<void>> left;  // kept once it has left, where somebody waits for that
   MemoryLimits limits;
@@ -110,7 +111,9 @@ struct Step {
   std::vector<SampleResult> results;
   std::vector<TokenLogprob> top;  // room of all results
 
-  std::vector<KvMove> moves;  // before the step
+  std::vector<KvCopy> moves;  // before the step
+  bool moved = false;         // all of them were carried out
+  int64_t moving_ns = 0;
   // A bite of resizing in place of a step: `model` is null, nothing is computed.
   std::shared_ptr<KvStore> store;
   int64_t memory_bytes = 0;  // of the store, behind the moves

@@ -18,6 +18,8 @@ void Step::clear() {
   moves.clear();
   store.reset();
   memory_bytes = 0;
+  moved = false;
+  moving_ns = 0;
   from_place.clear();
   new_places.clear();
   owners.clear();
@@ -128,6 +130,7 @@ std::unique_ptr<Step> StepThread::finish_oldest() {
 
 Status StepThread::resize(Step& step) {
   HEARTH_TRY(step.store->carry_out(step.moves));
+  step.moved = true;
   return step.store->resize_memory(step.memory_bytes);
 }
 
@@ -160,7 +163,12 @@ Status StepThread::compute(Step& step) {
     model.newest_row[place] = static_cast<int32_t>(r);
   }
   try {
-    HEARTH_TRY(model.store->carry_out(step.moves));
+    if (!step.moves.empty()) {
+      const int64_t begin_ns = clock_.now_ns();
+      HEARTH_TRY(model.store->carry_out(step.moves));
+      step.moving_ns = clock_.now_ns() - begin_ns;
+    }
+    step.moved = true;
     return model.buffers.start(*model.served->model, batch, model.kv, model.comm, step.rows, step.results);
   } catch (const std::bad_alloc&) {
     return resource_exhausted("out of memory in a step");

@@ -85,6 +85,12 @@ void add_model_stats(const std::vector<ModelStats>& stats, std::vector<MetricFam
   add_attainment(stats, out);
   out.push_back(by_model(stats, MetricType::Counter, "hearth_device_seconds_total", "Time of the model's steps.",
                          [](const ModelStats& m) { return m.device_s; }));
+  out.push_back(by_model(stats, MetricType::Counter, "hearth_kv_swapped_out_total",
+                         "Of vllm:num_preemptions_total, those whose KV was kept in host memory.",
+                         [](const ModelStats& m) { return m.swapped_out; }));
+  out.push_back(by_model(stats, MetricType::Gauge, "hearth_kv_swap_bytes",
+                         "Host memory with KV of preempted choices, of all models of the device.",
+                         [](const ModelStats& m) { return m.swap_bytes; }));
   out.push_back(by_model(stats, MetricType::Gauge, "hearth_model_weight",
                          "The model's part of the device's time beside others that have work too.",
                          [](const ModelStats& m) { return m.weight; }));

@@ -251,7 +251,9 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
          .slo = {.ttft_us = 500'000, .tpot_us = 20'000},
          .attainment = {.answers = 9, .attained = 5, .first_late = 3, .pace_missed = 2, .refused = 1},
          .weight = 3,
-         .device_s = 1.5},
+         .device_s = 1.5,
+         .swapped_out = 6,
+         .swap_bytes = 4096},
         {.model = "empty"}};
   };
   metrics.set_stats(models, pools);
@@ -276,6 +278,8 @@ TEST(Metrics, GaugesComeFromTheSourceAtEachScrape) {
   EXPECT_EQ(e.at("hearth_slo_refused_total", odd), 1);
   EXPECT_EQ(e.at("hearth_device_seconds_total", odd), 1.5);
   EXPECT_EQ(e.at("hearth_model_weight", odd), 3);
+  EXPECT_EQ(e.at("hearth_kv_swapped_out_total", odd), 6);
+  EXPECT_EQ(e.at("hearth_kv_swap_bytes", odd), 4096);
   EXPECT_EQ(e.at("hearth_slo_ttft_seconds", odd), 0.5);
   EXPECT_EQ(e.at("hearth_slo_tpot_seconds", odd), 0.02);
   EXPECT_EQ(e.at("hearth_slo_tpot_seconds", model("empty")), 0);
