@@ -17,26 +17,15 @@ namespace hearth {
 namespace {
 
 using http_testing::Answer;
+using http_testing::ask;
 using http_testing::Client;
 using http_testing::eventually;
+using http_testing::request_text;
 using nlohmann::json;
 using ::testing::HasSubstr;
 
 constexpr const char* kDemo = "models/fable-13m";
 constexpr const char* kAdmin = "authorization: Bearer boss\r\n";
-
-std::string request_text(std::string_view method, std::string_view path, std::string_view body,
-                         std::string_view headers = "") {
-  return fmt::format("{} {} HTTP/1.1\r\nhost: x\r\n{}content-length: {}\r\n\r\n{}", method, path, headers, body.size(),
-                     body);
-}
-
-Answer ask(uint16_t port, std::string_view method, std::string_view path, std::string_view body = "",
-           std::string_view headers = "") {
-  Client client(port);
-  client.send(request_text(method, path, body, headers));
-  return client.answer();
-}
 
 std::unique_ptr<Server> make_server(ServeOptions options) {
   options.port = 0;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -340,5 +341,20 @@ class HttpTest : public ::testing::Test {
 };
 
 constexpr std::string_view kGetEcho = "GET /echo?a=1 HTTP/1.1\r\nhost: x\r\n\r\n";
+
+// A request with a body; `headers` each with its line end.
+inline std::string request_text(std::string_view method, std::string_view path, std::string_view body,
+                                std::string_view headers = "") {
+  return fmt::format("{} {} HTTP/1.1\r\nhost: x\r\n{}content-length: {}\r\n\r\n{}", method, path, headers, body.size(),
+                     body);
+}
+
+// Its answer, over a connection of its own.
+inline Answer ask(uint16_t port, std::string_view method, std::string_view path, std::string_view body = "",
+                  std::string_view headers = "") {
+  Client client(port);
+  client.send(request_text(method, path, body, headers));
+  return client.answer();
+}
 
 }  // namespace hearth::http_testing

@@ -13,24 +13,13 @@ namespace hearth {
 namespace {
 
 using http_testing::Answer;
+using http_testing::ask;
 using http_testing::Client;
 using http_testing::eventually;
+using http_testing::request_text;
 using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-std::string request_text(std::string_view method, std::string_view path, std::string_view body,
-                         std::string_view headers = "") {
-  return fmt::format("{} {} HTTP/1.1\r\nhost: x\r\n{}content-length: {}\r\n\r\n{}", method, path, headers, body.size(),
-                     body);
-}
-
-Answer ask(uint16_t port, std::string_view method, std::string_view path, std::string_view body = "",
-           std::string_view headers = "") {
-  Client client(port);
-  client.send(request_text(method, path, body, headers));
-  return client.answer();
-}
 
 std::unique_ptr<Server> make_server(ServeOptions options) {
   options.port = 0;
