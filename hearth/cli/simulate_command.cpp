@@ -17,7 +17,10 @@
 namespace hearth {
 namespace {
 
-constexpr Setting<double> kRate{"--rate", "R", 1e-6, 1e6, "requests/s", "Of all models; instead of the file's."};
+constexpr Setting<double> kRate{
+    "--rate", "R", 1e-6, 1e6, "requests/s", "Of all models whose requests are drawn; instead of the file's."};
+constexpr Setting<double> kRateScale{
+    "--rate-scale", "X", 1e-6, 1e6, "", "2: requests come twice as dense, recorded ones too."};
 constexpr Setting<double> kSeconds{"--seconds", "S", 1, 1e7, "s", "How long requests come; instead of the file's."};
 constexpr Setting<int64_t> kSeed{"--seed", "N", 0, kNoLimit, "", "Instead of the file's."};
 constexpr const char* kPolicies[] = {"slo", "fcfs", "fineserve", "clairvoyant"};
@@ -35,7 +38,7 @@ constexpr const char* kHelp =
 struct SimulateSettings {
   std::string file, plot, fit;
   SimulatorOptions options;
-  std::optional<double> rate, seconds;
+  std::optional<double> rate, rate_scale, seconds;
   std::optional<int64_t> seed;
 };
 
@@ -58,7 +61,11 @@ std::string table(const Load& load, const SimulationOutcome& outcome) {
 
 Result<int> run(SimulateSettings settings) {
   HEARTH_TRY_ASSIGN(Load load, read_load(settings.file));
+  const auto drawn = [](const LoadModel& m) { return m.trace.empty(); };
+  if (settings.rate && std::ranges::none_of(load.models, drawn))
+    return invalid_argument("--rate: all requests of {} are recorded; wanted --rate-scale", settings.file);
   load.rate = settings.rate.value_or(load.rate);
+  load.rate_scale = settings.rate_scale.value_or(load.rate_scale);
   load.seconds = settings.seconds.value_or(load.seconds);
   if (settings.seed) load.seed = static_cast<uint64_t>(*settings.seed);
   if (load.warmup_seconds >= load.seconds)
@@ -71,10 +78,11 @@ Result<int> run(SimulateSettings settings) {
   const SteadyClock clock;
   const int64_t begin_ns = clock.now_ns();
   const std::vector<LoadRequest> requests = draw_requests(load);
+  const double last_s = requests.empty() ? 0 : static_cast<double>(requests.back().arrival_us) * 1e-6;
   HEARTH_TRY_ASSIGN(const SimulationOutcome outcome, simulate(load, requests, options));
   const double wall_s = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9;
-  std::string out = fmt::format("{}: policy {}, memory {}, seed {}, {:.4g} requests/s for {:.6g} s\n\n", settings.file,
-                                said, options.memory, load.seed, load.rate, load.seconds);
+  std::string out = fmt::format("{}: policy {}, memory {}, seed {}, {} requests, the last at {:.6g} s of {:.6g} s\n\n",
+                                settings.file, said, options.memory, load.seed, requests.size(), last_s, load.seconds);
   out += table(load, outcome);
   out += fmt::format(
       "\nattained {:.4f}; {:.1f} tokens/s; device busy {:.3f}; memory {:.4f} on average, {:.4f} at worst; {:.2f} MiB "
@@ -122,6 +130,7 @@ Command add_simulate_command(CLI::App& app) {
   command->add_flag("--reject-hopeless", settings->options.reject_hopeless,
                     "Refuse requests whose first token would be late.");
   add_setting(*command, kRate, settings->rate, "the file's");
+  add_setting(*command, kRateScale, settings->rate_scale, "the file's");
   add_setting(*command, kSeconds, settings->seconds, "the file's");
   add_setting(*command, kSeed, settings->seed, "the file's");
   add_text(*command, "--plot", "FILE", "Write a picture over time (SVG).", settings->plot);

@@ -28,22 +28,25 @@ double LengthTable::at(const std::vector<double>& probability, const std::vector
 }
 
 std::vector<std::vector<double>> draw_rates(const Load& load) {
-  const size_t count = load.models.size();
-  std::vector<double> parts(count);
+  std::vector<size_t> drawn;
+  for (size_t i = 0; i < load.models.size(); ++i)
+    if (load.models[i].trace.empty()) drawn.push_back(i);
+  const size_t count = drawn.size();
+  std::vector<double> parts(load.models.size(), 0);
   double sum = 0;
   for (size_t i = 0; i < count; ++i) {
-    const double given = load.models[i].popularity;
-    sum += parts[i] = given > 0 ? given : std::pow(static_cast<double>(i + 1), -load.alpha);
+    const double given = load.models[drawn[i]].popularity;
+    sum += parts[drawn[i]] = given > 0 ? given : std::pow(static_cast<double>(i + 1), -load.alpha);
   }
   Random random(load.seed, kRates);
   const double period = load.shift_seconds > 0 ? load.shift_seconds : load.seconds;
   std::vector<std::vector<double>> rates;
   for (double begin = 0; begin < load.seconds; begin += period) {
     auto& now = rates.emplace_back(parts);
-    for (double& rate : now) rate *= load.rate / sum;
+    for (const size_t m : drawn) now[m] *= load.rate * load.rate_scale / sum;
     if (begin == 0) continue;
     for (size_t i = count; i > 1; --i)
-      std::swap(now[i - 1], now[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
+      std::swap(now[drawn[i - 1]], now[drawn[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]]);
   }
   return rates;
 }
@@ -54,6 +57,15 @@ std::vector<LoadRequest> draw_requests(const Load& load) {
   std::vector<LoadRequest> requests;
   for (size_t m = 0; m < load.models.size(); ++m) {
     const LoadModel& model = load.models[m];
+    for (const TraceRequest& r : model.trace) {
+      const double at_us = static_cast<double>(r.arrival_us) / load.rate_scale;
+      if (at_us >= load.seconds * 1e6) break;
+      requests.push_back({.arrival_us = std::llround(at_us),
+                          .model = static_cast<int64_t>(m),
+                          .input_tokens = r.input_tokens,
+                          .output_tokens = r.output_tokens});
+    }
+    if (!model.trace.empty()) continue;
     Random random(load.seed, kModels + m);
     const double shape = 1 / (model.cv * model.cv);
     double now = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A load: models, and the requests that come for them. Drawn from a seed, or read from traces by who has them.
+// A load: models, and the requests that come for them, drawn from a seed or recorded.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "hearth/base/result.h"
 #include "hearth/schedule/cost_model.h"
 #include "hearth/schedule/slo.h"
+#include "hearth/simulate/trace_file.h"
 
 namespace hearth {
 
@@ -31,6 +32,7 @@ struct LoadModel {
   double cv = 1;          // coefficient of variation of the gaps between requests
   double popularity = 0;  // 0: by its place in the list and Load::alpha
   LengthTable lengths;
+  std::vector<TraceRequest> trace;  // its requests, by arrival; empty: they are drawn
 };
 
 struct LoadRequest {
@@ -43,7 +45,8 @@ struct Load {
   uint64_t seed = 1;
   double seconds = 600;
   double warmup_seconds = 0;  // requests that come before do not count
-  double rate = 1;            // requests per second, of all models
+  double rate = 1;            // requests per second, of all models whose requests are drawn
+  double rate_scale = 1;      // 2: all requests come twice as dense, drawn and recorded ones
   double alpha = 1;           // the i-th most popular model gets a part of i^-alpha
   double shift_seconds = 0;   // so often popularity is dealt anew; 0: never
   double noise = 0;           // of step times: standard deviation, relative
@@ -56,11 +59,11 @@ struct Load {
   std::vector<LoadModel> models;
 };
 
-// Requests by arrival. Model m's gaps are Gamma with mean 1 and cv^2 as variance, in time stretched by its rate, so that
+// Requests by arrival. The gaps of a model m without a trace are Gamma with mean 1 and cv^2 as variance, in time stretched by its rate, so that
 // a shift of popularity bends them and the sum of all rates stays.
 std::vector<LoadRequest> draw_requests(const Load& load);
 
-// The rate of each model, period after period of shift_seconds.
+// The rate of each model, period after period of shift_seconds; 0 for those that have a trace.
 std::vector<std::vector<double>> draw_rates(const Load& load);
 
 }  // namespace hearth

@@ -55,8 +55,43 @@ Status read_fields(const std::string& file, const toml::table& table, std::span<
   return {};
 }
 
-Result<LoadModel> read_model(const std::filesystem::path& path, const toml::table& table, std::string& lengths) {
+// A text of the file; empty where it may be missing and is.
+Result<std::string> text_of(const std::string& file, const toml::table& table, const char* key) {
+  const toml::node* const node = table.get(key);
+  if (node == nullptr) return std::string();
+  if (!node->is_string() || node->as_string()->get().empty())
+    return invalid_argument("{}: '{}' is no text", place(file, *node), key);
+  return node->as_string()->get();
+}
+
+// Where the model's requests come from: drawn, with a table of lengths, or a trace.
+Status read_source(const std::filesystem::path& path, const toml::table& table, TraceCut cut, LoadModel& model) {
+  HEARTH_TRY_ASSIGN(const std::string lengths, text_of(path.string(), table, "lengths"));
+  HEARTH_TRY_ASSIGN(const std::string trace, text_of(path.string(), table, "trace"));
+  HEARTH_TRY_ASSIGN(cut.model, text_of(path.string(), table, "trace_model"));
+  if (lengths.empty() == trace.empty())
+    return invalid_argument("{}: wanted one of 'lengths' and 'trace' in [[model]]", place(path.string(), table));
+  constexpr const char* kDrawn[] = {"cv", "popularity"};
+  constexpr const char* kRecorded[] = {"trace_model", "trace_offset_s", "trace_speed", "trace_limit"};
+  for (const char* key : trace.empty() ? std::span<const char* const>(kRecorded) : kDrawn)
+    if (const toml::node* const node = table.get(key); node != nullptr)
+      return invalid_argument("{}: '{}' is of a model {} 'trace'", place(path.string(), *node), key,
+                              trace.empty() ? "with a" : "without");
+  if (trace.empty()) {
+    HEARTH_TRY_ASSIGN(model.lengths, read_lengths(path.parent_path() / lengths));
+    return {};
+  }
+  if (cut.model.empty()) cut.model = model.name;
+  HEARTH_TRY_ASSIGN(std::vector<TraceRequest> all, read_trace(path.parent_path() / trace));
+  HEARTH_TRY_ASSIGN(
+      model.trace,
+      cut_trace(std::move(all), cut).with_context(fmt::format("{}: '{}'", place(path.string(), table), trace)));
+  return {};
+}
+
+Result<LoadModel> read_model(const std::filesystem::path& path, const toml::table& table) {
   LoadModel model;
+  TraceCut cut;
   const Field fields[] = {
       {"layers", 1, 1000, {}, 1, nullptr, &model.layers},
       {"kv_token_bytes", 1, 1e9, {}, 1, nullptr, &model.kv_token_bytes},
@@ -70,15 +105,15 @@ Result<LoadModel> read_model(const std::filesystem::path& path, const toml::tabl
       {"weight", 0.01, 100, 1, 1, &model.weight},
       {"cv", 0.1, 20, 1, 1, &model.cv},
       {"popularity", 0, kMost, 0, 1, &model.popularity},
+      {"trace_offset_s", 0, 1e9, 0, 1, &cut.offset_s},
+      {"trace_speed", 1e-6, 1e6, 1, 1, &cut.speed},
+      {"trace_limit", 1, kMost, 0, 1, nullptr, &cut.limit},
   };
-  constexpr const char* kTexts[] = {"name", "lengths"};
+  constexpr const char* kTexts[] = {"name", "lengths", "trace", "trace_model"};
   HEARTH_TRY(read_fields(path.string(), table, fields, kTexts));
-  for (const char* key : kTexts)
-    if (!table.get(key) || !table.get(key)->is_string())
-      return invalid_argument("{}: '{}' is missing, or no text", place(path.string(), table), key);
-  model.name = **table.get_as<std::string>("name");
-  lengths = **table.get_as<std::string>("lengths");
-  HEARTH_TRY_ASSIGN(model.lengths, read_lengths(path.parent_path() / lengths));
+  HEARTH_TRY_ASSIGN(model.name, text_of(path.string(), table, "name"));
+  if (model.name.empty()) return invalid_argument("{}: 'name' is missing", place(path.string(), table));
+  HEARTH_TRY(read_source(path, table, cut, model));
   return model;
 }
 
@@ -137,7 +172,8 @@ Result<Load> read_load(const std::filesystem::path& path) {
       {"seed", 0, kMost, 1, 1, nullptr, &seed},
       {"seconds", 1, 1e7, {}, 1, &load.seconds},
       {"warmup_seconds", 0, 1e7, 0, 1, &load.warmup_seconds},
-      {"rate", 1e-6, 1e6, {}, 1, &load.rate},
+      {"rate", 1e-6, 1e6, 0, 1, &load.rate},
+      {"rate_scale", 1e-6, 1e6, 1, 1, &load.rate_scale},
       {"alpha", 0, 10, 1, 1, &load.alpha},
       {"shift_seconds", 0, 1e7, 0, 1, &load.shift_seconds},
       {"noise", 0, 1, 0, 1, &load.noise},
@@ -156,10 +192,11 @@ Result<Load> read_load(const std::filesystem::path& path) {
   if (models == nullptr || models->empty()) return invalid_argument("{}: no [[model]]", path.string());
   for (const toml::node& node : *models) {
     if (!node.is_table()) return invalid_argument("{}: 'model' is no table", place(path.string(), node));
-    std::string lengths;
-    HEARTH_TRY_ASSIGN(LoadModel model, read_model(path, *node.as_table(), lengths));
+    HEARTH_TRY_ASSIGN(LoadModel model, read_model(path, *node.as_table()));
     load.models.push_back(std::move(model));
   }
+  if (load.rate == 0 && std::ranges::any_of(load.models, [](const LoadModel& m) { return m.trace.empty(); }))
+    return invalid_argument("{}: 'rate' is missing: a model has no 'trace'", path.string());
   if (load.warmup_seconds >= load.seconds)
     return invalid_argument("{}: warmup_seconds {} of seconds {}", path.string(), load.warmup_seconds, load.seconds);
   return load;

@@ -8,7 +8,7 @@
 
 namespace hearth {
 
-// Tables of lengths are named relative to the file. NotFound; Corrupt for what is not TOML; InvalidArgument, with the
+// Tables of lengths and traces are named relative to the file. NotFound; Corrupt for what is not TOML; InvalidArgument, with the
 // line, for unknown keys, missing ones and values that make no sense.
 Result<Load> read_load(const std::filesystem::path& path);
 
