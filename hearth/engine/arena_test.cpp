@@ -138,6 +138,22 @@ TEST_F(Arena, ThePoolHasWhatModelsLeaveAndGivesItBack) {
   EXPECT_TRUE(soon([&] { return pool_bytes() >= alone; })) << pool_bytes() << " of " << alone;
 }
 
+// Its last user is gone long before its memory is.
+TEST_F(Arena, ThePoolHasWhatIsFreedSlowly) {
+  ASSERT_TRUE(load("a", 2));
+  ASSERT_TRUE(load("b", 12));
+  const int64_t beside = pool_bytes();
+  std::shared_ptr<const ServedModel> used = models_.at("b");
+  ASSERT_TRUE(unload("b"));
+  // Its step buffers are back; its weights, of more than a slab, are still used.
+  ASSERT_TRUE(soon([&] { return pool_bytes() > beside && device().held_bytes() > kTotal - kMiB; }));
+  const int64_t without_weights = pool_bytes();
+  device().free_ms = 200;
+  used.reset();
+  EXPECT_TRUE(soon([&] { return pool_bytes() > without_weights; })) << device().held_bytes() << " bytes are held";
+  device().free_ms = 0;
+}
+
 // The issue's own: what B leaves and what D needs beyond it need not lie side by side.
 TEST_F(Arena, AModelLargerThanTheOneThatWentFits) {
   for (const auto& [name, layers] : {std::pair("a", 16), std::pair("b", 32), std::pair("c", 16)})

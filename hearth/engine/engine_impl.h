@@ -36,15 +36,10 @@ class Bell {
     }
     rings_.notify_all();
   }
-  // Returns when it rings, or after a moment where `impatient`. False: for the last time.
-  bool wait(bool impatient) {
+  // Returns when it rings, or after `patience`. False: for the last time.
+  bool wait(std::chrono::milliseconds patience) {
     std::unique_lock lock(mutex_);
-    const auto rung = [this] { return rung_; };
-    if (impatient) {
-      rings_.wait_for(lock, std::chrono::milliseconds(20), rung);
-    } else {
-      rings_.wait(lock, rung);
-    }
+    rings_.wait_for(lock, patience, [this] { return rung_; });
     rung_ = false;
     return !ended_;
   }

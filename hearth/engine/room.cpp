@@ -123,18 +123,22 @@ bool Engine::Impl::give_to_pools() {
 void Engine::Impl::keep() {
   bool goes_on = true;
   while (goes_on) {
-    bool settled = true;
-    {
-      const std::lock_guard lock(adding);
-      settled = give_to_pools();
-    }
+    // Counted first: what goes while the pools are given to is given next time.
     int64_t held = 0, there = 0;
     for (const auto& of : all_accounts()) held += of->models();
     {
       const std::lock_guard lock(mutex);
       there = std::ssize(entries);
     }
-    goes_on = bell->wait(!settled || held > there);
+    bool settled = true;
+    {
+      const std::lock_guard lock(adding);
+      settled = give_to_pools();
+    }
+    // Nobody rings when a model's memory is back, a moment after the last of its users is gone, nor when another
+    // program's is.
+    const bool expects = !settled || held > there;
+    goes_on = bell->wait(expects ? std::chrono::milliseconds(20) : std::chrono::milliseconds(1000));
   }
 }
 

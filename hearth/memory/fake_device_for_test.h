@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "hearth/memory/host_buffer.h"
 #include "hearth/memory/host_range.h"
@@ -28,6 +30,8 @@ class FakeDevice final : public Memory {
     return device;
   }
   mutable Counts counts;
+  // What it takes to free an allocation.
+  std::atomic<int64_t> free_ms = 0;
   int64_t held_bytes() const { return held_bytes_; }
 
   std::string_view name() const override { return "fake"; }
@@ -56,7 +60,11 @@ class FakeDevice final : public Memory {
   struct Owner {
     explicit Owner(const FakeDevice& of) : device(&of) {}
     Owner(Owner&&) noexcept = default;
-    ~Owner() { device->held_bytes_ -= range.size_bytes(); }
+    ~Owner() {
+      if (range.size_bytes() > 0 && device->free_ms > 0)
+        std::this_thread::sleep_for(std::chrono::milliseconds(device->free_ms));
+      device->held_bytes_ -= range.size_bytes();
+    }
     std::byte* data() const { return range.data(); }
     int64_t size_bytes() const { return range.size_bytes(); }
     Status resize(int64_t bytes) {
