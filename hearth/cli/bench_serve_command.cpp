@@ -117,7 +117,7 @@ struct Wanted {
   double rate = 0;
   std::vector<double> percentiles;
   std::vector<std::string> metrics;
-  Slo slo;
+  Goals goals;
 };
 
 Result<double> parse_rate(const std::string& text) {
@@ -133,7 +133,7 @@ Result<Wanted> read_settings(const BenchSettings& s) {
   HEARTH_TRY_ASSIGN(wanted.rate, parse_rate(s.request_rate));
   HEARTH_TRY_ASSIGN(wanted.percentiles, parse_percentiles(s.percentiles).with_context("--metric-percentiles"));
   HEARTH_TRY_ASSIGN(wanted.metrics, parse_metrics(s.metrics).with_context("--percentile-metrics"));
-  HEARTH_TRY_ASSIGN(wanted.slo, parse_slo(s.goodput).with_context("--goodput"));
+  HEARTH_TRY_ASSIGN(wanted.goals, parse_goals(s.goodput).with_context("--goodput"));
   if ((s.dataset == "random") != s.dataset_path.empty())
     return invalid_argument("--dataset {} {} --dataset-path", s.dataset, s.dataset == "random" ? "takes no" : "needs");
   if (s.save_result.empty()) return wanted;
@@ -318,7 +318,7 @@ Result<int> run_bench_serve(const BenchSettings& s) {
                              wanted.url.authority(), s.endpoint, plan.requests.back().arrival_s));
 
   const LoadResult result = run_plan(s, context, *client, plan, stop);
-  const LoadSummary summary = summarize(result, wanted.percentiles, wanted.slo);
+  const LoadSummary summary = summarize(result, wanted.percentiles, wanted.goals);
   const nlohmann::json line = result_object(s, wanted, card, plan, summary);
   // The table may hold what the server said.
   HEARTH_TRY(write_stdout(s.json ? line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"

@@ -62,11 +62,11 @@ MetricSummary summarize_metric(const MetricName& name, std::vector<double> value
   return summary;
 }
 
-bool is_good(const RequestRecord& r, const Slo& slo) {
+bool is_good(const RequestRecord& r, const Goals& goals) {
   if (r.events == 0) return false;
-  if (slo.ttft_ms && (r.first_s - r.due_s) * 1e3 > *slo.ttft_ms) return false;
-  if (slo.tpot_ms && has_tpot(r) && tpot_ms(r) > *slo.tpot_ms) return false;
-  return !slo.e2el_ms || (r.end_s - r.due_s) * 1e3 <= *slo.e2el_ms;
+  if (goals.ttft_ms && (r.first_s - r.due_s) * 1e3 > *goals.ttft_ms) return false;
+  if (goals.tpot_ms && has_tpot(r) && tpot_ms(r) > *goals.tpot_ms) return false;
+  return !goals.e2el_ms || (r.end_s - r.due_s) * 1e3 <= *goals.e2el_ms;
 }
 
 std::string metric_names() {
@@ -90,21 +90,21 @@ double percentile(std::span<const double> sorted, double p) {
   return sorted[below] + (sorted[above] - sorted[below]) * (rank - static_cast<double>(below));
 }
 
-Result<Slo> parse_slo(const std::vector<std::string>& words) {
-  Slo slo;
+Result<Goals> parse_goals(const std::vector<std::string>& words) {
+  Goals goals;
   for (const std::string& word : words) {
     const size_t colon = word.find(':');
     const std::string name = word.substr(0, colon);
     const auto limit = colon == std::string::npos ? std::nullopt : parse_double(word.substr(colon + 1));
-    std::optional<double>* const field = name == "ttft"   ? &slo.ttft_ms
-                                         : name == "tpot" ? &slo.tpot_ms
-                                         : name == "e2el" ? &slo.e2el_ms
+    std::optional<double>* const field = name == "ttft"   ? &goals.ttft_ms
+                                         : name == "tpot" ? &goals.tpot_ms
+                                         : name == "e2el" ? &goals.e2el_ms
                                                           : nullptr;
     if (field == nullptr || !limit || *limit <= 0)
       return invalid_argument("'{}' is no goal; wanted ttft:MS, tpot:MS or e2el:MS", word);
     *field = limit;
   }
-  return slo;
+  return goals;
 }
 
 Result<std::vector<double>> parse_percentiles(std::string_view text) {
@@ -136,7 +136,7 @@ const MetricSummary& LoadSummary::metric(std::string_view name) const {
   return *found;
 }
 
-LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Slo& slo) {
+LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Goals& goals) {
   LoadSummary s;
   s.planned = std::ssize(result.records);
   s.seconds = result.seconds;
@@ -168,7 +168,7 @@ LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles,
     ++s.done;
     s.prompt_tokens += r.prompt_tokens;
     if (!r.server_counted) ++s.uncounted;
-    if (is_good(r, slo)) ++s.good;
+    if (is_good(r, goals)) ++s.good;
     values["e2el"].push_back((r.end_s - r.due_s) * 1e3);
     values["e2el_sent"].push_back((r.end_s - r.sent_s) * 1e3);
   }
@@ -180,7 +180,7 @@ LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles,
     s.output_tokens_per_s = static_cast<double>(s.output_tokens) / s.seconds;
     s.total_tokens_per_s = static_cast<double>(s.prompt_tokens + s.output_tokens) / s.seconds;
   }
-  if (slo.any()) s.goodput_per_s = s.seconds > 0 ? static_cast<double>(s.good) / s.seconds : 0;
+  if (goals.any()) s.goodput_per_s = s.seconds > 0 ? static_cast<double>(s.good) / s.seconds : 0;
   return s;
 }
 

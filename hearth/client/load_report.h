@@ -21,12 +21,12 @@ namespace hearth {
 double percentile(std::span<const double> sorted, double p);
 
 // What a request has to keep to count as good; a limit that is not set is kept.
-struct Slo {
+struct Goals {
   std::optional<double> ttft_ms, tpot_ms, e2el_ms;
   bool any() const { return ttft_ms || tpot_ms || e2el_ms; }
 };
 // "ttft:200", "tpot:50", "e2el:2000". InvalidArgument.
-Result<Slo> parse_slo(const std::vector<std::string>& words);
+Result<Goals> parse_goals(const std::vector<std::string>& words);
 // "50,90,99" in (0, 100), ascending. InvalidArgument.
 Result<std::vector<double>> parse_percentiles(std::string_view text);
 // Names of metrics, comma separated. InvalidArgument lists them.
@@ -64,7 +64,7 @@ struct LoadSummary {
   const MetricSummary& metric(std::string_view name) const;
 };
 
-LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Slo& slo);
+LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Goals& goals);
 
 // The table that people read; `shown` names its metrics.
 std::string report_table(const LoadSummary& summary, const std::vector<std::string>& shown);

@@ -51,8 +51,8 @@ TEST(Report, SumsUp) {
   failed.error_kind = "HTTP 500";
   failed.error = "HTTP 500: why";
   result.records.push_back(failed);
-  const Slo slo = parse_slo({"ttft:300", "tpot:400"}).value();
-  const LoadSummary s = summarize(result, {50, 99}, slo);
+  const Goals goals = parse_goals({"ttft:300", "tpot:400"}).value();
+  const LoadSummary s = summarize(result, {50, 99}, goals);
   EXPECT_EQ(s.done, 2);
   EXPECT_EQ(s.failed, 1);
   EXPECT_EQ(s.not_sent, 1);
@@ -95,9 +95,9 @@ TEST(Report, ACancelledRequestCountsAsFarAsItGot) {
 }
 
 TEST(Report, FlagsSayWhatIsWrong) {
-  EXPECT_THAT(parse_slo({"ttft"}).error().message, HasSubstr("'ttft' is no goal"));
-  EXPECT_THAT(parse_slo({"ttft:-1"}).error().message, HasSubstr("wanted ttft:MS"));
-  EXPECT_THAT(parse_slo({"itl:5"}).error().message, HasSubstr("'itl:5'"));
+  EXPECT_THAT(parse_goals({"ttft"}).error().message, HasSubstr("'ttft' is no goal"));
+  EXPECT_THAT(parse_goals({"ttft:-1"}).error().message, HasSubstr("wanted ttft:MS"));
+  EXPECT_THAT(parse_goals({"itl:5"}).error().message, HasSubstr("'itl:5'"));
   EXPECT_EQ(*parse_percentiles("99.9,50"), (std::vector<double>{50, 99.9}));
   for (const char* bad : {"", "100", "0", "50,", "x"}) EXPECT_FALSE(parse_percentiles(bad)) << bad;
   EXPECT_EQ(*parse_metrics("ttft,itl"), (std::vector<std::string>{"ttft", "itl"}));
