@@ -223,6 +223,14 @@ void add_engine_rows(SettingTable& t) {
             .unit = "tokens",
             .help = "Tokens of a KV block."},
            OfEngine<&EngineOptions::block_tokens>());
+  t.number({.key = "memory-bytes",
+            .kind = kBytes,
+            .value_name = "BYTES",
+            .max = 1024 * kTi,
+            .unset = "no total: the KV memory stays as it was made with the first model",
+            .help = "What weights, step buffers, and keys and values on a device may have together: these have what "
+                    "models leave, and give it back when a model is loaded or wakes."},
+           OfEngine<&EngineOptions::memory_bytes>());
   t.number(
       {.key = "kv-cache-memory-bytes",
        .kind = kBytes,
@@ -230,7 +238,7 @@ void add_engine_rows(SettingTable& t) {
        .max = 1024 * kTi,
        .unset = "a quarter of the free memory of the device; on the CPU no more than what max-num-seqs whole contexts "
                 "of the first model need, or 1Gi",
-       .help = "Memory for keys and values, shared by all models of a device."},
+       .help = "Memory for keys and values, shared by all models of a device; with memory-bytes the most of it."},
       OfEngine<&EngineOptions::kv_bytes>());
   t.number({.key = "kv-swap-bytes",
             .kind = kBytes,

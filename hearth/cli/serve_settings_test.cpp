@@ -149,6 +149,7 @@ TEST_F(ConfigFile, EveryKindOfValue) {
       "drain-timeout = 1.5\n"
       "max-model-len = 512\n"
       "kv-cache-memory-bytes = \"4Gi\"\n"
+      "memory-bytes = \"70G\"\n"
       "[[model]]\n"
       "path = \"a\"\n"
       "[[model]]\n"
@@ -167,6 +168,7 @@ TEST_F(ConfigFile, EveryKindOfValue) {
   EXPECT_EQ(s->values.drain_timeout_ms, 1500);
   EXPECT_EQ(o.load.max_context, 512);
   EXPECT_EQ(o.engine.kv_bytes, int64_t{4} << 30);
+  EXPECT_EQ(o.engine.memory_bytes, 70'000'000'000);
   EXPECT_EQ(o.http.body_bytes, 65536);
   EXPECT_EQ(o.http.idle_timeout_ms, 5000);
   ASSERT_EQ(s->values.models.size(), 2u);
