@@ -21,6 +21,7 @@
 #include "hearth/engine/step.h"
 #include "hearth/engine/step_thread.h"
 #include "hearth/schedule/local_policy.h"
+#include "hearth/schedule/step_queue.h"
 
 namespace hearth {
 
@@ -79,6 +80,8 @@ class Planner {
   bool refuse(const Hopeless& hopeless);
   PolicyLimits limits(const ModelState& model) const;
   int64_t due_us(const Sequence& sequence) const;
+  // When the steps under way will have ended, as far as is known.
+  int64_t free_us() const { return under_way_.free_us(clock_.now_ns() / 1000); }
   StepChoice choose(const ModelState& model, const Turn& turn);
   std::unique_ptr<Step> plan(const std::shared_ptr<ModelState>& model, const Turn& turn);
   PolicySequence view(const ModelState& model, Sequence& sequence);
@@ -144,7 +147,7 @@ class Planner {
   std::vector<std::shared_ptr<ModelState>> models_;
   const std::unique_ptr<LocalPolicy> policy_;
   int64_t turns_ = 0;
-  int64_t device_free_ns_ = 0;  // when the steps under way will have ended, as far as is known
+  StepQueue under_way_;
   int in_flight_ = 0;
   int64_t step_count_ = 0;
   int64_t arrivals_ = 0;

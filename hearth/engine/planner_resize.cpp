@@ -38,6 +38,7 @@ bool Planner::launch_bite() {
     if (!step) continue;
     store->resizing = bitten_ = true;
     ++in_flight_;
+    under_way_.launched(clock_.now_ns() / 1000, 0);
     steps_.launch(std::move(step));
     return true;
   }

@@ -364,6 +364,7 @@ void Planner::lose_device(const Step& step) {
 
 void Planner::collect(std::unique_ptr<Step> step) {
   --in_flight_;
+  under_way_.ended(clock_.now_ns() / 1000);
   if (step->store) return collect_bite(std::move(step));
   ModelState& model = *step->model;
   std::vector<float> ttft_s, inter_token_s;

@@ -18,7 +18,6 @@ bool waits_for_blocks(std::span<const PolicySequence> views, const PolicyLimits&
 }  // namespace
 
 bool Planner::plan_and_launch() {
-  if (in_flight_ == 0) device_free_ns_ = clock_.now_ns();
   std::vector<int64_t> skipped;
   for (size_t tried = 0; tried < models_.size(); ++tried) {
     look_at_models(skipped);
@@ -32,7 +31,7 @@ bool Planner::plan_and_launch() {
     }
     model->last_turn = ++turns_;
     model->share.charge(step->predicted_us, model->terms.weight);
-    device_free_ns_ = std::max(device_free_ns_, clock_.now_ns()) + static_cast<int64_t>(step->predicted_us * 1e3);
+    under_way_.launched(clock_.now_ns() / 1000, step->predicted_us);
     ++in_flight_;
     steps_.launch(std::move(step));
     return true;
@@ -74,7 +73,7 @@ void Planner::look_at_models(std::span<const int64_t> skipped) {
 Turn Planner::next_turn(std::span<const int64_t> skipped) {
   while (true) {
     // The step begins when those under way have ended.
-    Turn turn = policy_->next(locals_, std::max(clock_.now_ns(), device_free_ns_) / 1000);
+    Turn turn = policy_->next(locals_, free_us());
     bool refused = false;
     for (const Hopeless& h : turn.hopeless) {
       models_[static_cast<size_t>(h.model)]->sequences[static_cast<size_t>(h.sequence)]->late = true;
@@ -109,14 +108,13 @@ PolicyLimits Planner::limits(const ModelState& model) const {
 }
 
 int64_t Planner::due_us(const Sequence& sequence) const {
-  const Slo& slo = sequence.slo;
-  if (sequence.planned == 0) return first_due_us(sequence.submission->submitted_ns() / 1000, slo);
-  if (slo.tpot_us <= 0) return kNoDue;
-  // Tokens under way come when the steps under way end.
-  const int64_t now_us = std::max(clock_.now_ns(), device_free_ns_) / 1000;
-  if (sequence.first_token_ns < 0) return now_us + slo.tpot_us;
-  if (sequence.late) return sequence.last_token_ns / 1000 + slo.tpot_us;
-  return next_due_us(sequence.first_token_ns / 1000, sequence.planned, slo);
+  return hearth::due_us({.arrival_us = sequence.submission->submitted_ns() / 1000,
+                         .planned = sequence.planned,
+                         .out = std::ssize(sequence.outputs),
+                         .first_us = sequence.first_token_ns / 1000,
+                         .last_us = sequence.last_token_ns / 1000,
+                         .late = sequence.late},
+                        sequence.slo, free_us());
 }
 
 // What of the turn fits into memory; by index into the model's sequences.

@@ -65,5 +65,27 @@ TEST(Attainment, WhatFailedIsMissed) {
 
 TEST(Attainment, WhatHasNoTokensDoesNotCount) { EXPECT_EQ(counted({.arrival_us = 500, .end_us = 90000}).answers, 0); }
 
+TEST(DueTime, FollowsTheAnswer) {
+  AnswerProgress answer{.arrival_us = 500};
+  EXPECT_EQ(due_us(answer, kSlo, 9000), 1500);
+  answer.planned = 1;
+  EXPECT_EQ(due_us(answer, kSlo, 9000), 9100) << "the first comes with the step under way";
+  answer.out = 1;
+  answer.first_us = answer.last_us = 700;
+  EXPECT_EQ(due_us(answer, kSlo, 9000), 800);
+  answer.planned = 2;
+  EXPECT_EQ(due_us(answer, kSlo, 9000), 900);
+  EXPECT_EQ(due_us(answer, {.ttft_us = 1000}, 9000), kNoDue);
+  EXPECT_EQ(due_us(AnswerProgress{}, {.tpot_us = 1000}, 9000), kNoDue);
+}
+
+// It goes on at its pace behind the token before, which may not have come yet.
+TEST(DueTime, OfALateAnswerIsItsPace) {
+  AnswerProgress answer{.planned = 5, .out = 5, .first_us = 8000, .last_us = 8800, .late = true};
+  EXPECT_EQ(due_us(answer, kSlo, 9000), 8900);
+  answer.planned = 6;
+  EXPECT_EQ(due_us(answer, kSlo, 9000), 9100);
+}
+
 }  // namespace
 }  // namespace hearth
