@@ -33,10 +33,10 @@ constexpr const char* kHelp =
     "Examples:\n"
     "  hearth simulate bench/loads/five-formats.toml\n"
     "  hearth simulate bench/loads/four-models.toml --policy fcfs --memory static --plot static.svg\n"
-    "  hearth simulate --fit steps.jsonl\n";
+    "  hearth simulate bench/loads/four-models.toml --fit steps.jsonl\n";
 
 struct SimulateSettings {
-  std::string file, plot, fit;
+  std::string file, plot, fit, json, requests;
   SimulatorOptions options;
   std::optional<double> rate, rate_scale, seconds;
   std::optional<int64_t> seed;
@@ -59,8 +59,50 @@ std::string table(const Load& load, const SimulationOutcome& outcome) {
   return out;
 }
 
+std::string json_of(const Load& load, const SimulationOutcome& outcome) {
+  nlohmann::json json{{"attainment", outcome.attainment()},
+                      {"tokens_per_s", outcome.tokens_per_second(load)},
+                      {"busy", outcome.busy},
+                      {"prediction_error", outcome.prediction_error},
+                      {"models", nlohmann::json::array()}};
+  for (size_t m = 0; m < load.models.size(); ++m) {
+    const ModelOutcome& o = outcome.models[m];
+    json["models"].push_back({{"model", load.models[m].name},
+                              {"requests", o.requests},
+                              {"attained", o.attained},
+                              {"first_on_time", o.first_on_time},
+                              {"pace_kept", o.pace_kept},
+                              {"rejected", o.rejected},
+                              {"unfinished", o.unfinished},
+                              {"preemptions", o.preemptions},
+                              {"ttft_p50_s", o.ttft_p50_s},
+                              {"ttft_p99_s", o.ttft_p99_s},
+                              {"tokens_per_s", static_cast<double>(o.generated_tokens) / load.seconds}});
+  }
+  return json.dump(2) + "\n";
+}
+
+Status write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text;
+  if (!file.flush()) return invalid_argument("{}: cannot be written", path);
+  return {};
+}
+
+// The machine that ran those steps. InvalidArgument: a model of the load has none.
+Status take_costs(const std::string& path, Load& load) {
+  HEARTH_TRY_ASSIGN(const std::vector<ModelSteps> steps, read_steps(path));
+  for (LoadModel& model : load.models) {
+    const auto found = std::ranges::find(steps, model.name, &ModelSteps::model);
+    if (found == steps.end()) return invalid_argument("{}: no step of model '{}'", path, model.name);
+    model.cost = fit_step_cost(found->steps).cost;
+  }
+  return {};
+}
+
 Result<int> run(SimulateSettings settings) {
   HEARTH_TRY_ASSIGN(Load load, read_load(settings.file));
+  if (!settings.fit.empty()) HEARTH_TRY(take_costs(settings.fit, load));
   const auto drawn = [](const LoadModel& m) { return m.trace.empty(); };
   if (settings.rate && std::ranges::none_of(load.models, drawn))
     return invalid_argument("--rate: all requests of {} are recorded; wanted --rate-scale", settings.file);
@@ -78,6 +120,10 @@ Result<int> run(SimulateSettings settings) {
   const SteadyClock clock;
   const int64_t begin_ns = clock.now_ns();
   const std::vector<LoadRequest> requests = draw_requests(load);
+  if (!settings.requests.empty()) {
+    HEARTH_TRY(write_file(settings.requests, trace_csv(load, requests)));
+    return 0;
+  }
   const double last_s = requests.empty() ? 0 : static_cast<double>(requests.back().arrival_us) * 1e-6;
   HEARTH_TRY_ASSIGN(const SimulationOutcome outcome, simulate(load, requests, options));
   const double wall_s = static_cast<double>(clock.now_ns() - begin_ns) * 1e-9;
@@ -92,10 +138,10 @@ Result<int> run(SimulateSettings settings) {
   out += fmt::format("simulated {} requests in {} steps in {:.2f} s: {:.0f} requests/s\n", outcome.requests,
                      outcome.steps, wall_s, static_cast<double>(outcome.requests) / wall_s);
   HEARTH_TRY(write_stdout(out));
+  if (!settings.json.empty()) HEARTH_TRY(write_file(settings.json, json_of(load, outcome)));
   if (settings.plot.empty()) return 0;
-  std::ofstream file(settings.plot);
-  file << simulation_svg(load, outcome, fmt::format("{}: {}, {}", settings.file, said, options.memory));
-  if (!file.flush()) return invalid_argument("{}: cannot be written", settings.plot);
+  const std::string title = fmt::format("{}: {}, {}", settings.file, said, options.memory);
+  HEARTH_TRY(write_file(settings.plot, simulation_svg(load, outcome, title)));
   return 0;
 }
 
@@ -124,7 +170,7 @@ Command add_simulate_command(CLI::App& app) {
   auto* const command = app.add_subcommand("simulate", "Play a load of requests under a virtual clock");
   command->footer(kHelp);
   const auto settings = std::make_shared<SimulateSettings>();
-  auto* const load = command->add_option("LOADFILE", settings->file, "The load (TOML).");
+  command->add_option("LOADFILE", settings->file, "The load (TOML).");
   add_choice(*command, "--policy", kPolicies, "Who gets the next step.", settings->options.policy);
   add_choice(*command, "--memory", kMemories, "Who has which KV memory.", settings->options.memory);
   command->add_flag("--reject-hopeless", settings->options.reject_hopeless,
@@ -134,12 +180,15 @@ Command add_simulate_command(CLI::App& app) {
   add_setting(*command, kSeconds, settings->seconds, "the file's");
   add_setting(*command, kSeed, settings->seed, "the file's");
   add_text(*command, "--plot", "FILE", "Write a picture over time (SVG).", settings->plot);
+  add_text(*command, "--json", "FILE", "Write the outcome as JSON.", settings->json);
+  add_text(*command, "--requests", "FILE", "Instead of simulating: write the load's requests as a trace (CSV).",
+           settings->requests);
   add_text(*command, "--fit", "FILE",
-           "Instead of simulating: the step costs of the machine that ran the steps in FILE (hearth serve --step-log).",
-           settings->fit)
-      ->excludes(load);
+           "The machine that ran the steps in FILE (hearth serve --step-log): its step costs, instead of the file's. "
+           "Without LOADFILE they are printed.",
+           settings->fit);
   return {command, [settings]() -> Result<int> {
-            if (!settings->fit.empty()) return fit(settings->fit);
+            if (settings->file.empty() && !settings->fit.empty()) return fit(settings->fit);
             if (settings->file.empty()) return invalid_argument("no load: wanted LOADFILE, or --fit FILE");
             return run(*settings);
           }};

@@ -96,4 +96,12 @@ std::vector<LoadRequest> draw_requests(const Load& load) {
   return requests;
 }
 
+std::string trace_csv(const Load& load, std::span<const LoadRequest> requests) {
+  std::string csv = "arrival_s,model,input_tokens,output_tokens\n";
+  for (const LoadRequest& r : requests)
+    csv += fmt::format("{:.6f},{},{},{}\n", static_cast<double>(r.arrival_us) * 1e-6,
+                       load.models[static_cast<size_t>(r.model)].name, r.input_tokens, r.output_tokens);
+  return csv;
+}
+
 }  // namespace hearth

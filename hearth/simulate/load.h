@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,7 @@ struct Load {
   int64_t block_tokens = 16;
   int64_t step_tokens = 2048;
   int64_t max_sequences = 256;  // of one model
+  int64_t steps_ahead = 1;      // planned while one computes
   double growth_blocks = 0.5;   // kept free for each running sequence
   std::vector<LoadModel> models;
 };
@@ -62,6 +64,9 @@ struct Load {
 // Requests by arrival. The gaps of a model m without a trace are Gamma with mean 1 and cv^2 as variance, in time stretched by its rate, so that
 // a shift of popularity bends them and the sum of all rates stays.
 std::vector<LoadRequest> draw_requests(const Load& load);
+
+// They as a trace, in the columns that read_trace() knows.
+std::string trace_csv(const Load& load, std::span<const LoadRequest> requests);
 
 // The rate of each model, period after period of shift_seconds; 0 for those that have a trace.
 std::vector<std::vector<double>> draw_rates(const Load& load);

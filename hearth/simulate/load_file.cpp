@@ -95,8 +95,8 @@ Result<LoadModel> read_model(const std::filesystem::path& path, const toml::tabl
   const Field fields[] = {
       {"layers", 1, 1000, {}, 1, nullptr, &model.layers},
       {"kv_token_bytes", 1, 1e9, {}, 1, nullptr, &model.kv_token_bytes},
-      {"step_us", 0, 1e9, {}, 1, &model.cost.step_us},
-      {"prefill_token_us", 0, 1e9, {}, 1, &model.cost.prefill_token_us},
+      {"step_us", 0, 1e9, 0, 1, &model.cost.step_us},
+      {"prefill_token_us", 0, 1e9, 0, 1, &model.cost.prefill_token_us},
       {"sequence_us", 0, 1e9, 0, 1, &model.cost.sequence_us},
       {"context_token_us", 0, 1e9, 0, 1, &model.cost.context_token_us},
       {"prefill_pair_us", 0, 1e9, 0, 1, &model.cost.prefill_pair_us},
@@ -182,6 +182,7 @@ Result<Load> read_load(const std::filesystem::path& path) {
       {"block_tokens", 1, 4096, 16, 1, nullptr, &load.block_tokens},
       {"step_tokens", 1, 1e6, 2048, 1, nullptr, &load.step_tokens},
       {"max_sequences", 1, 1e6, 256, 1, nullptr, &load.max_sequences},
+      {"steps_ahead", 0, 1, 1, 1, nullptr, &load.steps_ahead},
       {"growth_blocks", 0, 100, 0.5, 1, &load.growth_blocks},
   };
   constexpr const char* kModel[] = {"model"};

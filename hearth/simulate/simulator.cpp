@@ -1,51 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop: arrivals, a turn, a step, the clock.
+// The loop: arrivals, a turn, a step, the clock. As in the engine, the next step is planned while one computes: who comes
+// or ends meanwhile is in the step after it.
 #include "hearth/simulate/simulator.h"
 
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <utility>
 
 #include "hearth/base/check.h"
 #include "hearth/base/random.h"
-#include "hearth/schedule/fair_share.h"
 #include "hearth/schedule/local_policy.h"
-#include "hearth/simulate/memory.h"
+#include "hearth/schedule/step_queue.h"
+#include "hearth/simulate/simulator_state.h"
 
 namespace hearth {
 namespace {
 
+using namespace simulated;
+
 constexpr int64_t kMostWaiting = 256, kMostLate = 16;  // of a model that a policy sees at once
 constexpr int64_t kMaxMoveBytes = int64_t{64} << 20;   // by compaction, in a step
 constexpr uint64_t kNoiseStream = 99;
-
-struct Sequence {
-  LoadRequest request;
-  int64_t fed = 0, out = 0;
-  bool running = false, late = false;
-  int64_t first_us = -1, last_us = -1;
-  std::vector<KvBlock> blocks;
-
-  int64_t known() const { return request.input_tokens + out; }
-};
-using Owned = std::unique_ptr<Sequence>;
-
-struct Model {
-  SimulatedMemory::Place kv;
-  std::vector<Owned> running;       // by arrival
-  std::deque<Owned> waiting, late;  // by arrival; late: hopeless
-  StepCostModel cost;
-  int64_t last_turn = 0, written_tokens = 0;
-  FairShare share;
-  bool skip = false;
-  std::vector<double> ttft_s;
-  std::vector<PolicySequence> views;
-  std::vector<Sequence*> seen;  // by view
-
-  int64_t queued() const { return std::ssize(waiting) + std::ssize(late); }
-};
 
 class Simulator {
  public:
@@ -70,11 +48,15 @@ class Simulator {
   SimulationOutcome run() {
     const int64_t end_us = last_us_ + static_cast<int64_t>(options_.drain_seconds * 1e6);
     while (now_us_ < end_us) {
+      if (!flights_.empty() && flights_.front().end_us <= now_us_) collect();
       arrive();
       sample();
-      if (step()) continue;
-      if (next_ == requests_.size()) break;
-      now_us_ = std::max(now_us_ + 1, requests_[next_].arrival_us);
+      const bool may_plan = std::ssize(flights_) <= load_.steps_ahead;
+      if (may_plan && step()) continue;
+      if (flights_.empty() && next_ == requests_.size()) break;
+      int64_t next_us = flights_.empty() ? std::numeric_limits<int64_t>::max() : flights_.front().end_us;
+      if (may_plan && next_ < requests_.size()) next_us = std::min(next_us, requests_[next_].arrival_us);
+      now_us_ = std::max(now_us_, next_us);
     }
     finish();
     return std::move(outcome_);
@@ -112,11 +94,12 @@ class Simulator {
   PolicySequence view(const Sequence& s) const {
     PolicySequence v;
     v.running = s.running;
-    v.ready = true;
+    v.in_flight = s.in_flight > 0;
     v.fed = s.fed;
-    v.pending = s.known() - s.fed;
+    v.pending = s.pending();
+    v.ready = v.pending > 0 && !s.gives_way;
     v.blocks = v.own_blocks = std::ssize(s.blocks);
-    v.first_out = s.out > 0;
+    v.first_out = s.planned > 0;
     v.late = s.late;
     v.due_us = due_us(s);
     return v;
@@ -124,13 +107,22 @@ class Simulator {
 
   int64_t due_us(const Sequence& s) const {
     const Slo& slo = load_of(s.request.model).slo;
-    if (s.out == 0) return first_due_us(s.request.arrival_us, slo);
-    if (slo.tpot_us <= 0) return kNoDue;
-    if (s.late) return s.last_us + slo.tpot_us;
-    if (!options_.clairvoyant) return next_due_us(s.first_us, s.out, slo);
+    if (!options_.clairvoyant || s.late || s.out == 0 || slo.tpot_us <= 0)
+      return hearth::due_us({.arrival_us = s.request.arrival_us,
+                             .planned = s.planned,
+                             .out = s.out,
+                             .first_us = s.first_us,
+                             .last_us = s.last_us,
+                             .late = s.late},
+                            slo, free_us());
     const int64_t last_due = next_due_us(s.first_us, s.request.output_tokens - 1, slo);
-    return last_due - (s.request.output_tokens - 1 - s.out) * slo.tpot_us / 2;
+    return last_due - (s.request.output_tokens - 1 - s.planned) * slo.tpot_us / 2;
   }
+
+  // When the steps under way will have ended, as far as is known.
+  int64_t free_us() const { return under_way_.free_us(now_us_); }
+  // What a policy that is to know them knows.
+  bool knows_costs() const { return options_.clairvoyant || options_.policy == "fineserve"; }  // it profiles beforehand
 
   void look_at(int64_t index) {
     Model& m = model(index);
@@ -158,18 +150,17 @@ class Simulator {
 
   Turn next_turn() {
     locals_.clear();
-    const bool knows = options_.clairvoyant || options_.policy == "fineserve";  // FineServe profiles beforehand
     for (int64_t i = 0; i < std::ssize(models_); ++i) {
       Model& m = model(i);
       locals_.push_back({.sequences = m.views,
                          .limits = limits(i),
-                         .cost = knows ? load_of(i).cost : m.cost.cost(),
+                         .cost = knows_costs() ? load_of(i).cost : m.cost.cost(),
                          .slo = load_of(i).slo,
                          .last_turn = m.last_turn,
                          .service = m.share.service,
                          .skip = m.skip});
     }
-    return policy_->next(locals_, now_us_);
+    return policy_->next(locals_, free_us());
   }
 
   void mark_hopeless(const Turn& turn) {
@@ -196,8 +187,8 @@ class Simulator {
   bool step() {
     for (int64_t i = 0; i < std::ssize(models_); ++i) {
       model(i).skip = false;
-      model(i).share.look(!model(i).running.empty() || model(i).queued() > 0, shares_);
       look_at(i);
+      model(i).share.look(std::ranges::any_of(model(i).views, [](const auto& v) { return v.pending > 0; }), shares_);
     }
     for (size_t tries = 0; tries < 8 * models_.size(); ++tries) {
       const Turn turn = next_turn();
@@ -228,7 +219,7 @@ class Simulator {
       if (choice.preempted.empty() && !(choice.short_of_blocks && take_from_others(turn.model))) m.skip = true;
       return false;
     }
-    compute(turn.model, choice);
+    launch(turn.model, choice);
     return true;
   }
 
@@ -241,7 +232,12 @@ class Simulator {
     if (!victim || *victim == m.kv.model) return false;
     for (Model& other : models_) {
       if (other.kv.pool != m.kv.pool || other.kv.model != *victim || other.running.empty()) continue;
-      preempt(other, *other.running.back());
+      Sequence& last = *other.running.back();
+      if (last.in_flight > 0) {
+        last.gives_way = true;
+        return false;
+      }
+      preempt(other, last);
       return true;
     }
     return false;
@@ -252,7 +248,7 @@ class Simulator {
     s.blocks.clear();
     m.written_tokens -= s.fed;
     s.fed = 0;
-    s.running = false;
+    s.running = s.gives_way = false;
     --running_;
     ++outcome(s).preemptions;
     const auto at = std::ranges::find_if(m.running, [&](const Owned& o) { return o.get() == &s; });
@@ -276,57 +272,87 @@ class Simulator {
     m.running.insert(place, std::move(owned));
   }
 
-  void compute(int64_t index, const StepChoice& choice) {
+  void launch(int64_t index, const StepChoice& choice) {
     Model& m = model(index);
-    StepLoad work;
+    Flight& flight = flights_.emplace_back();
+    if (!spare_.empty()) {
+      flight.feeds = std::move(spare_.back());
+      spare_.pop_back();
+    }
+    StepLoad& work = flight.work;
     for (const StepFeed& feed : choice.feeds) {
       Sequence& s = *chosen_[static_cast<size_t>(feed.sequence)];
       if (!s.running) admit(m, s);
       const bool got = m.kv.pool->allocate(m.kv.model, feed.new_blocks, s.blocks);
       HEARTH_CHECK(got, "the step policy gave out {} KV blocks, {} are available", feed.new_blocks,
                    m.kv.pool->available(m.kv.model));
-      const int64_t prefill = feed.tokens - (s.fed + feed.tokens == s.known());
+      const bool brings_output = s.fed + feed.tokens == s.known();
+      const int64_t prefill = feed.tokens - brings_output;
       ++work.sequences;
       work.context_tokens += static_cast<double>(s.fed + feed.tokens);
       work.prefill_tokens += static_cast<double>(prefill);
       work.prefill_pairs +=
           static_cast<double>(prefill) * (static_cast<double>(s.fed) + 0.5 * static_cast<double>(prefill + 1));
       s.fed += feed.tokens;
-      m.written_tokens += feed.tokens;
-      if (now_us_ < last_us_) outcome(s).prompt_tokens += prefill;
+      s.planned += brings_output;
+      ++s.in_flight;
+      flight.feeds.push_back({.sequence = &s, .tokens = feed.tokens, .brings_output = brings_output});
     }
-    const double true_us = load_of(index).cost.us(work) * std::max(0.1, 1 + load_.noise * noise_.normal());
-    if (const double predicted = m.cost.predict_us(work); predicted > 0) {
-      error_ += std::abs(predicted - true_us) / true_us;
-      ++predictions_;
-    }
-    m.cost.observe(work, true_us);
-    const int64_t begin_us = now_us_;
-    now_us_ += std::max<int64_t>(1, std::llround(true_us));
-    busy_us_ += std::max<int64_t>(0, std::min(now_us_, last_us_) - begin_us);
-    m.share.charge(true_us, load_of(index).weight);
+    flight.model = index;
+    flight.begin_us = flights_.size() > 1 ? flights_[flights_.size() - 2].end_us : now_us_;
+    flight.true_us = load_of(index).cost.us(work) * std::max(0.1, 1 + load_.noise * noise_.normal());
+    flight.end_us = flight.begin_us + std::max<int64_t>(1, std::llround(flight.true_us));
+    flight.predicted_us = knows_costs() ? load_of(index).cost.us(work) : m.cost.predict_us(work);
+    under_way_.launched(now_us_, flight.predicted_us);
+    m.share.charge(flight.predicted_us, load_of(index).weight);
     m.last_turn = ++outcome_.steps;
-    measure();
-    collect(m, choice);
-    look_after_pools(m, choice);
   }
 
-  void collect(Model& m, const StepChoice& choice) {
+  // The oldest step has ended.
+  void collect() {
+    Flight flight = std::move(flights_.front());
+    flights_.pop_front();
+    under_way_.ended(now_us_);
+    Model& m = model(flight.model);
+    if (const double predicted = m.cost.predict_us(flight.work); predicted > 0) {
+      error_ += std::abs(predicted - flight.true_us) / flight.true_us;
+      ++predictions_;
+    }
+    m.cost.observe(flight.work, flight.true_us);
+    m.share.charge(flight.true_us - flight.predicted_us, load_of(flight.model).weight);
+    busy_us_ += std::max<int64_t>(0, std::min(flight.end_us, last_us_) - flight.begin_us);
+    for (const Flight::Fed& fed : flight.feeds) {
+      m.written_tokens += fed.tokens;
+      if (now_us_ < last_us_) outcome(*fed.sequence).prompt_tokens += fed.tokens - fed.brings_output;
+    }
+    measure();
     bool any_ended = false;
-    for (const StepFeed& feed : choice.feeds) {
-      Sequence& s = *chosen_[static_cast<size_t>(feed.sequence)];
-      if (s.fed < s.known()) continue;
+    for (const Flight::Fed& fed : flight.feeds) any_ended |= take_in(m, *fed.sequence, fed.brings_output);
+    if (any_ended) remove_ended(m);
+    look_after_pools(m, std::ssize(flight.feeds));
+    spare_.push_back(std::move(flight.feeds));
+    spare_.back().clear();
+  }
+
+  // Whether it has ended.
+  bool take_in(Model& m, Sequence& s, bool output) {
+    --s.in_flight;
+    if (output) {
       ++s.out;
       if (now_us_ < last_us_) ++outcome(s).generated_tokens;
       s.last_us = now_us_;
-      if (s.out == 1) {
-        s.first_us = now_us_;
-        s.late = s.late || now_us_ > first_due_us(s.request.arrival_us, load_of(s.request.model).slo);
-        m.ttft_s.push_back(static_cast<double>(now_us_ - s.request.arrival_us) * 1e-6);
-      }
-      any_ended |= s.out >= s.request.output_tokens;
     }
-    if (!any_ended) return;
+    if (output && s.out == 1) {
+      s.first_us = now_us_;
+      s.late = now_us_ > first_due_us(s.request.arrival_us, load_of(s.request.model).slo);
+      m.ttft_s.push_back(static_cast<double>(now_us_ - s.request.arrival_us) * 1e-6);
+    }
+    if (s.out >= s.request.output_tokens) return true;
+    if (s.gives_way && s.in_flight == 0) preempt(m, s);
+    return false;
+  }
+
+  void remove_ended(Model& m) {
     std::erase_if(m.running, [&](const Owned& s) {
       if (s->out < s->request.output_tokens) return false;
       m.kv.pool->release(s->blocks);
@@ -350,8 +376,8 @@ class Simulator {
     outcome(s).pace_kept += pace;
   }
 
-  void look_after_pools(Model& m, const StepChoice& choice) {
-    m.kv.pool->served(m.kv.model, std::ssize(choice.feeds));
+  void look_after_pools(Model& m, int64_t served) {
+    m.kv.pool->served(m.kv.model, served);
     const bool window = now_us_ / 1'000'000 != last_window_;
     last_window_ = now_us_ / 1'000'000;
     for (const auto& pool : memory_.pools) {
@@ -427,6 +453,9 @@ class Simulator {
   std::vector<PolicySequence> ordered_;
   std::vector<Sequence*> chosen_;  // by ordered_
   std::vector<Owned> dropped_;
+  std::deque<Flight> flights_;  // by end
+  std::vector<std::vector<Flight::Fed>> spare_;
+  StepQueue under_way_;  // as far as is known
   SimulationOutcome outcome_;
   size_t next_ = 0;  // request
   int64_t now_us_ = 0, last_us_ = 0, warm_us_ = 0, last_window_ = 0, busy_us_ = 0, running_ = 0;
@@ -453,6 +482,10 @@ double SimulationOutcome::tokens_per_second(const Load& load) const {
 
 Result<SimulationOutcome> simulate(const Load& load, std::span<const LoadRequest> requests,
                                    const SimulatorOptions& options) {
+  for (const LoadModel& model : load.models)
+    if (model.cost.us({.prefill_tokens = 1, .sequences = 1, .context_tokens = 1, .prefill_pairs = 1}) <= 0)
+      return invalid_argument("the steps of model '{}' take no time: step_us and prefill_token_us are missing",
+                              model.name);
   HEARTH_TRY_ASSIGN(SimulatedMemory memory, SimulatedMemory::create(load, options.memory));
   HEARTH_TRY_ASSIGN(auto policy, make_local_policy(options.policy));
   return Simulator(load, requests, options, std::move(memory), std::move(policy)).run();
