@@ -9,6 +9,7 @@
 
 #include "hearth/base/random.h"
 #include "hearth/engine/test_util.h"
+#include "hearth/memory/fake_device_for_test.h"
 
 namespace hearth {
 namespace {
@@ -87,6 +88,64 @@ TEST(Faults, AStepThatFailsCostsItsOwnRequests) {
     const auto none_held = [](const ModelStats& stats) { return stats.kv.live == 0; };
     for (const size_t model : {0, 1}) EXPECT_EQ(stats_when(**engine, model, none_held).kv.live, 0);
   }
+}
+
+// Nobody can say whose blocks are right when some of their copies were not made: all of the pool's requests end, and
+// what the cache had of others is not found again.
+TEST(Faults, ACopyOfKvThatFailsCostsWhatItsPoolHolds) {
+  constexpr uint64_t kSeed = 42;
+  SCOPED_TRACE(kSeed);
+  static hearth::testing::FakeDevice device(int64_t{64} << 20);
+  static const OpTable ops = [] {
+    OpTable table = cpu_ops();
+    table.memory = []() -> const Memory& { return device; };
+    return table;
+  }();
+  constexpr int64_t kBlockBytes = 16 * 3 * 2 * 2 * 16 * 4;  // 16 tokens, 3 layers, K and V, 2 heads of 16, f32
+  static const SteadyClock clock;
+  auto engine = Engine::create({.threads = 2,
+                                .max_sequences = 8,
+                                .step_tokens = 64,
+                                .kv_bytes = 32 * kBlockBytes,
+                                .kv_swap_bytes = int64_t{4} << 20,
+                                .decode_graphs = false},
+                               nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  const auto on_device = small_model("deeper", 5, ops, 3), on_host = small_model("deeper", 5, cpu_ops(), 3);
+  ASSERT_TRUE((*engine)->add_model(on_device));
+  Random random(kSeed);
+  std::vector<Request> requests;
+  for (int i = 0; i < 16; ++i) requests.push_back(request_of(random, on_device, 100));
+  int64_t failed = 0;
+  const auto play = [&] {
+    std::vector<Running> all;
+    for (const Request& request : requests) all.push_back(start(**engine, request));
+    for (Running& one : all) {
+      ASSERT_TRUE(one.reader->wait());
+      const ReadChoice choice = one.reader->choice();
+      if (choice.error) {
+        EXPECT_EQ(choice.error->code, ErrorCode::kInternal);
+        EXPECT_THAT(choice.error->message, HasSubstr("a copy of 12288 bytes failed"));
+        ++failed;
+      } else {
+        one.request.model = on_host;
+        expect_same(choice, run_alone(one.request, 0));
+      }
+    }
+  };
+  device.failing_copy_bytes = kBlockBytes;
+  device.failing_copies = 1;
+  // Copies are made once the cost model knows that they are quicker.
+  for (int round = 0; round < 20 && device.failing_copies > 0; ++round) play();
+  ASSERT_EQ(device.failing_copies, 0);
+  EXPECT_GT(failed, 1);
+  failed = 0;
+  play();
+  EXPECT_EQ(failed, 0);
+  const auto none_held = [](const ModelStats& stats) { return stats.kv.live == 0 && stats.swap_bytes == 0; };
+  const ModelStats stats = stats_when(**engine, 0, none_held);
+  EXPECT_EQ(stats.kv.live, 0);
+  EXPECT_EQ(stats.swap_bytes, 0);
 }
 
 }  // namespace

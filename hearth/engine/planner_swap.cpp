@@ -50,9 +50,12 @@ void Planner::drop_swapped(ModelState& model, Sequence& sequence) {
 void Planner::lose_blocks(const KvStore& store, const Error& why) {
   for (const auto& model : models_) {
     if (model->store.get() != &store) continue;
-    for (const auto& sequence : model->sequences)
+    for (const auto& sequence : model->sequences) {
+      sequence->sound = false;
       if (!sequence->ended) end(*sequence, FinishReason::kError, why);
+    }
   }
+  store.pool->forget_all();
 }
 
 }  // namespace hearth

@@ -50,7 +50,7 @@ class FineServePool final : public KvPool {
   KvHit hit(KvModelId, std::span<const PrefixKey>) const override { return {}; }
   int64_t match(KvModelId, std::span<const PrefixKey>, int64_t, std::vector<KvBlock>&) override { return 0; }
   void publish(KvBlock, const PrefixKey&) override {}
-  void forget(KvBlock) override {}
+  void forget_all() override {}
   bool admits() const override { return true; }
   int64_t trim() override { return 0; }
   void rank_borrowers(std::span<KvModelId>) const override {}

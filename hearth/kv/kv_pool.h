@@ -123,8 +123,8 @@ class KvPool {
   // From the next step on the block holds these tokens behind this prefix. A key that is there already stays with the
   // block that has it. REQUIRES: the block is live and not published.
   virtual void publish(KvBlock block, const PrefixKey& key) = 0;
-  // Takes it back: the step that was to write the block failed. Also of blocks never published.
-  virtual void forget(KvBlock block) = 0;
+  // Nobody can say what any block holds: nothing that was published is found any more.
+  virtual void forget_all() = 0;
 
   // ---- pressure
   // Whether a new sequence should be let in: false from the moment that slabs without live blocks fall below the low

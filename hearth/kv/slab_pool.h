@@ -58,7 +58,7 @@ class SlabPool final : public KvPool {
   int64_t match(KvModelId model, std::span<const PrefixKey> keys, int64_t at_most,
                 std::vector<KvBlock>& blocks) override;
   void publish(KvBlock block, const PrefixKey& key) override;
-  void forget(KvBlock block) override;
+  void forget_all() override;
 
   bool admits() const override { return !watermark_.short_of(); }
   int64_t trim() override;

@@ -64,11 +64,10 @@ void SlabPool::publish(KvBlock b, const PrefixKey& key) {
   block.key = key;
 }
 
-void SlabPool::forget(KvBlock b) {
-  live_block(b);
-  Block& block = blocks_[static_cast<size_t>(b)];
-  if (!std::exchange(block.published, false)) return;
-  index_.erase(block.key);
+void SlabPool::forget_all() {
+  for (int64_t s = 0; s < slabs_.size(); ++s) evict_cached(static_cast<int32_t>(s));
+  for (Block& block : blocks_) block.published = false;
+  index_.clear();
 }
 
 // ---- eviction

@@ -206,15 +206,21 @@ TEST_F(SlabPoolPolicy, HitsAreCountedOfWhatWasAsked) {
 TEST_F(SlabPoolPolicy, WhatIsForgottenIsNotFound) {
   make(4);
   const KvModelId model = add(1);
+  leave_cached(model, 100, kColumns);
   const std::vector<KvBlock> blocks = take(model, 2);
   const std::vector<PrefixKey> names = keys(model, 1, 2);
   pool->publish(blocks[0], names[0]);
   pool->publish(blocks[1], names[1]);
   EXPECT_EQ(cached(model, 1, 2), 2);
-  pool->forget(blocks[1]);
-  EXPECT_EQ(cached(model, 1, 2), 1);
+  EXPECT_EQ(cached(model, 100, kColumns), kColumns);
+  pool->forget_all();
+  EXPECT_EQ(cached(model, 1, 2), 0);
+  EXPECT_EQ(cached(model, 100, kColumns), 0);
   pool->release(blocks);
-  EXPECT_EQ(pool->stats().models[0].cached, 1);
+  EXPECT_EQ(pool->stats().models[0].cached, 0);
+  EXPECT_EQ(pool->stats().empty_slabs, 4);
+  leave_cached(model, 1, 2);
+  EXPECT_EQ(cached(model, 1, 2), 2);
 }
 
 TEST_F(SlabPoolPolicy, EndsOfSequencesAreForgottenBeforeBeginnings) {

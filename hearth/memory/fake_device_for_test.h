@@ -30,6 +30,8 @@ class FakeDevice final : public Memory {
     return device;
   }
   mutable Counts counts;
+  // So many of the next copies of this size fail.
+  mutable std::atomic<int64_t> failing_copies = 0, failing_copy_bytes = 0;
   // What it takes to free an allocation.
   std::atomic<int64_t> free_ms = 0;
   int64_t held_bytes() const { return held_bytes_; }
@@ -53,7 +55,7 @@ class FakeDevice final : public Memory {
     return Buffer(std::move(buffer));
   }
   Result<std::unique_ptr<hearth::Queue>> create_queue() const override {
-    return std::unique_ptr<hearth::Queue>(std::make_unique<Queue>(counts));
+    return std::unique_ptr<hearth::Queue>(std::make_unique<Queue>(*this));
   }
 
  private:
@@ -96,28 +98,36 @@ class FakeDevice final : public Memory {
 
   class Queue final : public hearth::Queue {
    public:
-    explicit Queue(Counts& counts) : counts_(counts) {}
+    explicit Queue(const FakeDevice& device) : device_(device) {}
     void* stream() const override { return nullptr; }
     Status copy_in(std::byte* to, std::span<const std::byte> from) override {
+      HEARTH_TRY(fail(std::ssize(from)));
       if (!from.empty()) std::memcpy(to, from.data(), from.size());
       return {};
     }
     Status copy_out(std::span<std::byte> to, const std::byte* from) override {
+      HEARTH_TRY(fail(std::ssize(to)));
       if (!to.empty()) std::memcpy(to.data(), from, to.size());
       return {};
     }
     Status copy_within(std::byte* to, const std::byte* from, int64_t size_bytes) override {
+      HEARTH_TRY(fail(size_bytes));
       if (size_bytes > 0) std::memcpy(to, from, static_cast<size_t>(size_bytes));
       return {};
     }
     Status synchronize() override { return {}; }
     Result<std::unique_ptr<Recording>> record(std::function<Status()> body) override {
-      ++counts_.recorded;
-      return std::unique_ptr<Recording>(std::make_unique<Replay>(std::move(body), counts_));
+      ++device_.counts.recorded;
+      return std::unique_ptr<Recording>(std::make_unique<Replay>(std::move(body), device_.counts));
     }
 
    private:
-    Counts& counts_;
+    Status fail(int64_t bytes) {
+      if (bytes != device_.failing_copy_bytes || device_.failing_copies <= 0) return {};
+      --device_.failing_copies;
+      return internal_error("a copy of {} bytes failed", bytes);
+    }
+    const FakeDevice& device_;
   };
 
   const int64_t total_bytes_;
