@@ -96,6 +96,7 @@ Status take_costs(const std::string& path, Load& load) {
     const auto found = std::ranges::find(steps, model.name, &ModelSteps::model);
     if (found == steps.end()) return invalid_argument("{}: no step of model '{}'", path, model.name);
     model.cost = fit_step_cost(found->steps).cost;
+    model.spread = StepSpread(model.cost, found->steps);
   }
   return {};
 }

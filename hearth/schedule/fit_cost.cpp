@@ -36,7 +36,9 @@ CostFit fit_step_cost(std::span<const StepObservation> steps) {
     for (size_t i = 0; i < steps.size(); ++i) {
       const double us = std::max(steps[i].us, 1.0);
       const double limit = kHuber * usual;
-      const double weight = (round > 0 && errors[i] > limit ? limit / errors[i] : 1) / (us * us);
+      // Relative to what is expected: relative to what was measured, slow steps would count less than fast ones.
+      const double expected_us = round > 0 ? std::max(fit.cost.us(steps[i].load), 1.0) : us;
+      const double weight = (round > 0 && errors[i] > limit ? limit / errors[i] : 1) / (expected_us * expected_us);
       const CostVector x = cost_terms(steps[i].load);
       for (size_t r = 0; r < 5; ++r) {
         for (size_t c = 0; c < 5; ++c) a[r][c] += weight * x[r] * x[c];
@@ -48,13 +50,17 @@ CostFit fit_step_cost(std::span<const StepObservation> steps) {
     for (size_t i = 0; i < 5; ++i) a[i][i] += kRidge * largest;
     fit.cost = cost_of_terms(solve_not_negative(a, b));
     for (size_t i = 0; i < steps.size(); ++i) {
-      const double us = std::max(steps[i].us, 1.0);
-      errors[i] = std::abs(fit.cost.us(steps[i].load) - us) / us;
+      const double expected_us = std::max(fit.cost.us(steps[i].load), 1.0);
+      errors[i] = std::abs(expected_us - steps[i].us) / expected_us;
     }
     std::vector<double> sorted = errors;
     usual = std::max(quantile(sorted, 0.5), kLeastError);
-    fit.median_error = quantile(sorted, 0.5), fit.p90_error = quantile(sorted, 0.9);
   }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const double us = std::max(steps[i].us, 1.0);
+    errors[i] = std::abs(fit.cost.us(steps[i].load) - us) / us;
+  }
+  fit.median_error = quantile(errors, 0.5), fit.p90_error = quantile(errors, 0.9);
   double predicted = 0, measured = 0;
   for (const StepObservation& step : steps) predicted += fit.cost.us(step.load), measured += step.us;
   fit.total_error = measured > 0 ? (predicted - measured) / measured : 0;

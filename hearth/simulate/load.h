@@ -10,6 +10,7 @@
 #include "hearth/base/result.h"
 #include "hearth/schedule/cost_model.h"
 #include "hearth/schedule/slo.h"
+#include "hearth/simulate/step_spread.h"
 #include "hearth/simulate/trace_file.h"
 
 namespace hearth {
@@ -28,6 +29,7 @@ struct LoadModel {
   int64_t layers = 0;
   int64_t kv_token_bytes = 0;  // of all layers
   StepCost cost;               // what its steps truly take
+  StepSpread spread;           // around that; empty: Load::noise
   Slo slo;
   double weight = 1;      // its part of the device's time beside others that have work too
   double cv = 1;          // coefficient of variation of the gaps between requests

@@ -300,9 +300,12 @@ class Simulator {
     }
     flight.model = index;
     flight.begin_us = flights_.size() > 1 ? flights_[flights_.size() - 2].end_us : now_us_;
-    flight.true_us = load_of(index).cost.us(work) * std::max(0.1, 1 + load_.noise * noise_.normal());
+    const double mean_us = load_of(index).cost.us(work);
+    const StepSpread& spread = load_of(index).spread;
+    flight.true_us =
+        mean_us * (spread.empty() ? std::max(0.1, 1 + load_.noise * noise_.normal()) : spread.draw(mean_us, noise_));
     flight.end_us = flight.begin_us + std::max<int64_t>(1, std::llround(flight.true_us));
-    flight.predicted_us = knows_costs() ? load_of(index).cost.us(work) : m.cost.predict_us(work);
+    flight.predicted_us = knows_costs() ? mean_us : m.cost.predict_us(work);
     under_way_.launched(now_us_, flight.predicted_us);
     m.share.charge(flight.predicted_us, load_of(index).weight);
     m.last_turn = ++outcome_.steps;
