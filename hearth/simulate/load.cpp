@@ -92,6 +92,11 @@ std::vector<LoadRequest> draw_requests(const Load& load) {
                           .output_tokens = output});
     }
   }
+  for (LoadRequest& r : requests) {
+    const LoadModel& model = load.models[static_cast<size_t>(r.model)];
+    if (model.max_input_tokens > 0) r.input_tokens = std::min(r.input_tokens, model.max_input_tokens);
+    if (model.max_output_tokens > 0) r.output_tokens = std::min(r.output_tokens, model.max_output_tokens);
+  }
   std::ranges::stable_sort(requests, {}, &LoadRequest::arrival_us);
   return requests;
 }

@@ -35,7 +35,8 @@ struct LoadModel {
   double cv = 1;          // coefficient of variation of the gaps between requests
   double popularity = 0;  // 0: by its place in the list and Load::alpha
   LengthTable lengths;
-  std::vector<TraceRequest> trace;  // its requests, by arrival; empty: they are drawn
+  int64_t max_input_tokens = 0, max_output_tokens = 0;  // longer ones are cut, drawn and recorded; 0: none is
+  std::vector<TraceRequest> trace;                      // its requests, by arrival; empty: they are drawn
 };
 
 struct LoadRequest {

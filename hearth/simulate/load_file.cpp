@@ -105,6 +105,8 @@ Result<LoadModel> read_model(const std::filesystem::path& path, const toml::tabl
       {"weight", 0.01, 100, 1, 1, &model.weight},
       {"cv", 0.1, 20, 1, 1, &model.cv},
       {"popularity", 0, kMost, 0, 1, &model.popularity},
+      {"max_input_tokens", 1, kMost, 0, 1, nullptr, &model.max_input_tokens},
+      {"max_output_tokens", 1, kMost, 0, 1, nullptr, &model.max_output_tokens},
       {"trace_offset_s", 0, 1e9, 0, 1, &cut.offset_s},
       {"trace_speed", 1e-6, 1e6, 1, 1, &cut.speed},
       {"trace_limit", 1, kMost, 0, 1, nullptr, &cut.limit},

@@ -77,6 +77,25 @@ TEST(Load, TheSeedDecides) {
   EXPECT_NE(draw_requests(load)[0].arrival_us, a[0].arrival_us);
 }
 
+TEST(Load, LongRequestsAreCutAndTheRestStays) {
+  Load load = two_models();
+  load.seconds = 100;
+  const auto whole = draw_requests(load);
+  load.models[1].max_input_tokens = 30;
+  load.models[1].max_output_tokens = 4;
+  const auto cut = draw_requests(load);
+  ASSERT_EQ(cut.size(), whole.size());
+  int64_t shorter = 0;
+  for (size_t i = 0; i < cut.size(); ++i) {
+    const bool limited = whole[i].model == 1;
+    EXPECT_EQ(cut[i].arrival_us, whole[i].arrival_us);
+    EXPECT_EQ(cut[i].input_tokens, limited ? std::min<int64_t>(30, whole[i].input_tokens) : whole[i].input_tokens);
+    EXPECT_EQ(cut[i].output_tokens, limited ? std::min<int64_t>(4, whole[i].output_tokens) : whole[i].output_tokens);
+    shorter += cut[i].input_tokens < whole[i].input_tokens;
+  }
+  EXPECT_GT(shorter, 0);
+}
+
 // The traces' own means: 1,154.7 and 211.1 tokens of conversations, 2,047.8 and 27.9 of code.
 TEST(Load, LengthTablesKeepTheMeansOfTheirTraces) {
   struct Case {
