@@ -8,7 +8,9 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
+#include <cmath>
 #include <optional>
+#include <utility>
 
 #include "hearth/client/openai.h"
 #include "hearth/client/sse.h"
@@ -112,6 +114,7 @@ class LoadRun {
       : client_(client), plan_(plan), settings_(settings), stop_(stop), context_(context), wake_(context) {
     result_.records.resize(plan.size());
     for (size_t i = 0; i < plan.size(); ++i) {
+      result_.records[i].model = plan[i].model;
       result_.records[i].due_s = plan[i].arrival_s;
       result_.records[i].prompt_tokens = plan[i].input_tokens;
     }
@@ -119,22 +122,27 @@ class LoadRun {
 
   asio::awaitable<void> dispatch() {
     start_ = std::chrono::steady_clock::now();
-    for (size_t i = 0; i < plan_.size() && !stopped(); ++i) {
-      const SteadyTime due = start_ + std::chrono::nanoseconds(static_cast<int64_t>(plan_[i].arrival_s * 1e9));
-      while (!stopped() && std::chrono::steady_clock::now() < due) co_await wait_until(due);
-      while (!stopped() && settings_.max_concurrency > 0 && in_flight_ >= settings_.max_concurrency)
-        co_await wait_until(SteadyTime::max());
-      if (stopped()) break;
+    if (settings_.drain_s && !plan_.empty()) lost_ = at(plan_.back().arrival_s + *settings_.drain_s);
+    for (next_ = 0; next_ < plan_.size() && !ending(); ++next_) {
+      const SteadyTime due = at(plan_[next_].arrival_s);
+      while (!ending() && std::chrono::steady_clock::now() < due) co_await wait_until(due);
+      while (!ending() && settings_.max_concurrency > 0 && in_flight_ >= settings_.max_concurrency)
+        co_await wait_until(lost_);
+      if (ending()) break;
       ++in_flight_;
       result_.peak_in_flight = std::max(result_.peak_in_flight, in_flight_);
-      asio::co_spawn(context_, one(i), [this](std::exception_ptr thrown) {
+      asio::co_spawn(context_, one(next_), [this](std::exception_ptr thrown) {
         if (thrown && !thrown_) thrown_ = thrown;
         --in_flight_;
         wake_.cancel();
       });
     }
-    while (in_flight_ > 0) co_await wait_until(SteadyTime::max());
+    while (in_flight_ > 0) {
+      co_await wait_until(lost_);
+      if (in_flight_ > 0 && lost()) client_.cancel();
+    }
     if (thrown_) std::rethrow_exception(thrown_);
+    while (lost() && !stopped() && next_ < plan_.size()) lose(next_++);
   }
 
   LoadResult take_result() {
@@ -145,6 +153,9 @@ class LoadRun {
 
  private:
   bool stopped() const { return stop_.load(std::memory_order_relaxed); }
+  bool lost() const { return std::chrono::steady_clock::now() >= lost_; }
+  bool ending() const { return stopped() || lost(); }
+  SteadyTime at(double seconds) const { return start_ + std::chrono::nanoseconds(std::llround(seconds * 1e9)); }
   double now_s() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
 
   // Until then, or until a request ends, or a moment, since `stop` may have become true.
@@ -165,8 +176,29 @@ class LoadRun {
     OnBody on_body = [&](const HttpAnswer& head, std::string_view bytes) { return timer.take(head, bytes, now_s()); };
     const Result<HttpAnswer> answer = co_await client_.send(std::move(call), std::move(on_body));
     timer.finish(answer, now_s());
+    if (record.outcome == RequestRecord::Outcome::kCancelled && lost() && !stopped()) {
+      lose(index);
+    } else {
+      tell_ended(index);
+    }
+  }
+
+  // The server had its time.
+  void lose(size_t index) {
+    RequestRecord& record = result_.records[index];
+    const bool sent =
+        std::exchange(record.outcome, RequestRecord::Outcome::kFailed) != RequestRecord::Outcome::kNotSent;
+    if (!sent) record.sent_s = record.end_s = now_s();
+    record.error_kind = sent ? "not ended in time" : "not sent in time";
+    record.error =
+        fmt::format("{}: within {:g} s after the last request was due", record.error_kind, *settings_.drain_s);
+    tell_ended(index);
+  }
+
+  void tell_ended(size_t index) {
     ++ended_;
     if (settings_.on_progress) settings_.on_progress(ended_);
+    if (settings_.on_ended) settings_.on_ended(index, result_.records[index]);
   }
 
   HttpClient& client_;
@@ -176,7 +208,9 @@ class LoadRun {
   asio::io_context& context_;
   asio::steady_timer wake_;
   SteadyTime start_;
+  SteadyTime lost_ = SteadyTime::max();  // when what has not ended is lost
   LoadResult result_;
+  size_t next_ = 0;  // request to send
   int64_t in_flight_ = 0;
   int64_t ended_ = 0;
   std::exception_ptr thrown_;

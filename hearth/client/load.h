@@ -11,6 +11,7 @@
 #include <boost/asio/io_context.hpp>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ namespace hearth {
 struct RequestRecord {
   enum class Outcome { kNotSent, kDone, kFailed, kCancelled };
   Outcome outcome = Outcome::kNotSent;
+  int64_t model = 0;  // of the plan's
   double due_s = 0;
   double sent_s = 0;   // when the call began, its connection included
   double first_s = 0;  // first and last event with a token; REQUIRES: events > 0
@@ -40,10 +42,14 @@ struct RequestRecord {
 struct LoadSettings {
   std::string target = "/v1/completions";
   int64_t max_concurrency = 0;  // requests in flight; the others wait in the order of the plan; 0: no limit
+  // What has not ended so long after the last request was due fails: it is as good as lost. None: it is waited for.
+  std::optional<double> drain_s;
   // The body of request `index` of the plan; called when it is sent.
   std::function<std::string(size_t index)> make_body;
   // After each request that ended, with how many have.
   std::function<void(int64_t ended)> on_progress;
+  // After each request that ended, whatever became of it.
+  std::function<void(size_t index, const RequestRecord& record)> on_ended;
 };
 
 struct LoadResult {

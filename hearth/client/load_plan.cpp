@@ -7,6 +7,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "hearth/client/request_body.h"
+
 namespace hearth {
 namespace {
 
@@ -24,24 +26,11 @@ struct Source {
   std::string body(size_t index) const;
 };
 
-// As text: a list of a thousand numbers through a JSON tree would cost more than the request.
-std::string ids_text(const std::vector<int32_t>& ids) {
-  fmt::memory_buffer out;
-  fmt::format_to(std::back_inserter(out), "[{}]", fmt::join(ids, ","));
-  return fmt::to_string(out);
-}
-
 std::string Source::body(size_t index) const {
   const PlannedRequest& request = requests[index];
-  Json fields = {{"model", settings.model},
-                 {"max_tokens", request.output_tokens},
-                 {"stream", true},
-                 {"stream_options", {{"include_usage", true}}}};
-  if (settings.ignore_eos) fields["ignore_eos"] = true;
-  if (settings.temperature) fields["temperature"] = *settings.temperature;
-  fields.update(extra);
-  std::string text = fields.dump(-1, ' ', false, Json::error_handler_t::replace);
-  text.pop_back();
+  const std::string text = open_body(
+      {.model = settings.model, .ignore_eos = settings.ignore_eos, .temperature = settings.temperature, .slo = {}},
+      request.output_tokens, extra);
   if (settings.dataset == Dataset::kPrompts) {
     const PromptLine& line = prompts[index % prompts.size()];
     if (!settings.chat) return fmt::format("{},\"prompt\":{}}}", text, line.prompt_json);
@@ -140,10 +129,7 @@ Result<LoadPlan> make_load_plan(LoadPlanSettings settings) {
   const auto source = std::make_shared<Source>();
   source->settings = std::move(settings);
   const LoadPlanSettings& s = source->settings;
-  if (!s.extra_body.empty()) {
-    source->extra = Json::parse(s.extra_body, nullptr, false);
-    if (!source->extra.is_object()) return invalid_argument("--extra-body: not a JSON object: {}", s.extra_body);
-  }
+  HEARTH_TRY_ASSIGN(source->extra, parse_extra_body(s.extra_body));
   switch (s.dataset) {
     case Dataset::kRandom: plan_random(*source); break;
     case Dataset::kTrace: HEARTH_TRY(plan_trace(*source)); break;

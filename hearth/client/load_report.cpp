@@ -8,6 +8,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "hearth/client/judge.h"
+
 namespace hearth {
 namespace {
 
@@ -67,6 +69,41 @@ bool is_good(const RequestRecord& r, const Goals& goals) {
   if (goals.ttft_ms && (r.first_s - r.due_s) * 1e3 > *goals.ttft_ms) return false;
   if (goals.tpot_ms && has_tpot(r) && tpot_ms(r) > *goals.tpot_ms) return false;
   return !goals.e2el_ms || (r.end_s - r.due_s) * 1e3 <= *goals.e2el_ms;
+}
+
+void count_outcome(const RequestRecord& r, LoadSummary& s) {
+  s.not_sent += r.outcome == Outcome::kNotSent;
+  s.cancelled += r.outcome == Outcome::kCancelled;
+  if (r.outcome == Outcome::kFailed) {
+    ++s.failed;
+    LoadSummary::Errors& errors = s.errors[r.error_kind];
+    if (errors.count++ == 0) errors.example = r.error;
+  }
+  if (r.outcome == Outcome::kDone || r.outcome == Outcome::kCancelled) s.output_tokens += r.output_tokens;
+  if (r.outcome != Outcome::kDone) return;
+  ++s.done;
+  s.prompt_tokens += r.prompt_tokens;
+  s.uncounted += !r.server_counted;
+}
+
+void add(SloCounts& sum, const SloCounts& more) {
+  sum.answers += more.answers;
+  sum.attained += more.attained;
+  sum.first_late += more.first_late;
+  sum.pace_missed += more.pace_missed;
+}
+
+int64_t peak_in_flight(const std::vector<RequestRecord>& records, int64_t model) {
+  std::vector<std::pair<double, int64_t>> changes;  // an end before a beginning at the same time
+  for (const RequestRecord& r : records) {
+    if (r.model != model || r.outcome == Outcome::kNotSent) continue;
+    changes.emplace_back(r.sent_s, 1);
+    changes.emplace_back(r.end_s, -1);
+  }
+  std::sort(changes.begin(), changes.end());
+  int64_t now = 0, peak = 0;
+  for (const auto& [at_s, change] : changes) peak = std::max(peak, now += change);
+  return peak;
 }
 
 std::string metric_names() {
@@ -130,34 +167,41 @@ Result<std::vector<std::string>> parse_metrics(std::string_view text) {
   return names;
 }
 
+double LoadSummary::attainment() const {
+  return slo.answers == 0 ? 1 : static_cast<double>(slo.attained) / static_cast<double>(slo.answers);
+}
+
 const MetricSummary& LoadSummary::metric(std::string_view name) const {
   const auto found = std::find_if(metrics.begin(), metrics.end(), [&](const auto& m) { return m.name == name; });
   HEARTH_CHECK(found != metrics.end(), "no metric {}", name);
   return *found;
 }
 
-LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Goals& goals) {
+LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Goals& goals,
+                      const SummaryScope& scope) {
   LoadSummary s;
-  s.planned = std::ssize(result.records);
   s.seconds = result.seconds;
-  s.peak_in_flight = result.peak_in_flight;
-  s.connections = result.connections;
   s.interrupted = result.interrupted;
+  if (!scope.model) {
+    s.peak_in_flight = result.peak_in_flight;
+    s.connections = result.connections;
+  } else {
+    s.peak_in_flight = peak_in_flight(result.records, *scope.model);
+  }
   std::map<std::string_view, std::vector<double>> values;
+  double arrivals_tokens = 0;
   for (const RequestRecord& r : result.records) {
-    if (r.outcome == Outcome::kNotSent) {
-      ++s.not_sent;
-      continue;
-    }
+    if (scope.model && r.model != *scope.model) continue;
+    const bool measured = r.due_s >= scope.from_s;
+    ++s.planned;
+    s.warmup += !measured;
+    count_outcome(r, s);
+    if (scope.arrivals_s)
+      for_each_event(r, [&](double at_s, double tokens) { arrivals_tokens += at_s < *scope.arrivals_s ? tokens : 0; });
+    if (!measured || r.outcome == Outcome::kNotSent) continue;
+    if (!scope.slos.empty()) add(s.slo, judge(r, scope.slos[static_cast<size_t>(r.model)]));
     values["delay"].push_back((r.sent_s - r.due_s) * 1e3);
-    if (r.outcome == Outcome::kCancelled) ++s.cancelled;
-    if (r.outcome == Outcome::kFailed) {
-      ++s.failed;
-      LoadSummary::Errors& errors = s.errors[r.error_kind];
-      if (errors.count++ == 0) errors.example = r.error;
-      continue;
-    }
-    s.output_tokens += r.output_tokens;
+    if (r.outcome == Outcome::kFailed) continue;
     if (r.events > 0) {
       values["ttft"].push_back((r.first_s - r.due_s) * 1e3);
       values["ttft_sent"].push_back((r.first_s - r.sent_s) * 1e3);
@@ -165,9 +209,6 @@ LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles,
       if (has_tpot(r)) values["tpot"].push_back(tpot_ms(r));
     }
     if (r.outcome != Outcome::kDone) continue;
-    ++s.done;
-    s.prompt_tokens += r.prompt_tokens;
-    if (!r.server_counted) ++s.uncounted;
     if (is_good(r, goals)) ++s.good;
     values["e2el"].push_back((r.end_s - r.due_s) * 1e3);
     values["e2el_sent"].push_back((r.end_s - r.sent_s) * 1e3);
@@ -180,6 +221,7 @@ LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles,
     s.output_tokens_per_s = static_cast<double>(s.output_tokens) / s.seconds;
     s.total_tokens_per_s = static_cast<double>(s.prompt_tokens + s.output_tokens) / s.seconds;
   }
+  if (scope.arrivals_s) s.arrivals_tokens_per_s = arrivals_tokens / *scope.arrivals_s;
   if (goals.any()) s.goodput_per_s = s.seconds > 0 ? static_cast<double>(s.good) / s.seconds : 0;
   return s;
 }
@@ -192,15 +234,22 @@ std::string report_table(const LoadSummary& s, const std::vector<std::string>& s
   line("Requests done", fmt::format("{} of {}", s.done, s.planned));
   if (s.failed > 0) line("Requests failed", fmt::format("{}", s.failed));
   if (s.cancelled + s.not_sent > 0) line("Cancelled / not sent", fmt::format("{} / {}", s.cancelled, s.not_sent));
+  if (s.warmup > 0) line("Requests of the warm-up, not judged", fmt::format("{}", s.warmup));
+  if (s.slo.answers > 0) {
+    line("Kept their targets (%)", fmt::format("{:.2f}", 100 * s.attainment()));
+    line("First token late / tokens too slow", fmt::format("{} / {}", s.slo.first_late, s.slo.pace_missed));
+  }
   line("Duration (s)", fmt::format("{:.2f}", s.seconds));
   line("Prompt tokens", fmt::format("{}", s.prompt_tokens));
   line("Output tokens", fmt::format("{}", s.output_tokens));
   line("Requests/s", fmt::format("{:.2f}", s.requests_per_s));
   if (s.goodput_per_s) line("Goodput (requests/s within the goals)", fmt::format("{:.2f}", *s.goodput_per_s));
   line("Output tokens/s", fmt::format("{:.1f}", s.output_tokens_per_s));
+  if (s.arrivals_tokens_per_s)
+    line("Output tokens/s while requests came", fmt::format("{:.1f}", *s.arrivals_tokens_per_s));
   line("Tokens/s, prompts included", fmt::format("{:.1f}", s.total_tokens_per_s));
   line("Most requests in flight", fmt::format("{}", s.peak_in_flight));
-  line("Connections opened", fmt::format("{}", s.connections));
+  if (s.connections > 0) line("Connections opened", fmt::format("{}", s.connections));
 
   out += fmt::format("\n{:<44}{:>10}{:>10}", "Milliseconds", "mean", "median");
   for (const double p : s.percentiles)
@@ -239,9 +288,17 @@ nlohmann::json report_json(const LoadSummary& s) {
                          {"output_throughput", rounded(s.output_tokens_per_s)},
                          {"total_token_throughput", rounded(s.total_tokens_per_s)},
                          {"max_concurrent_requests", s.peak_in_flight},
-                         {"connections", s.connections},
                          {"interrupted", s.interrupted}};
   if (s.goodput_per_s) json["request_goodput"] = rounded(*s.goodput_per_s);
+  if (s.connections > 0) json["connections"] = s.connections;
+  if (s.warmup > 0) json["warmup_requests"] = s.warmup;
+  if (s.arrivals_tokens_per_s) json["arrivals_output_throughput"] = rounded(*s.arrivals_tokens_per_s);
+  if (s.slo.answers > 0)
+    json["slo"] = {{"answers", s.slo.answers},
+                   {"attained", s.slo.attained},
+                   {"first_late", s.slo.first_late},
+                   {"pace_missed", s.slo.pace_missed},
+                   {"attainment", std::round(s.attainment() * 1e6) / 1e6}};
   if (!s.errors.empty()) {
     nlohmann::json& errors = json["errors"] = nlohmann::json::object();
     for (const auto& [kind, seen] : s.errors) errors[kind] = {{"count", seen.count}, {"example", seen.example}};

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "hearth/client/load.h"
+#include "hearth/schedule/attainment.h"
 
 namespace hearth {
 
@@ -51,6 +52,9 @@ struct LoadSummary {
   int64_t good = 0;
   int64_t peak_in_flight = 0, connections = 0;
   bool interrupted = false;
+  int64_t warmup = 0;                           // requests that were due before SummaryScope::from_s
+  SloCounts slo;                                // of the others
+  std::optional<double> arrivals_tokens_per_s;  // output tokens that came within SummaryScope::arrivals_s
   std::vector<double> percentiles;
   // Of the done requests; ttft, tpot and itl of the cancelled ones too, as far as they got.
   // ttft, tpot, itl, e2el from when a request was due; ttft_sent, e2el_sent from when it was sent; delay between.
@@ -61,10 +65,20 @@ struct LoadSummary {
   };
   std::map<std::string, Errors> errors;  // by kind
 
+  double attainment() const;  // 1 where no answer had targets
   const MetricSummary& metric(std::string_view name) const;
 };
 
-LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Goals& goals);
+// Which requests are summed up.
+struct SummaryScope {
+  std::optional<int64_t> model;      // none: all
+  double from_s = 0;                 // latencies and targets are of requests due from then on; the warm-up is before
+  std::optional<double> arrivals_s;  // how long requests come
+  std::span<const Slo> slos;         // by model; empty: none
+};
+
+LoadSummary summarize(const LoadResult& result, std::vector<double> percentiles, const Goals& goals,
+                      const SummaryScope& scope = {});
 
 // The table that people read; `shown` names its metrics.
 std::string report_table(const LoadSummary& summary, const std::vector<std::string>& shown);

@@ -7,12 +7,15 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "hearth/client/load_report.h"
+#include "hearth/client/request_log.h"
 #include "hearth/client/test_server.h"
 
 namespace hearth {
@@ -230,6 +233,61 @@ TEST(LoadTest, StopEndsEarlyAndKeepsWhatIsThere) {
   EXPECT_EQ(outcomes[Outcome::kDone], 1);
   EXPECT_EQ(outcomes[Outcome::kCancelled], 1);
   EXPECT_EQ(outcomes[Outcome::kNotSent], 1);
+}
+
+// A request that never ends, and one that waits for its turn behind it.
+TEST(LoadTest, WhatHasNotEndedInTimeIsLost) {
+  TestServer server([](Peer& peer, int) {
+    (void)peer.read_request();
+    peer.begin_stream();
+    peer.token("a");
+    (void)peer.read_request();  // until the client closes
+  });
+  Load load(server.url());
+  load.settings.max_concurrency = 1;
+  load.settings.drain_s = 0.3;
+  std::vector<size_t> ended;
+  load.settings.on_ended = [&](size_t index, const RequestRecord& r) {
+    EXPECT_EQ(r.outcome, Outcome::kFailed);
+    ended.push_back(index);
+  };
+  const LoadResult result = load.run({{}, {.arrival_s = 0.1}});
+  EXPECT_FALSE(result.interrupted);
+  EXPECT_THAT(ended, testing::ElementsAre(0, 1));
+  EXPECT_EQ(result.records[0].error_kind, "not ended in time");
+  EXPECT_EQ(result.records[0].events, 1);
+  EXPECT_THAT(result.records[0].error, HasSubstr("within 0.3 s"));
+  EXPECT_EQ(result.records[1].error_kind, "not sent in time");
+  EXPECT_THAT(result.seconds, AllOf(Ge(0.4), Le(5.0)));
+}
+
+// Ctrl-C while answers come: each request that ended has its whole line, and is in it once.
+TEST(LoadTest, AnInterruptedRunHasItsLines) {
+  const std::string path = testing::TempDir() + "/interrupted.jsonl";
+  TestServer server([](Peer& peer, int) {
+    while (!peer.read_request().empty()) serve_tokens(peer, 3, 1ms, 1ms);
+  });
+  Load load(server.url());
+  const auto log = RequestLog::create(path);
+  ASSERT_TRUE(log) << log.error().message;
+  std::vector<PlannedRequest> plan;
+  for (int i = 0; i < 40; ++i) plan.push_back({.arrival_s = 0.01 * i, .input_tokens = 3, .output_tokens = 3});
+  load.settings.on_ended = [&](size_t index, const RequestRecord& r) {
+    (*log)->write(request_line({.load = {}, .seed = 1, .models = {"a"}, .slos = {}}, index, plan[index], r));
+    load.stop = load.stop || index == 10;
+  };
+  const LoadResult result = load.run(plan);
+  EXPECT_TRUE(result.interrupted);
+  std::ifstream file(path);
+  std::set<size_t> seen;
+  for (std::string line; std::getline(file, line);) {
+    const auto told = nlohmann::json::parse(line, nullptr, false);
+    ASSERT_TRUE(told.is_object()) << line;
+    EXPECT_TRUE(seen.insert(told.at("index").get<size_t>()).second);
+  }
+  for (size_t i = 0; i < plan.size(); ++i)
+    EXPECT_EQ(seen.contains(i), result.records[i].outcome != Outcome::kNotSent) << i;
+  EXPECT_TRUE(seen.contains(10));
 }
 
 }  // namespace

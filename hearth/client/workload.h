@@ -18,6 +18,7 @@ struct PlannedRequest {
   double arrival_s = 0;      // since the start of the test; never decreasing along the plan
   int64_t input_tokens = 0;  // 0: not known before the server counts
   int64_t output_tokens = 0;
+  int64_t model = 0;  // of the plan's
 };
 
 // Arrival times of `count` requests with `rate` per second on average, from 0 on: gaps follow a Gamma distribution

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hearth/client/run_picture.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "hearth/client/judge.h"
+#include "hearth/simulate/chart.h"
+
+namespace hearth {
+namespace {
+
+constexpr double kLeastBinS = 1;
+constexpr int64_t kRateBins = 150, kJudgedBins = 60;  // tokens come by hundreds a second, ended answers do not
+
+// The time of a run in equal parts.
+struct Bins {
+  double width_s = 1;
+  size_t count = 1;
+
+  static Bins of(double seconds, int64_t most) {
+    const double width = std::max(kLeastBinS, seconds / static_cast<double>(most));
+    return {width, static_cast<size_t>(std::max(1.0, std::ceil(seconds / width)))};
+  }
+  size_t at(double at_s) const { return std::min(count - 1, static_cast<size_t>(std::max(0.0, at_s) / width_s)); }
+  std::vector<double> ends(double seconds) const {
+    std::vector<double> at_s(count);
+    for (size_t i = 0; i < count; ++i) at_s[i] = std::min(seconds, static_cast<double>(i + 1) * width_s);
+    return at_s;
+  }
+};
+
+// One above the other, by model.
+void draw_stack(Chart& chart, const std::vector<double>& at_s, const std::vector<std::vector<double>>& values,
+                const std::string& title) {
+  std::vector<std::vector<double>> tops = {std::vector<double>(at_s.size(), 0)};
+  double most = 4;
+  for (const std::vector<double>& layer : values) {
+    std::vector<double> top = tops.back();
+    for (size_t i = 0; i < top.size(); ++i) most = std::max(most, top[i] += layer[i]);
+    tops.push_back(std::move(top));
+  }
+  chart.panel(most, title);
+  for (size_t m = 0; m < values.size(); ++m) chart.area(at_s, tops[m], tops[m + 1], chart_color(m));
+}
+
+// How many requests of each model are under way at each of the times.
+std::vector<std::vector<double>> in_flight(const LoadResult& result, size_t models, const std::vector<double>& at_s) {
+  std::vector<std::vector<double>> counts(models, std::vector<double>(at_s.size() + 1, 0));
+  for (const RequestRecord& r : result.records) {
+    if (r.outcome == RequestRecord::Outcome::kNotSent) continue;
+    std::vector<double>& changes = counts[static_cast<size_t>(r.model)];
+    changes[static_cast<size_t>(std::ranges::lower_bound(at_s, r.sent_s) - at_s.begin())] += 1;
+    changes[static_cast<size_t>(std::ranges::lower_bound(at_s, r.end_s) - at_s.begin())] -= 1;
+  }
+  for (std::vector<double>& changes : counts)
+    for (size_t i = 1; i < changes.size(); ++i) changes[i] += changes[i - 1];
+  return counts;
+}
+
+std::vector<std::vector<double>> token_rates(const LoadResult& result, size_t models, const Bins& bins) {
+  std::vector<std::vector<double>> rates(models, std::vector<double>(bins.count, 0));
+  for (const RequestRecord& r : result.records) {
+    std::vector<double>& rate = rates[static_cast<size_t>(r.model)];
+    for_each_event(r, [&](double at_s, double tokens) { rate[bins.at(at_s)] += tokens / bins.width_s; });
+  }
+  return rates;
+}
+
+struct Judged {
+  std::vector<double> kept, all;  // by bin
+  explicit Judged(size_t bins) : kept(bins, 0), all(bins, 0) {}
+  void add(size_t bin, const SloCounts& counts) {
+    kept[bin] += static_cast<double>(counts.attained);
+    all[bin] += static_cast<double>(counts.answers);
+  }
+  // Where nothing ended, what was seen last.
+  std::vector<double> parts() const {
+    std::vector<double> parts;
+    for (size_t i = 0; i < all.size(); ++i)
+      parts.push_back(all[i] > 0 ? kept[i] / all[i] : parts.empty() ? 1 : parts.back());
+    return parts;
+  }
+};
+
+void draw_attainment(Chart& chart, const LoadResult& result, std::span<const Slo> slos, double seconds) {
+  const Bins bins = Bins::of(seconds, kJudgedBins);
+  std::vector<Judged> by_model(slos.size(), Judged(bins.count));
+  Judged all(bins.count);
+  for (const RequestRecord& r : result.records) {
+    const auto m = static_cast<size_t>(r.model);
+    const SloCounts counts = judge(r, slos[m]);
+    by_model[m].add(bins.at(r.end_s), counts);
+    all.add(bins.at(r.end_s), counts);
+  }
+  const std::vector<double> at_s = bins.ends(seconds);
+  chart.panel(1, "attained, of the requests that ended; black: all models");
+  for (size_t m = 0; m < slos.size(); ++m) chart.line(at_s, by_model[m].parts(), chart_color(m));
+  chart.line(at_s, all.parts(), kChartInk);
+}
+
+}  // namespace
+
+std::string run_svg(const LoadResult& result, std::span<const std::string> names, std::span<const Slo> slos,
+                    const std::string& title) {
+  const double seconds = std::max(1.0, result.seconds);
+  const bool judged = std::ranges::any_of(slos, [](const Slo& s) { return s.ttft_us > 0 || s.tpot_us > 0; });
+  Chart chart(judged ? 3 : 2, seconds, title);
+  const Bins points{seconds / static_cast<double>(kChartPoints), static_cast<size_t>(kChartPoints)};
+  const std::vector<double> at_s = points.ends(seconds);
+  auto flying = in_flight(result, names.size(), at_s);
+  for (std::vector<double>& counts : flying) counts.pop_back();  // what comes after the last point
+  draw_stack(chart, at_s, flying, "requests in flight");
+  chart.legend(names);
+  const Bins bins = Bins::of(seconds, kRateBins);
+  draw_stack(chart, bins.ends(seconds), token_rates(result, names.size(), bins), "output tokens per second");
+  if (judged) draw_attainment(chart, result, slos, seconds);
+  return chart.svg();
+}
+
+}  // namespace hearth
