@@ -15,106 +15,24 @@
 #include "hearth/base/thread_pool.h"
 #include "hearth/base/version.h"
 #include "hearth/checkpoint/quote.h"
-#include "hearth/cli/commands.h"
+#include "hearth/cli/bench_serve.h"
 #include "hearth/cli/options.h"
 #include "hearth/cli/terminal.h"
 #include "hearth/client/load.h"
-#include "hearth/client/load_plan.h"
-#include "hearth/client/load_report.h"
-#include "hearth/client/openai.h"
+#include "hearth/client/mixed_report.h"
+#include "hearth/client/request_log.h"
+#include "hearth/client/run_picture.h"
 #include "hearth/eval/results.h"
 
 namespace hearth {
 namespace {
 
-constexpr const char* kCompletions = "/v1/completions";
-constexpr const char* kChat = "/v1/chat/completions";
-
-constexpr int64_t kMost = int64_t{1} << 31;
-constexpr Setting<int64_t> kNumPrompts{"--num-prompts", "N", 1, 100'000'000, "", "Requests to send."};
-constexpr Setting<int64_t> kMaxConcurrency{
-    "--max-concurrency",
-    "N",
-    0,
-    1'000'000,
-    "",
-    "Requests in flight at most; others wait, and their wait counts as latency. 0: no limit."};
-constexpr Setting<int64_t> kNumWarmups{
-    "--num-warmups", "N", 0, 1'000'000, "", "Requests sent one after the other before the test; not counted."};
-constexpr Setting<double> kBurstiness{
-    "--burstiness",
-    "X",
-    1e-3,
-    1e6,
-    "",
-    "Shape of the gaps between requests: 1 is a Poisson process, below 1 burstier, above 1 more even."};
-constexpr Setting<int64_t> kInputLen{"--random-input-len", "N", 1, kMost, "tokens", "Prompt of a random request."};
-constexpr Setting<int64_t> kOutputLen{"--random-output-len",
-                                      "N",
-                                      1,
-                                      kMost,
-                                      "tokens",
-                                      "Output of a random request, and of prompts "
-                                      "that say no max_tokens."};
-constexpr Setting<double> kRangeRatio{
-    "--random-range-ratio", "R", 0, 0.999999, "", "Random lengths are uniform in [N (1 - R), N (1 + R)]."};
-constexpr Setting<double> kTraceScale{
-    "--trace-scale", "X", 1e-9, 1e9, "", "Times of a trace are multiplied by X: 0.1 is ten times the load."};
-constexpr Setting<int64_t> kMaxInputLen{
-    "--max-input-len", "N", 0, kMost, "tokens", "Longer prompts of a trace are cut to N; 0: none is."};
-constexpr Setting<int64_t> kMaxOutputLen{
-    "--max-output-len", "N", 0, kMost, "tokens", "Longer outputs of a trace or of prompts are cut to N; 0: none is."};
-constexpr Setting<int64_t> kVocabSize{
-    "--vocab-size", "N", 1, kMost, "tokens", "Random prompts are ids below N, for servers without /tokenize."};
-constexpr Setting<double> kTemperature{"--temperature", "T", 0, 1000, "", "Temperature of every request."};
-constexpr Setting<double> kTimeout{"--timeout", "S",       0.001,
-                                   1e6,         "seconds", "A request fails if its server sends nothing for so long."};
-constexpr Setting<int64_t> kSeed{
-    "--seed", "N", 0, (int64_t{1} << 53) - 1, "", "The same seed draws the same times, lengths and prompts."};
 constexpr Setting<double> kRate{"--request-rate", "R", 1e-9, 1e9, "requests/s", ""};
-
-constexpr const char* kHelp =
-    "Requests leave at times that are drawn before the test (--request-rate) or recorded (--dataset trace), whatever\n"
-    "the server does: an open loop, as users are. Latencies count from when a request was due, so that a server that\n"
-    "makes requests wait cannot hide it; ttft_sent and e2el_sent count from when it was sent.\n\n"
-    "Metrics: ttft time to first token, tpot (last - first token) / (tokens - 1), itl time between two events with\n"
-    "tokens, e2el time to the whole answer, ttft_sent, e2el_sent, delay (sent later than due). All in milliseconds.\n\n"
-    "Datasets: random token ids (for chat: random words, one a token or more); trace, a CSV with the columns\n"
-    "TIMESTAMP,ContextTokens,GeneratedTokens (Azure's LLM inference traces) or num_prefill_tokens,num_decode_tokens\n"
-    "(lengths alone) with random ids; jsonl, lines {\"prompt\": TEXT or [ids]} or {\"messages\": [...]}, each with\n"
-    "\"max_tokens\" or without.\n\n"
-    "Examples:\n"
-    "  hearth bench serve --random-input-len 128 --random-output-len 64 --num-prompts 200 --request-rate 8\n"
-    "  hearth bench serve --dataset trace --dataset-path AzureLLMInferenceTrace_conv.csv --trace-scale 2 \\\n"
-    "    --max-input-len 512 --max-output-len 256 --num-prompts 300 --goodput ttft:500 tpot:50\n";
-
-struct BenchSettings {
-  CommandContext context;
-  std::string base_url = "http://127.0.0.1:8000";
-  std::string model, api_key, endpoint = kCompletions;
-  std::string dataset = "random", dataset_path;
-  std::optional<int64_t> num_prompts, vocab_size;
-  std::string request_rate = "inf";
-  double burstiness = 1;
-  int64_t max_concurrency = 0, num_warmups = 0;
-  int64_t input_len = 1024, output_len = 128;
-  double range_ratio = 0, trace_scale = 1;
-  int64_t max_input_len = 0, max_output_len = 0;
-  std::optional<double> temperature;
-  bool ignore_eos = true, heed_eos = false;
-  std::string extra_body;
-  double timeout_s = 300;
-  int64_t seed = 0;
-  std::string metrics = "ttft,tpot,itl,e2el,ttft_sent,delay", percentiles = "50,90,99";
-  std::vector<std::string> goodput;
-  std::string save_result, note;
-  bool json = false, quiet = false;
-};
 
 // What the texts of the settings say.
 struct Wanted {
   HttpUrl url;
-  double rate = 0;
+  std::optional<double> rate;
   std::vector<double> percentiles;
   std::vector<std::string> metrics;
   Goals goals;
@@ -127,21 +45,33 @@ Result<double> parse_rate(const std::string& text) {
   return rate;
 }
 
+Status try_output(const char* flag, const std::string& path) {
+  if (path.empty()) return {};
+  std::FILE* const file = std::fopen(path.c_str(), "ab");
+  if (file == nullptr) return unavailable("{}: cannot open {} for writing: {}", flag, path, std::strerror(errno));
+  std::fclose(file);
+  return {};
+}
+
 Result<Wanted> read_settings(const BenchSettings& s) {
   Wanted wanted;
   HEARTH_TRY_ASSIGN(wanted.url, parse_http_url(s.base_url).with_context("--base-url"));
-  HEARTH_TRY_ASSIGN(wanted.rate, parse_rate(s.request_rate));
+  if (!s.request_rate.empty()) {
+    HEARTH_TRY_ASSIGN(wanted.rate, parse_rate(s.request_rate));
+  }
+  if (!s.load.empty() && wanted.rate && std::isinf(*wanted.rate))
+    return invalid_argument("{} inf: a load's requests have their times; wanted a number", kRate.flag);
+  if (!s.load.empty() && s.endpoint != kCompletionsRoute)
+    return invalid_argument("--load takes {} alone, where prompts have their length to the token; found {}",
+                            kCompletionsRoute, s.endpoint);
   HEARTH_TRY_ASSIGN(wanted.percentiles, parse_percentiles(s.percentiles).with_context("--metric-percentiles"));
   HEARTH_TRY_ASSIGN(wanted.metrics, parse_metrics(s.metrics).with_context("--percentile-metrics"));
   HEARTH_TRY_ASSIGN(wanted.goals, parse_goals(s.goodput).with_context("--goodput"));
   if ((s.dataset == "random") != s.dataset_path.empty())
     return invalid_argument("--dataset {} {} --dataset-path", s.dataset, s.dataset == "random" ? "takes no" : "needs");
-  if (s.save_result.empty()) return wanted;
   // Tried before the work, not after it.
-  std::FILE* const file = std::fopen(s.save_result.c_str(), "ab");
-  if (file == nullptr)
-    return unavailable("--save-result: cannot open {} for writing: {}", s.save_result, std::strerror(errno));
-  std::fclose(file);
+  HEARTH_TRY(try_output("--save-result", s.save_result));
+  HEARTH_TRY(try_output("--plot", s.plot));
   return wanted;
 }
 
@@ -164,38 +94,21 @@ void raise_descriptor_limit() {
 
 // Ordinary ids of the model's vocabulary: those that its tokenizer gives for pairs and triples of letters. A special
 // token, which could end or change what the model does, is not among them.
-Result<std::vector<int32_t>> usual_token_ids(boost::asio::io_context& context, HttpClient& client,
-                                             const std::string& model, const std::atomic<bool>& stop) {
+Result<std::vector<int32_t>> usual_token_ids(const BenchServer& server, const std::string& model) {
   std::set<int32_t> ids;
   for (char first = 'a'; first <= 'z'; ++first) {
     std::string text;
     for (char second = 'a'; second <= 'z'; ++second) text += fmt::format(" {0}{1} {0}{1}e", first, second);
-    HEARTH_TRY_ASSIGN(const auto some, tokenize(context, client, model, text, stop));
+    HEARTH_TRY_ASSIGN(const auto some, tokenize(server.context, server.client, model, text, server.stop));
     ids.insert(some.begin(), some.end());
   }
   if (ids.empty()) return corrupt("POST /tokenize: no tokens");
   return std::vector<int32_t>(ids.begin(), ids.end());
 }
 
-Result<std::vector<int32_t>> token_ids(const BenchSettings& s, boost::asio::io_context& context, HttpClient& client,
-                                       const std::string& model, const std::atomic<bool>& stop) {
-  if (s.endpoint != kCompletions || s.dataset == "jsonl") return std::vector<int32_t>();
-  if (s.vocab_size) {
-    std::vector<int32_t> ids(static_cast<size_t>(*s.vocab_size));
-    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
-    return ids;
-  }
-  auto ids = usual_token_ids(context, client, model, stop);
-  if (ids || ids.error().code == ErrorCode::kCancelled) return ids;
-  Error error = std::move(ids).error();
-  error.message += "; --vocab-size says the ids for a server without /tokenize";
-  return error;
-}
-
 // The model of the settings, or the server's only one.
-Result<ModelCard> find_model_card(const BenchSettings& s, boost::asio::io_context& context, HttpClient& client,
-                                  const std::atomic<bool>& stop) {
-  auto models = list_models(context, client, stop);
+Result<ModelCard> find_model_card(const BenchSettings& s, const BenchServer& server) {
+  auto models = list_models(server.context, server.client, server.stop);
   // Some servers have no such list.
   if (!models && models.error().code == ErrorCode::kNotFound && !s.model.empty())
     return ModelCard{.id = s.model, .max_model_len = std::nullopt};
@@ -203,17 +116,21 @@ Result<ModelCard> find_model_card(const BenchSettings& s, boost::asio::io_contex
   return choose_model(*models, s.model);
 }
 
-Result<LoadPlan> make_plan(const BenchSettings& s, const Wanted& wanted, const ModelCard& card,
-                           std::vector<int32_t> ids) {
+// One model's requests, by the settings or their dataset.
+Result<BenchPlan> plan_dataset(const BenchSettings& s, const Wanted& wanted, const BenchServer& server) {
+  HEARTH_TRY_ASSIGN(const ModelCard card, find_model_card(s, server));
   LoadPlanSettings plan;
+  if (s.endpoint == kCompletionsRoute && s.dataset != "jsonl") {
+    HEARTH_TRY_ASSIGN(plan.token_ids, prompt_token_ids(s, server, card.id));
+  }
   plan.dataset = s.dataset == "random" ? Dataset::kRandom : s.dataset == "trace" ? Dataset::kTrace : Dataset::kPrompts;
   if (!s.dataset_path.empty()) {
     HEARTH_TRY_ASSIGN(plan.file_text, read_file(s.dataset_path));
   }
   plan.num_prompts = s.num_prompts;
-  plan.request_rate = wanted.rate;
+  plan.request_rate = wanted.rate.value_or(std::numeric_limits<double>::infinity());
   plan.burstiness = s.burstiness;
-  plan.seed = static_cast<uint64_t>(s.seed);
+  plan.seed = static_cast<uint64_t>(s.seed.value_or(0));
   plan.input_len = s.input_len;
   plan.output_len = s.output_len;
   plan.range_ratio = s.range_ratio;
@@ -221,14 +138,18 @@ Result<LoadPlan> make_plan(const BenchSettings& s, const Wanted& wanted, const M
   plan.max_input_len = s.max_input_len;
   plan.max_output_len = s.max_output_len;
   plan.max_context = card.max_model_len.value_or(0);
-  plan.token_ids = std::move(ids);
-  plan.chat = s.endpoint == kChat;
+  plan.chat = s.endpoint == kChatRoute;
   plan.model = card.id;
   plan.ignore_eos = s.ignore_eos && !s.heed_eos;
   plan.temperature = s.temperature;
   plan.extra_body = s.extra_body;
+  BenchPlan bench;
+  bench.models = {card.id};
+  bench.seed = plan.seed;
   auto made = make_load_plan(std::move(plan));
-  return s.dataset_path.empty() ? std::move(made) : std::move(made).with_context(s.dataset_path);
+  if (!s.dataset_path.empty()) made = std::move(made).with_context(s.dataset_path);
+  HEARTH_TRY_ASSIGN(bench.plan, std::move(made));
+  return bench;
 }
 
 // The words of the command, the key left out.
@@ -244,19 +165,10 @@ std::string command_without_key(std::span<const char* const> args) {
   return command_line(pointers);
 }
 
-nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const ModelCard& card, const LoadPlan& plan,
-                             const LoadSummary& summary) {
-  nlohmann::json line =
-      result_line("serve", cpu_device(ThreadPool::hardware_threads()), command_without_key(s.context.args));
-  line["version"] = build_info().version;
-  line["base_url"] = "http://" + wanted.url.authority() + wanted.url.path;
-  line["endpoint"] = s.endpoint;
-  line["model"] = card.id;
+void add_dataset(const BenchSettings& s, const LoadPlan& plan, nlohmann::json& line) {
   line["dataset"] = s.dataset;
   if (!s.dataset_path.empty()) line["dataset_file"] = std::filesystem::path(s.dataset_path).filename().string();
-  if (s.dataset != "jsonl") {
-    line["max_input_len"] = s.max_input_len;
-  }
+  if (s.dataset != "jsonl") line["max_input_len"] = s.max_input_len;
   if (s.dataset == "random") {
     line["random_input_len"] = s.input_len;
     line["random_range_ratio"] = s.range_ratio;
@@ -264,137 +176,168 @@ nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const
   if (s.dataset != "trace") line["random_output_len"] = s.output_len;
   if (s.dataset == "trace") line["trace_scale"] = s.trace_scale;
   line["max_output_len"] = s.max_output_len;
-  line["request_rate"] = plan.recorded_times ? "trace" : s.request_rate;
+  line["request_rate"] = plan.recorded_times ? "trace" : s.request_rate.empty() ? "inf" : s.request_rate;
   line["burstiness"] = s.burstiness;
+  line["goodput"] = s.goodput;
+}
+
+void add_load(const BenchSettings& s, const Load& load, nlohmann::json& line) {
+  line["dataset"] = "load";
+  line["load"] = {{"file", std::filesystem::path(s.load).filename().string()},
+                  {"rate", load.rate},
+                  {"rate_scale", load.rate_scale},
+                  {"seconds", load.seconds},
+                  {"warmup_seconds", load.warmup_seconds},
+                  {"targets_sent", !s.hide_targets}};
+}
+
+nlohmann::json result_object(const BenchSettings& s, const Wanted& wanted, const BenchPlan& bench,
+                             const nlohmann::json& numbers) {
+  nlohmann::json line =
+      result_line("serve", cpu_device(ThreadPool::hardware_threads()), command_without_key(s.context.args));
+  line["version"] = build_info().version;
+  line["base_url"] = "http://" + wanted.url.authority() + wanted.url.path;
+  line["endpoint"] = s.endpoint;
+  line["model"] = fmt::format("{}", fmt::join(bench.models, ","));
+  if (bench.load) {
+    add_load(s, *bench.load, line);
+  } else {
+    add_dataset(s, bench.plan, line);
+  }
   line["max_concurrency"] = s.max_concurrency;
   line["num_warmups"] = s.num_warmups;
+  line["drain_s"] = s.drain_s ? nlohmann::json(*s.drain_s) : nlohmann::json();
   line["ignore_eos"] = s.ignore_eos && !s.heed_eos;
   line["temperature"] = s.temperature ? nlohmann::json(*s.temperature) : nlohmann::json();
   line["extra_body"] = s.extra_body;
-  line["goodput"] = s.goodput;
-  line["seed"] = s.seed;
+  line["seed"] = bench.seed;
   if (!s.note.empty()) line["note"] = s.note;
-  line.update(report_json(summary));
+  line.update(numbers);
   return line;
 }
 
-LoadResult run_plan(const BenchSettings& s, boost::asio::io_context& context, HttpClient& client, const LoadPlan& plan,
-                    const std::atomic<bool>& stop) {
+RequestLogTerms log_terms(const BenchSettings& s, const BenchPlan& bench) {
+  return {.load = std::filesystem::path(s.load).filename().string(),
+          .seed = bench.seed,
+          .models = bench.models,
+          .slos = bench.slos,
+          .warmup_s = bench.load ? bench.load->warmup_seconds : 0};
+}
+
+Result<LoadResult> run_plan(const BenchSettings& s, const BenchServer& server, const BenchPlan& bench) {
+  const LoadPlan& plan = bench.plan;
+  std::unique_ptr<RequestLog> log;
+  if (!s.save_requests.empty()) {
+    HEARTH_TRY_ASSIGN(log, RequestLog::create(s.save_requests).with_context("--save-requests"));
+  }
   LoadSettings load;
-  load.target = client.url().target(s.endpoint);
+  load.target = server.client.url().target(s.endpoint);
   load.make_body = plan.make_body;
   if (s.num_warmups > 0) {
     LoadSettings warm = load;
     warm.max_concurrency = 1;
     const std::vector<PlannedRequest> requests(static_cast<size_t>(s.num_warmups), PlannedRequest{});
     warm.make_body = [&](size_t index) { return plan.make_body(index % plan.requests.size()); };
-    (void)run_load(context, client, requests, warm, stop);  // what fails here fails in the test, too, and is told then
+    // What fails here fails in the test, too, and is told then.
+    (void)run_load(server.context, server.client, requests, warm, server.stop);
   }
   load.max_concurrency = s.max_concurrency;
+  load.drain_s = s.drain_s;
   std::optional<Progress> progress;
   if (!s.quiet) progress.emplace("bench", std::ssize(plan.requests), Progress::Unit::kItems);
   load.on_progress = [&](int64_t ended) {
     if (progress) progress->update(ended);
   };
-  LoadResult result = run_load(context, client, plan.requests, load, stop);
+  const RequestLogTerms terms = log_terms(s, bench);
+  const auto tell = [&](size_t index, const RequestRecord& record) {
+    if (log) log->write(request_line(terms, index, plan.requests[index], record));
+  };
+  load.on_ended = tell;
+  LoadResult result = run_load(server.context, server.client, plan.requests, load, server.stop);
   if (progress) progress->finish();
+  for (size_t i = 0; i < result.records.size(); ++i)
+    if (result.records[i].outcome == RequestRecord::Outcome::kNotSent) tell(i, result.records[i]);
+  if (log) HEARTH_TRY(Status(log->status()).with_context("--save-requests"));
   return result;
+}
+
+// What a reader of the numbers has to know beside them.
+void warn(const BenchSettings& s, const MixedReport& report) {
+  constexpr double kLateMs = 50;
+  const LoadSummary& all = report.all;
+  if (all.failed > 0) write_stderr(fmt::format("hearth: {} of {} requests failed", all.failed, all.planned));
+  for (size_t m = 0; m < report.models.size(); ++m) {
+    const LoadSummary& model = report.models[m];
+    if (model.failed > 0 && model.done == 0)
+      write_stderr(fmt::format("hearth: none of {} requests for '{}' succeeded", model.planned, report.names[m]));
+  }
+  const double late_ms = all.metric("delay").max;
+  if (s.max_concurrency == 0 && late_ms > kLateMs)
+    write_stderr(
+        fmt::format("hearth: requests were sent up to {:.0f} ms later than due: this machine was too busy, and "
+                    "the latencies have that in them",
+                    late_ms));
+}
+
+Status write_plot(const BenchSettings& s, const BenchPlan& bench, const LoadResult& result) {
+  std::ofstream file(s.plot);
+  file << run_svg(result, bench.models, bench.slos,
+                  fmt::format("{} at {}", s.load.empty() ? bench.models.front() : s.load, s.base_url));
+  if (!file.flush()) return unavailable("--plot: {} cannot be written", s.plot);
+  return {};
 }
 
 Result<int> run_bench_serve(const BenchSettings& s) {
   HEARTH_TRY_ASSIGN(const Wanted wanted, read_settings(s));
   raise_descriptor_limit();
   const InterruptGuard interrupt;
-  const std::atomic<bool>& stop = interrupt.flag();
   boost::asio::io_context context(1);
   const HttpClientOptions options = {.headers = authorization(s.api_key),
                                      .idle_timeout_ms = static_cast<int64_t>(std::ceil(s.timeout_s * 1e3))};
   HEARTH_TRY_ASSIGN(const std::unique_ptr<HttpClient> client, HttpClient::create(context, wanted.url, options));
-  HEARTH_TRY_ASSIGN(const ModelCard card, find_model_card(s, context, *client, stop));
-  HEARTH_TRY_ASSIGN(std::vector<int32_t> ids, token_ids(s, context, *client, card.id, stop));
-  HEARTH_TRY_ASSIGN(const LoadPlan plan, make_plan(s, wanted, card, std::move(ids)));
+  const BenchServer server{context, *client, interrupt.flag()};
+  HEARTH_TRY_ASSIGN(const BenchPlan bench,
+                    s.load.empty() ? plan_dataset(s, wanted, server) : plan_load(s, wanted.rate, server));
   if (!s.quiet)
-    write_stderr(fmt::format("({} requests for {} at {}{}, over {:.1f} s)", plan.requests.size(), card.id,
-                             wanted.url.authority(), s.endpoint, plan.requests.back().arrival_s));
+    write_stderr(fmt::format("({} requests for {} at {}{}, over {:.1f} s)", bench.plan.requests.size(),
+                             fmt::join(bench.models, ", "), wanted.url.authority(), s.endpoint,
+                             bench.plan.requests.back().arrival_s));
 
-  const LoadResult result = run_plan(s, context, *client, plan, stop);
-  const LoadSummary summary = summarize(result, wanted.percentiles, wanted.goals);
-  const nlohmann::json line = result_object(s, wanted, card, plan, summary);
+  HEARTH_TRY_ASSIGN(const LoadResult result, run_plan(s, server, bench));
+  SummaryScope scope;
+  if (bench.load) scope = {.from_s = bench.load->warmup_seconds, .arrivals_s = bench.load->seconds, .slos = bench.slos};
+  const MixedReport report = summarize_models(result, bench.models, wanted.percentiles, wanted.goals, scope);
+  const nlohmann::json line =
+      result_object(s, wanted, bench, bench.load ? mixed_json(report) : report_json(report.all));
+  const std::string table = bench.load ? mixed_table(report, wanted.metrics) : report_table(report.all, wanted.metrics);
   // The table may hold what the server said.
   HEARTH_TRY(write_stdout(s.json ? line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
-                                 : escape_controls(report_table(summary, wanted.metrics))));
+                                 : escape_controls(table)));
   if (!s.save_result.empty()) HEARTH_TRY(append_result(s.save_result, line));
-  if (summary.interrupted) return kInterruptedExit;
-  if (summary.done == 0) return unavailable("none of {} requests succeeded", summary.planned);
+  if (!s.plot.empty()) HEARTH_TRY(write_plot(s, bench, result));
+  warn(s, report);
+  const LoadSummary& all = report.all;
+  if (all.interrupted) return kInterruptedExit;
+  if (all.done == 0) return unavailable("none of {} requests succeeded", all.planned);
+  if (s.strict && all.failed > 0) return unavailable("--strict: {} of {} requests failed", all.failed, all.planned);
   return 0;
 }
 
-void add_target_options(CLI::App& app, BenchSettings& s) {
-  static constexpr const char* kEndpoints[] = {kCompletions, kChat};
-  constexpr const char* kGroup = "Server";
-  add_text(app, "--base-url", "URL", "http://HOST:PORT of the server (default: http://127.0.0.1:8000).", s.base_url)
-      ->group(kGroup);
-  add_text(app, "--model", "NAME", "The model (default: the server's only one).", s.model)->group(kGroup);
-  add_choice(app, "--endpoint", kEndpoints, "The route.", s.endpoint)->group(kGroup);
-  add_text(app, "--api-key", "KEY", "Sent as Authorization: Bearer KEY (default: the variable OPENAI_API_KEY).",
-           s.api_key)
-      ->envname("OPENAI_API_KEY")
-      ->group(kGroup);
-  add_setting(app, kTimeout, s.timeout_s)->group(kGroup);
-}
-
-void add_load_options(CLI::App& app, BenchSettings& s) {
-  static constexpr const char* kDatasets[] = {"random", "trace", "jsonl"};
-  constexpr const char* kGroup = "Load";
-  add_choice(app, "--dataset", kDatasets, "Where requests come from.", s.dataset)->group(kGroup);
-  add_text(app, "--dataset-path", "FILE", "The trace or the prompts.", s.dataset_path)->group(kGroup);
-  add_setting(app, kNumPrompts, s.num_prompts, "1000; all of a trace with times; at most as many as a file has")
-      ->group(kGroup);
-  add_text(app, kRate.flag, "R", "Requests a second on average; inf sends all at once (default: inf).", s.request_rate)
-      ->group(kGroup);
-  add_setting(app, kBurstiness, s.burstiness)->group(kGroup);
-  add_setting(app, kMaxConcurrency, s.max_concurrency)->group(kGroup);
-  add_setting(app, kNumWarmups, s.num_warmups)->group(kGroup);
-  add_setting(app, kInputLen, s.input_len)->group(kGroup);
-  add_setting(app, kOutputLen, s.output_len)->group(kGroup);
-  add_setting(app, kRangeRatio, s.range_ratio)->group(kGroup);
-  add_setting(app, kTraceScale, s.trace_scale)->group(kGroup);
-  add_setting(app, kMaxInputLen, s.max_input_len)->group(kGroup);
-  add_setting(app, kMaxOutputLen, s.max_output_len)->group(kGroup);
-  add_setting(app, kVocabSize, s.vocab_size, "the server's /tokenize tells")->group(kGroup);
-  add_setting(app, kSeed, s.seed)->group(kGroup);
-  add_setting(app, kTemperature, s.temperature, "the server's")->group(kGroup);
-  CLI::Option* const ignore =
-      app.add_flag("--ignore-eos", s.ignore_eos,
-                   "Outputs go on after the model's end of text, so that all have their length (default: on).")
-          ->group(kGroup);
-  app.add_flag("--no-ignore-eos", s.heed_eos, "Outputs end at the model's end of text, as for users.")
-      ->excludes(ignore)
-      ->group(kGroup);
-  add_text(app, "--extra-body", "JSON", "An object whose fields every request gets.", s.extra_body)->group(kGroup);
-}
-
-void add_report_options(CLI::App& app, BenchSettings& s) {
-  constexpr const char* kGroup = "Report";
-  add_text(app, "--percentile-metrics", "NAMES", "Metrics of the table (default: ttft,tpot,itl,e2el,ttft_sent,delay).",
-           s.metrics)
-      ->group(kGroup);
-  add_text(app, "--metric-percentiles", "LIST", "Percentiles (default: 50,90,99).", s.percentiles)->group(kGroup);
-  app.add_option("--goodput", s.goodput, "Goals in milliseconds; requests that keep all of them are counted apart.")
-      ->type_name("ttft:MS tpot:MS e2el:MS")
-      ->expected(1, 3)
-      ->group(kGroup);
-  add_text(app, "--save-result", "FILE",
-           "Appends the numbers to FILE as a line of JSON with all settings, date, commit, "
-           "device and command.",
-           s.save_result)
-      ->group(kGroup);
-  add_text(app, "--note", "TEXT", "A word on the circumstances, for that line.", s.note)->group(kGroup);
-  app.add_flag("--json", s.json, "Prints that line instead of the table.")->group(kGroup);
-  app.add_flag("-q,--quiet", s.quiet, "No progress on standard error.");
-}
-
 }  // namespace
+
+Result<std::vector<int32_t>> prompt_token_ids(const BenchSettings& s, const BenchServer& server,
+                                              const std::string& model) {
+  if (s.vocab_size) {
+    std::vector<int32_t> ids(static_cast<size_t>(*s.vocab_size));
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
+    return ids;
+  }
+  auto ids = usual_token_ids(server, model);
+  if (ids || ids.error().code == ErrorCode::kCancelled) return ids;
+  Error error = std::move(ids).error();
+  error.message += "; --vocab-size says the ids for a server without /tokenize";
+  return error;
+}
 
 std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& context) {
   CLI::App* bench = app.add_subcommand("bench", "Measures ops, a model, or a server under load.");
@@ -402,10 +345,8 @@ std::vector<Command> add_bench_commands(CLI::App& app, const CommandContext& con
   const auto s = std::make_shared<BenchSettings>();
   s->context = context;
   CLI::App* serve = bench->add_subcommand("serve", "Latency and throughput of a server with OpenAI's API.");
-  serve->fallthrough()->footer(kHelp);
-  add_target_options(*serve, *s);
-  add_load_options(*serve, *s);
-  add_report_options(*serve, *s);
+  serve->fallthrough();
+  add_bench_serve_options(*serve, *s);
   return {{serve, [s] { return run_bench_serve(*s); }},
           add_bench_model_command(*bench, context),
           add_bench_load_command(*bench, context),

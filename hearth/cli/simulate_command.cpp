@@ -7,9 +7,9 @@
 
 #include "hearth/base/clock.h"
 #include "hearth/cli/commands.h"
+#include "hearth/cli/load_options.h"
 #include "hearth/cli/options.h"
 #include "hearth/cli/terminal.h"
-#include "hearth/simulate/load_file.h"
 #include "hearth/simulate/picture.h"
 #include "hearth/simulate/simulator.h"
 #include "hearth/simulate/step_file.h"
@@ -19,9 +19,6 @@ namespace {
 
 constexpr Setting<double> kRate{
     "--rate", "R", 1e-6, 1e6, "requests/s", "Of all models whose requests are drawn; instead of the file's."};
-constexpr Setting<double> kRateScale{
-    "--rate-scale", "X", 1e-6, 1e6, "", "2: requests come twice as dense, recorded ones too."};
-constexpr Setting<double> kSeconds{"--seconds", "S", 1, 1e7, "s", "How long requests come; instead of the file's."};
 constexpr Setting<int64_t> kSeed{"--seed", "N", 0, kNoLimit, "", "Instead of the file's."};
 constexpr const char* kPolicies[] = {"slo", "fcfs", "fineserve", "clairvoyant"};
 constexpr const char* kMemories[] = {"slab", "static", "fineserve"};
@@ -38,8 +35,7 @@ constexpr const char* kHelp =
 struct SimulateSettings {
   std::string file, plot, fit, json, requests;
   SimulatorOptions options;
-  std::optional<double> rate, rate_scale, seconds;
-  std::optional<int64_t> seed;
+  LoadChanges changes;
 };
 
 std::string table(const Load& load, const SimulationOutcome& outcome) {
@@ -102,18 +98,8 @@ Status take_costs(const std::string& path, Load& load) {
 }
 
 Result<int> run(SimulateSettings settings) {
-  HEARTH_TRY_ASSIGN(Load load, read_load(settings.file));
+  HEARTH_TRY_ASSIGN(Load load, read_changed_load(settings.file, settings.changes, kRate.flag));
   if (!settings.fit.empty()) HEARTH_TRY(take_costs(settings.fit, load));
-  const auto drawn = [](const LoadModel& m) { return m.trace.empty(); };
-  if (settings.rate && std::ranges::none_of(load.models, drawn))
-    return invalid_argument("--rate: all requests of {} are recorded; wanted --rate-scale", settings.file);
-  load.rate = settings.rate.value_or(load.rate);
-  load.rate_scale = settings.rate_scale.value_or(load.rate_scale);
-  load.seconds = settings.seconds.value_or(load.seconds);
-  if (settings.seed) load.seed = static_cast<uint64_t>(*settings.seed);
-  if (load.warmup_seconds >= load.seconds)
-    return invalid_argument("--seconds {} is not more than the file's warm-up of {} s", load.seconds,
-                            load.warmup_seconds);
   SimulatorOptions& options = settings.options;
   const std::string said = options.policy;
   options.clairvoyant = said == "clairvoyant";
@@ -176,10 +162,9 @@ Command add_simulate_command(CLI::App& app) {
   add_choice(*command, "--memory", kMemories, "Who has which KV memory.", settings->options.memory);
   command->add_flag("--reject-hopeless", settings->options.reject_hopeless,
                     "Refuse requests whose first token would be late.");
-  add_setting(*command, kRate, settings->rate, "the file's");
-  add_setting(*command, kRateScale, settings->rate_scale, "the file's");
-  add_setting(*command, kSeconds, settings->seconds, "the file's");
-  add_setting(*command, kSeed, settings->seed, "the file's");
+  add_setting(*command, kRate, settings->changes.rate, "the file's");
+  add_load_changes(*command, settings->changes, "Options");
+  add_setting(*command, kSeed, settings->changes.seed, "the file's");
   add_text(*command, "--plot", "FILE", "Write a picture over time (SVG).", settings->plot);
   add_text(*command, "--json", "FILE", "Write the outcome as JSON.", settings->json);
   add_text(*command, "--requests", "FILE", "Instead of simulating: write the load's requests as a trace (CSV).",
