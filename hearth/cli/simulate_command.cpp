@@ -19,6 +19,7 @@ namespace {
 
 constexpr Setting<double> kRate{
     "--rate", "R", 1e-6, 1e6, "requests/s", "Of all models whose requests are drawn; instead of the file's."};
+constexpr Setting<double> kSwapMib{"--swap-mib", "N", 0, 1e9, "MiB", "Host memory for KV of preempted sequences."};
 constexpr Setting<int64_t> kSeed{"--seed", "N", 0, kNoLimit, "", "Instead of the file's."};
 constexpr const char* kPolicies[] = {"slo", "fcfs", "fineserve", "clairvoyant"};
 constexpr const char* kMemories[] = {"slab", "static", "fineserve"};
@@ -36,20 +37,22 @@ struct SimulateSettings {
   std::string file, plot, fit, json, requests;
   SimulatorOptions options;
   LoadChanges changes;
+  std::optional<double> swap_mib;
 };
 
 std::string table(const Load& load, const SimulationOutcome& outcome) {
   std::string out =
-      "| model | requests | attained | first on time | pace kept | refused | unfinished | preempted | TTFT p50 s | p99 "
+      "| model | requests | attained | first on time | pace kept | refused | unfinished | recomputed | swapped | TTFT "
+      "p50 s | p99 "
       "s | "
-      "tokens/s |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
+      "tokens/s |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
   for (size_t m = 0; m < load.models.size(); ++m) {
     const ModelOutcome& o = outcome.models[m];
     const double all = std::max<double>(1, static_cast<double>(o.requests));
     const auto part = [&](int64_t n) { return static_cast<double>(n) / all; };
-    out += fmt::format("| {} | {} | {:.4f} | {:.4f} | {:.4f} | {} | {} | {} | {:.3f} | {:.3f} | {:.1f} |\n",
+    out += fmt::format("| {} | {} | {:.4f} | {:.4f} | {:.4f} | {} | {} | {} | {} | {:.3f} | {:.3f} | {:.1f} |\n",
                        load.models[m].name, o.requests, part(o.attained), part(o.first_on_time), part(o.pace_kept),
-                       o.rejected, o.unfinished, o.preemptions, o.ttft_p50_s, o.ttft_p99_s,
+                       o.rejected, o.unfinished, o.recomputed, o.swapped, o.ttft_p50_s, o.ttft_p99_s,
                        static_cast<double>(o.generated_tokens) / load.seconds);
   }
   return out;
@@ -70,7 +73,8 @@ std::string json_of(const Load& load, const SimulationOutcome& outcome) {
                               {"pace_kept", o.pace_kept},
                               {"rejected", o.rejected},
                               {"unfinished", o.unfinished},
-                              {"preemptions", o.preemptions},
+                              {"recomputed", o.recomputed},
+                              {"swapped", o.swapped},
                               {"ttft_p50_s", o.ttft_p50_s},
                               {"ttft_p99_s", o.ttft_p99_s},
                               {"tokens_per_s", static_cast<double>(o.generated_tokens) / load.seconds}});
@@ -100,6 +104,7 @@ Status take_costs(const std::string& path, Load& load) {
 Result<int> run(SimulateSettings settings) {
   HEARTH_TRY_ASSIGN(Load load, read_changed_load(settings.file, settings.changes, kRate.flag));
   if (!settings.fit.empty()) HEARTH_TRY(take_costs(settings.fit, load));
+  if (settings.swap_mib) load.swap_bytes = static_cast<int64_t>(*settings.swap_mib * (1 << 20));
   SimulatorOptions& options = settings.options;
   const std::string said = options.policy;
   options.clairvoyant = said == "clairvoyant";
@@ -164,6 +169,7 @@ Command add_simulate_command(CLI::App& app) {
                     "Refuse requests whose first token would be late.");
   add_setting(*command, kRate, settings->changes.rate, "the file's");
   add_load_changes(*command, settings->changes, "Options");
+  add_setting(*command, kSwapMib, settings->swap_mib, "the file's");
   add_setting(*command, kSeed, settings->changes.seed, "the file's");
   add_text(*command, "--plot", "FILE", "Write a picture over time (SVG).", settings->plot);
   add_text(*command, "--json", "FILE", "Write the outcome as JSON.", settings->json);

@@ -9,14 +9,9 @@ namespace hearth {
 
 // Before its blocks go back. The copies ride with the next step, ahead of whatever takes the blocks.
 void Planner::swap_out(ModelState& model, Sequence& sequence) {
-  SwapSpace& space = model.store->swap;
+  if (!sequence.sound) return;
   const int64_t block_bytes = model.kv.layout.block_bytes(), blocks = blocks_for(sequence.fed, model.block_tokens);
-  const auto tokens = static_cast<double>(sequence.fed);
-  const double again_us =
-      model.cost.predict_us({.prefill_tokens = tokens, .sequences = 1, .prefill_pairs = tokens * tokens / 2});
-  const double swap_us = space.round_trip_us(blocks * block_bytes);
-  if (!sequence.sound || space.size_bytes() == 0 || swap_us >= again_us) return;
-  const auto at = space.take(blocks * block_bytes);
+  const auto at = model.store->swap.take_if_cheaper(model.cost.cost(), sequence.fed, blocks * block_bytes);
   if (!at) return;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t from = model.store->pool->offset_bytes(sequence.blocks[static_cast<size_t>(b)]);

@@ -61,6 +61,8 @@ struct Load {
   int64_t max_sequences = 256;  // of one model
   int64_t steps_ahead = 1;      // planned while one computes
   double growth_blocks = 0.5;   // kept free for each running sequence
+  int64_t swap_bytes = 0;       // of host memory for KV of preempted sequences
+  double swap_us_per_mib = 40;  // there and back
   std::vector<LoadModel> models;
 };
 

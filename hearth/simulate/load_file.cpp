@@ -186,6 +186,8 @@ Result<Load> read_load(const std::filesystem::path& path) {
       {"max_sequences", 1, 1e6, 256, 1, nullptr, &load.max_sequences},
       {"steps_ahead", 0, 1, 1, 1, nullptr, &load.steps_ahead},
       {"growth_blocks", 0, 100, 0.5, 1, &load.growth_blocks},
+      {"swap_mib", 0, 1e9, 0, 1 << 20, nullptr, &load.swap_bytes},
+      {"swap_us_per_mib", 0, 1e9, 40, 1, &load.swap_us_per_mib},
   };
   constexpr const char* kModel[] = {"model"};
   const toml::table& root = parsed.table();

@@ -14,6 +14,7 @@
 #include "hearth/base/random.h"
 #include "hearth/schedule/local_policy.h"
 #include "hearth/schedule/step_queue.h"
+#include "hearth/schedule/swap_books.h"
 #include "hearth/simulate/simulator_state.h"
 
 namespace hearth {
@@ -36,7 +37,8 @@ class Simulator {
         policy_(std::move(policy)),
         noise_(load.seed, kNoiseStream),
         models_(load.models.size()),
-        rejects_(options.reject_hopeless || options.policy == "fineserve") {
+        rejects_(options.reject_hopeless || options.policy == "fineserve"),
+        swap_(load.swap_bytes, load.swap_us_per_mib / (1 << 20)) {
     for (size_t m = 0; m < models_.size(); ++m) models_[m].kv = memory_.places[m];
     for (const Model& m : models_) shares_.push_back(&m.share);
     outcome_.models.resize(models_.size());
@@ -173,6 +175,7 @@ class Simulator {
       Owned owned = std::move(*at);
       waiting.erase(at);
       if (rejects_) {
+        if (owned->swapped_at) swap_.give_back(*owned->swapped_at);
         reject(*owned);
         dropped_.push_back(std::move(owned));  // views of this turn still name it
       } else {
@@ -244,13 +247,14 @@ class Simulator {
   }
 
   void preempt(Model& m, Sequence& s) {
+    m.written_tokens -= s.fed;
+    swap_out(m, s);
     m.kv.pool->release(s.blocks);
     s.blocks.clear();
-    m.written_tokens -= s.fed;
-    s.fed = 0;
+    if (!s.swapped_at) s.fed = 0;
     s.running = s.gives_way = false;
     --running_;
-    ++outcome(s).preemptions;
+    ++(s.swapped_at ? outcome(s).swapped : outcome(s).recomputed);
     const auto at = std::ranges::find_if(m.running, [&](const Owned& o) { return o.get() == &s; });
     Owned owned = std::move(*at);
     m.running.erase(at);
@@ -258,6 +262,23 @@ class Simulator {
     const auto place = std::ranges::upper_bound(queue, owned->request.arrival_us, {},
                                                 [](const Owned& o) { return o->request.arrival_us; });
     queue.insert(place, std::move(owned));
+  }
+
+  // As in the engine, copies ride with the next step.
+  void swap_out(const Model& m, Sequence& s) {
+    const StepCost cost = knows_costs() ? load_of(s.request.model).cost : m.cost.cost();
+    s.swapped_at = swap_.take_if_cheaper(cost, s.fed, kv_bytes(s));
+    if (s.swapped_at) copies_us_ += swap_.round_trip_us(kv_bytes(s)) / 2;
+  }
+
+  void swap_in(Sequence& s) {
+    copies_us_ += swap_.round_trip_us(kv_bytes(s)) / 2;
+    swap_.give_back(*std::exchange(s.swapped_at, std::nullopt));
+  }
+
+  // Of the blocks that hold what was fed.
+  int64_t kv_bytes(const Sequence& s) const {
+    return blocks_for(s.fed) * load_.block_tokens * load_of(s.request.model).kv_token_bytes;
   }
 
   void admit(Model& m, Sequence& s) {
@@ -283,6 +304,10 @@ class Simulator {
     for (const StepFeed& feed : choice.feeds) {
       Sequence& s = *chosen_[static_cast<size_t>(feed.sequence)];
       if (!s.running) admit(m, s);
+      if (s.swapped_at) {
+        swap_in(s);
+        m.written_tokens += s.fed;
+      }
       const bool got = m.kv.pool->allocate(m.kv.model, feed.new_blocks, s.blocks);
       HEARTH_CHECK(got, "the step policy gave out {} KV blocks, {} are available", feed.new_blocks,
                    m.kv.pool->available(m.kv.model));
@@ -304,7 +329,8 @@ class Simulator {
     const StepSpread& spread = load_of(index).spread;
     flight.true_us =
         mean_us * (spread.empty() ? std::max(0.1, 1 + load_.noise * noise_.normal()) : spread.draw(mean_us, noise_));
-    flight.end_us = flight.begin_us + std::max<int64_t>(1, std::llround(flight.true_us));
+    flight.copies_us = std::exchange(copies_us_, 0);
+    flight.end_us = flight.begin_us + std::max<int64_t>(1, std::llround(flight.true_us + flight.copies_us));
     flight.predicted_us = knows_costs() ? mean_us : m.cost.predict_us(work);
     under_way_.launched(now_us_, flight.predicted_us);
     m.share.charge(flight.predicted_us, load_of(index).weight);
@@ -322,7 +348,7 @@ class Simulator {
       ++predictions_;
     }
     m.cost.observe(flight.work, flight.true_us);
-    m.share.charge(flight.true_us - flight.predicted_us, load_of(flight.model).weight);
+    m.share.charge(flight.true_us + flight.copies_us - flight.predicted_us, load_of(flight.model).weight);
     busy_us_ += std::max<int64_t>(0, std::min(flight.end_us, last_us_) - flight.begin_us);
     for (const Flight::Fed& fed : flight.feeds) {
       m.written_tokens += fed.tokens;
@@ -422,21 +448,7 @@ class Simulator {
   }
 
   void finish() {
-    for (size_t m = 0; m < models_.size(); ++m) {
-      Model& model = models_[m];
-      ModelOutcome& told = outcome_.models[m];
-      const auto lost = [&](const Owned& s) { told.unfinished += counts(*s); };
-      std::ranges::for_each(model.running, lost);
-      std::ranges::for_each(model.waiting, lost);
-      std::ranges::for_each(model.late, lost);
-      std::ranges::sort(model.ttft_s);
-      const auto quantile = [&](double p) {
-        if (model.ttft_s.empty()) return 0.0;
-        return model.ttft_s[static_cast<size_t>(p * static_cast<double>(model.ttft_s.size() - 1))];
-      };
-      told.ttft_p50_s = quantile(0.5);
-      told.ttft_p99_s = quantile(0.99);
-    }
+    for (size_t m = 0; m < models_.size(); ++m) tell_rest(models_[m], warm_us_, outcome_.models[m]);
     if (measured_ > 0) outcome_.memory_mean /= static_cast<double>(measured_);
     if (predictions_ > 0) outcome_.prediction_error = error_ / static_cast<double>(predictions_);
     if (outcome_.steps > 0) outcome_.moved_bytes_per_step /= static_cast<double>(outcome_.steps);
@@ -459,6 +471,8 @@ class Simulator {
   std::deque<Flight> flights_;  // by end
   std::vector<std::vector<Flight::Fed>> spare_;
   StepQueue under_way_;  // as far as is known
+  SwapBooks swap_;
+  double copies_us_ = 0;  // that the next step begins with
   SimulationOutcome outcome_;
   size_t next_ = 0;  // request
   int64_t now_us_ = 0, last_us_ = 0, warm_us_ = 0, last_window_ = 0, busy_us_ = 0, running_ = 0;
@@ -467,21 +481,6 @@ class Simulator {
 };
 
 }  // namespace
-
-double SimulationOutcome::attainment() const {
-  int64_t all = 0, kept = 0;
-  for (const ModelOutcome& m : models) {
-    all += m.requests;
-    kept += m.attained;
-  }
-  return all == 0 ? 1 : static_cast<double>(kept) / static_cast<double>(all);
-}
-
-double SimulationOutcome::tokens_per_second(const Load& load) const {
-  int64_t tokens = 0;
-  for (const ModelOutcome& m : models) tokens += m.generated_tokens;
-  return static_cast<double>(tokens) / load.seconds;
-}
 
 Result<SimulationOutcome> simulate(const Load& load, std::span<const LoadRequest> requests,
                                    const SimulatorOptions& options) {

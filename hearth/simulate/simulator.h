@@ -26,7 +26,7 @@ struct ModelOutcome {
   int64_t attained = 0, first_on_time = 0, pace_kept = 0;
   int64_t rejected = 0;  // refused as hopeless, or larger than the memory
   int64_t unfinished = 0;
-  int64_t preemptions = 0;
+  int64_t recomputed = 0, swapped = 0;  // preemptions: what was computed was computed again, or copied out and back
   int64_t generated_tokens = 0, prompt_tokens = 0;  // within the time of arrivals
   double ttft_p50_s = 0, ttft_p99_s = 0;
 };

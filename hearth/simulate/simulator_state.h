@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "hearth/schedule/cost_model.h"
@@ -12,6 +13,7 @@
 #include "hearth/schedule/step_policy.h"
 #include "hearth/simulate/load.h"
 #include "hearth/simulate/memory.h"
+#include "hearth/simulate/simulator.h"
 
 namespace hearth::simulated {
 
@@ -23,6 +25,7 @@ struct Sequence {
   bool running = false, late = false;
   bool gives_way = false;  // to another model, as soon as it is in no step
   int64_t first_us = -1, last_us = -1;
+  std::optional<int64_t> swapped_at;  // of a waiting one: its KV of `fed` tokens lies there
   std::vector<KvBlock> blocks;
 
   int64_t known() const { return request.input_tokens + planned; }
@@ -39,7 +42,7 @@ struct Flight {
   };
   int64_t model = 0;
   int64_t begin_us = 0, end_us = 0;
-  double predicted_us = 0, true_us = 0;
+  double predicted_us = 0, true_us = 0, copies_us = 0;
   StepLoad work;
   std::vector<Fed> feeds;
 };
@@ -58,5 +61,8 @@ struct Model {
 
   int64_t queued() const { return std::ssize(waiting) + std::ssize(late); }
 };
+
+// Who has not ended, and times to first tokens; those that came before the warm-up's end do not count as lost.
+void tell_rest(Model& model, int64_t warm_us, ModelOutcome& outcome);
 
 }  // namespace hearth::simulated

@@ -112,6 +112,38 @@ TEST(Simulator, ModelsShareTheMachineByWeight) {
   EXPECT_NEAR(ratio(*outcome), 7.5, 0.15);
 }
 
+// Blocks of 1 MiB and 16 tokens, eight of them. Two prompts of 48 tokens are fed in 10 + 94 ms; 16 steps later each has 64
+// tokens in 4 blocks, and the younger has to go for the other's next. That one has all its 40 tokens after 39 steps of
+// 10 ms, 23 more steps finish the younger: 104 + 390 + 230 ms, and 64 ms for feeding 64 tokens again or copies of 4 MiB.
+// Copies are worth it below the 10 + 64 ms of a step of its own.
+TEST(Simulator, PreemptionCopiesWhereThatIsQuicker) {
+  Load load = plain_load();
+  load.steps_ahead = 0;
+  load.pool_bytes = int64_t{8} << 20;
+  load.models[0].kv_token_bytes = int64_t{64} << 10;
+  load.models[0].slo = {};
+  const LoadRequest request{.arrival_us = 0, .model = 0, .input_tokens = 48, .output_tokens = 40};
+  const std::vector<LoadRequest> requests{request, request};
+  struct Case {
+    int64_t swap_mib;
+    double us_per_mib;
+    int64_t swapped;
+    double seconds;
+  };
+  for (const Case& c : {Case{0, 1000, 0, 0.788}, Case{4, 1000, 1, 0.728}, Case{3, 1000, 0, 0.788},
+                        Case{4, 18000, 1, 0.796}, Case{4, 19000, 0, 0.788}}) {
+    SCOPED_TRACE(testing::Message() << c.swap_mib << " MiB at " << c.us_per_mib);
+    load.swap_bytes = c.swap_mib << 20;
+    load.swap_us_per_mib = c.us_per_mib;
+    const auto outcome = simulate(load, requests, {.clairvoyant = true});
+    ASSERT_TRUE(outcome) << outcome.error().message;
+    EXPECT_EQ(outcome->models[0].swapped, c.swapped);
+    EXPECT_EQ(outcome->models[0].recomputed, 1 - c.swapped);
+    EXPECT_EQ(outcome->models[0].generated_tokens, 80);
+    EXPECT_NEAR(outcome->busy * load.seconds, c.seconds, 1e-9);
+  }
+}
+
 TEST(Simulator, EqualInputsGiveEqualOutcomes) {
   auto load = read_load("bench/loads/four-models.toml");
   ASSERT_TRUE(load) << load.error().message;
