@@ -2,6 +2,7 @@
 #include "hearth/simulate/chart.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "hearth/base/check.h"
 
@@ -17,6 +18,14 @@ std::string escaped(const std::string& text) {
   std::string out;
   for (const char c : text) out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
   return out;
+}
+
+// Of an axis that ends at `most`: 1, 2 or 5 times a power of ten, so that there are at most `marks` of them.
+double step_between_marks(double most, int marks) {
+  const double least = most / marks, power = std::pow(10, std::floor(std::log10(least)));
+  for (const double factor : {1.0, 2.0, 5.0})
+    if (factor * power >= least) return factor * power;
+  return 10 * power;
 }
 
 }  // namespace
@@ -36,11 +45,13 @@ double Chart::x(double at_s) const { return kLeft + at_s / seconds_ * (kWidth - 
 double Chart::y(double value) const { return top_of(panel_) + kPanel * (1 - std::min(value / most_, 1.0)); }
 
 void Chart::panel(double most, const std::string& title) {
+  HEARTH_CHECK(most > 0, "an axis from 0 to {}", most);
   ++panel_;
   most_ = most;
   svg_ += fmt::format("<text x='{}' y='{:.0f}'>{}</text>\n", kLeft, top_of(panel_) - 8, escaped(title));
-  for (int i = 0; i <= 4; ++i) {
-    const double value = most * i / 4;
+  const double step = step_between_marks(most, 5);
+  for (int i = 0; i * step <= most * (1 + 1e-9); ++i) {
+    const double value = i * step;
     svg_ += fmt::format(
         "<line x1='{0}' x2='{1}' y1='{2:.1f}' y2='{2:.1f}' stroke='#ddd'/>"
         "<text x='{3}' y='{4:.1f}' text-anchor='end'>{5:.4g}</text>\n",
@@ -73,9 +84,10 @@ void Chart::legend(std::span<const std::string> names) {
 std::string Chart::svg() const {
   HEARTH_CHECK(panel_ + 1 == panels_, "{} panels of {}", panel_ + 1, panels_);
   std::string out = svg_;
-  for (int i = 0; i <= 6; ++i)
-    out += fmt::format("<text x='{:.1f}' y='{:.1f}' text-anchor='middle'>{:.4g}{}</text>\n", x(seconds_ * i / 6),
-                       top_of(panel_) + kPanel + 18, seconds_ * i / 6, i == 6 ? " s" : "");
+  const double step = step_between_marks(seconds_, 8);
+  for (int i = 0; i * step <= seconds_ * (1 + 1e-9); ++i)
+    out += fmt::format("<text x='{:.1f}' y='{:.1f}' text-anchor='middle'>{:.4g} s</text>\n", x(i * step),
+                       top_of(panel_) + kPanel + 18, i * step);
   return out + "</svg>\n";
 }
 
