@@ -161,8 +161,9 @@ TEST(RunPicture, ShowsWhatWasInFlightAndKept) {
   const std::string svg = run_svg(result, names, kSlos, "a run");
   EXPECT_THAT(svg, HasSubstr("a&lt;b"));
   EXPECT_THAT(svg, Not(HasSubstr("a<b")));
-  EXPECT_THAT(svg, HasSubstr("text-anchor='end'>8</text>"));   // the top of the first panel
-  EXPECT_THAT(svg, HasSubstr("text-anchor='end'>16</text>"));  // of the second: 16 tokens in the last second
+  EXPECT_THAT(svg, HasSubstr("text-anchor='end'>8</text>"));  // the top of the first panel
+  // The second ends at the 16 tokens of the last second, so 15 lie at 385 - 150 * 15 / 16.
+  EXPECT_THAT(svg, HasSubstr("y2='244.4' stroke='#ddd'/><text x='64' y='248.4' text-anchor='end'>15</text>"));
   EXPECT_THAT(svg, HasSubstr(",40.0 "));
   // Model a: what ended in the last of four seconds was late, so its line goes from the top (1) to the bottom (0).
   EXPECT_THAT(svg,
