@@ -131,7 +131,7 @@ TEST(RequestLine, SaysWhatBecameOfARequest) {
   };
   EXPECT_EQ(line(1), json::parse(R"({"index":1,"model":"a","status":"done","load":"x.toml","seed":7,"arrival_s":1.0,
       "sent_s":1.1,"first_s":1.2,"last_s":1.4,"end_s":1.4,"input_tokens":12,"output_tokens":9,"prompt_tokens":10,
-      "completion_tokens":3,"attained":true,"first_late":false,"pace_missed":false})"));
+      "completion_tokens":3,"events":3,"attained":true,"first_late":false,"pace_missed":false})"));
   EXPECT_FALSE(line(0).contains("attained")) << "the warm-up is not judged";
   EXPECT_EQ(line(3).at("pace_missed"), true);
   const json bad = line(4);

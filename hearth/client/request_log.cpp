@@ -50,7 +50,10 @@ std::string request_line(const RequestLogTerms& terms, size_t index, const Plann
   line["input_tokens"] = planned.input_tokens;
   line["output_tokens"] = planned.output_tokens;
   if (r.outcome == Outcome::kDone) line["prompt_tokens"] = r.prompt_tokens;
-  if (r.outcome != Outcome::kNotSent) line["completion_tokens"] = r.output_tokens;
+  if (r.outcome != Outcome::kNotSent) {
+    line["completion_tokens"] = r.output_tokens;
+    line["events"] = r.events;
+  }
   if (!terms.slos.empty() && r.due_s >= terms.warmup_s) {
     const SloCounts judged = judge(r, terms.slos[m]);
     if (judged.answers > 0) {
