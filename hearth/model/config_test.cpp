@@ -194,11 +194,21 @@ int64_t parameters(const ModelConfig& c) {
 
 // The numbers are those of the published checkpoints.
 TEST(ModelConfig, BenchConfigurationsHaveThePublishedSizes) {
-  const std::map<std::string, int64_t> published = {
-      {"llama-2-7b", 6738415616},          {"llama-3-8b", 8030261248},      {"llama-3-8b-fp8", 8030261248},
-      {"llama-2-7b-fireq", 6738415616},    {"llama-3-8b-int4", 8030261248}, {"llama-3-8b-fireq", 8030261248},
-      {"llama-3-8b-fireq-c4", 8030261248}, {"llama-3-8b-sbvr", 8030261248}, {"llama-3-70b", 70553706496},
-      {"llama-3.2-1b", 1235814400},        {"qwen3-8b", 8190735360},        {"qwen2.5-7b", 7615616512}};
+  const std::map<std::string, int64_t> published = {{"llama-2-7b", 6738415616},
+                                                    {"llama-3-8b", 8030261248},
+                                                    {"llama-3-8b-fp8", 8030261248},
+                                                    {"llama-2-7b-fireq", 6738415616},
+                                                    {"llama-3-8b-int4", 8030261248},
+                                                    {"llama-3-8b-fireq", 8030261248},
+                                                    {"llama-3-8b-fireq-c4", 8030261248},
+                                                    {"llama-3-8b-sbvr", 8030261248},
+                                                    {"llama-3-70b", 70553706496},
+                                                    {"llama-3-8b-fp8-kv-fp8", 8030261248},
+                                                    {"llama-3-8b-fireq-c4-kv-int4", 8030261248},
+                                                    {"llama-3-8b-sbvr-kv-fp8", 8030261248},
+                                                    {"llama-3.2-1b", 1235814400},
+                                                    {"qwen3-8b", 8190735360},
+                                                    {"qwen2.5-7b", 7615616512}};
   std::set<std::string> seen;
   for (const auto& entry : std::filesystem::directory_iterator("bench/configs")) {
     const std::string name = entry.path().stem();
