@@ -8,21 +8,19 @@
    Attainment and throughput of both are printed, and by how much they differ. "afterwards" is the simulator on the
    machine that the run itself was: what differs there is the simulator's own doing, the rest the machine's change.
 
-Lengths, targets, KV memory and the limits of steps are the load file's (docs/guides/simulating.md); prompts are random
-ids, answers have their length whatever the model says. Times are taken where the client reads. Words after -- are more
+Lengths, targets, KV memory and the limits of steps are the load file's (docs/guides/simulating.md). `hearth bench serve
+--load` sends and judges: prompts are random ids, times are taken where it reads. Words after -- are more
 options of `hearth serve`. Only Python's own library (3.11)."""
 import argparse
-import asyncio
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
+import urllib.request
 
 BOUNDS = {"attainment": 0.05, "throughput": 0.10}  # a difference, and a part of what was measured
 KEY = "prediction-admin"
@@ -38,13 +36,14 @@ class Server:
                    "--limits-requests", "100000", "--http-connections", "20000", "--waiting-requests", "10000",
                    "--kv-cache-memory-bytes", f"{int(load['pool_mib'] * 2**20)}",
                    "--max-num-batched-tokens", f"{load.get('step_tokens', 2048)}",
-                   "--max-num-seqs", f"{load.get('max_sequences', 256)}", "--block-size", f"{load.get('block_tokens', 16)}"]
+                   "--max-num-seqs", f"{load.get('max_sequences', 256)}",
+                   "--block-size", f"{load.get('block_tokens', 16)}"]
         paths = dict(word.split("=", 1) for word in args.model)
         for model in load["model"]:
             name = model["name"]
+            ttft, tpot = (model.get(key, 0) / 1000 for key in ("ttft_ms", "tpot_ms"))
             command += ["--model", f"{name}={paths.get(name, args.default_model)}", "--model-options",
-                        f"{name}: ttft-slo={model.get('ttft_ms', 0) / 1000}, tpot-slo={model.get('tpot_ms', 0) / 1000}, "
-                        f"weight={model.get('weight', 1)}"]
+                        f"{name}: ttft-slo={ttft}, tpot-slo={tpot}, weight={model.get('weight', 1)}"]
         command += ["--step-log", step_log] if step_log else []
         command += args.serve_args
         environment = os.environ | {"HEARTH_ADMIN_KEY": KEY, "HEARTH_LOG_LEVEL": "warn"}
@@ -55,129 +54,51 @@ class Server:
                 return
         sys.exit(f"prediction: the server ended with {self.process.wait()} before it was ready")
 
-    async def status(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(f"GET /admin/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                     f"Authorization: Bearer {KEY}\r\n\r\n".encode())
-        answer = await reader.read()
-        writer.close()
-        return json.loads(answer.partition(b"\r\n\r\n")[2])
-
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         if (code := self.process.wait(timeout=60)) != 0:
             sys.exit(f"prediction: the server ended with {code}")
 
 
-class Request:
-    """One of a trace, and what came of it."""
-
-    def __init__(self, row):
-        arrival, self.model, inputs, outputs = row.split(",")
-        self.arrival, self.inputs, self.outputs = float(arrival), int(inputs), int(outputs)
-        self.times = []  # (when, tokens so far)
-        self.status = 0
-
-    async def send(self, port, rng, vocabulary):
-        ids = [rng.randrange(16, vocabulary) for _ in range(self.inputs)]
-        body = json.dumps({"model": self.model, "prompt": ids, "max_tokens": self.outputs, "ignore_eos": True,
-                           "temperature": 0, "stream": True, "return_token_ids": True}).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        try:
-            writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                         b"Connection: close\r\nContent-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body)
-            head = await reader.readuntil(b"\r\n\r\n")
-            self.status = int(head.split(b" ")[1])
-            tokens = 0
-            while self.status == 200 and (line := await reader.readline()):
-                if not line.startswith(b"data: {"):
-                    continue
-                now = time.monotonic()
-                event = json.loads(line[6:])
-                if "error" in event:
-                    self.status = 500
-                    break
-                tokens += sum(len(choice.get("token_ids") or []) for choice in event["choices"])
-                if not self.times or tokens > self.times[-1][1]:
-                    self.times.append((now, tokens))
-        finally:
-            writer.close()
+def play(args, server, file, rate, seed, *words):
+    """`hearth bench serve` with the load of the file: the run as JSON, and a line for each request."""
+    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as lines:
+        ran = subprocess.run([args.binary, "bench", "serve", "-q", "--base-url", f"http://127.0.0.1:{server.port}",
+                              "--load", file, "--request-rate", str(rate), "--seed", str(seed), "--json",
+                              "--save-requests", lines.name, *words], check=True, text=True, stdout=subprocess.PIPE)
+        return json.loads(ran.stdout), [json.loads(line) for line in lines]
 
 
-async def play(port, requests, vocabulary, seed, at_once=0):
-    """Sends each at its time; or all, at_once of them in flight. Returns when that began."""
-    rng = random.Random(seed)
-    begin = time.monotonic() + 0.2
-    places = asyncio.Semaphore(at_once or 10**6)
-
-    async def one(request):
-        async with places:
-            if not at_once:
-                await asyncio.sleep(begin + request.arrival - time.monotonic())
-            await request.send(port, rng, vocabulary)
-
-    await asyncio.gather(*(one(request) for request in requests))
-    return begin
-
-
-def measured(load, requests, begin):
-    """As `hearth simulate --json` counts them."""
-    models = {m["name"]: {"requests": 0, "attained": 0, "first_on_time": 0, "pace_kept": 0, "ttft": [], "tokens": 0}
-              for m in load["model"]}
-    slos = {m["name"]: (m.get("ttft_ms", 0) / 1000, m.get("tpot_ms", 0) / 1000) for m in load["model"]}
-    for r in requests:
-        m, (ttft, tpot) = models[r.model], slos[r.model]
-        before = [count for at, count in r.times if at < begin + load["seconds"]]
-        m["tokens"] += before[-1] if before else 0
-        if r.arrival < load.get("warmup_seconds", 0):
-            continue
-        m["requests"] += 1
-        if r.status != 200 or not r.times or r.times[-1][1] != r.outputs:
-            continue
-        first, last = r.times[0][0] - begin - r.arrival, r.times[-1][0] - r.times[0][0]
-        on_time, pace = not ttft or first <= ttft, not tpot or last <= (r.outputs - r.times[0][1]) * tpot
-        m["first_on_time"] += on_time
-        m["pace_kept"] += pace
-        m["attained"] += on_time and pace
-        m["ttft"].append(first)
-    for m in models.values():
-        ttft = sorted(m.pop("ttft"))
-        m["ttft_p50_s"], m["ttft_p99_s"] = (ttft[int(q * (len(ttft) - 1))] if ttft else 0 for q in (0.5, 0.99))
-        m["tokens_per_s"] = m.pop("tokens") / load["seconds"]
-    requests = sum(m["requests"] for m in models.values())
-    return {"attainment": sum(m["attained"] for m in models.values()) / max(1, requests),
-            "tokens_per_s": sum(m["tokens_per_s"] for m in models.values()),
-            "models": [{"model": name} | m for name, m in models.items()]}
+def measured(run):
+    """As `hearth simulate --json` counts."""
+    models = []
+    for name, m in run["models"].items():
+        slo = m["slo"]
+        models.append({"model": name, "requests": slo["answers"], "attained": slo["attained"],
+                       "first_on_time": slo["answers"] - slo["first_late"],
+                       "pace_kept": slo["answers"] - slo["pace_missed"],
+                       "ttft_p50_s": m.get("p50_ttft_ms", m.get("median_ttft_ms", 0)) / 1000,
+                       "ttft_p99_s": m.get("p99_ttft_ms", 0) / 1000,
+                       "tokens_per_s": m["arrivals_output_throughput"]})
+    return {"attainment": run["slo"]["attainment"], "tokens_per_s": run["arrivals_output_throughput"],
+            "sent_late_ms": run.get("max_delay_ms"), "models": models}
 
 
-class Simulator:
-    """`hearth simulate` over a load file that the server's memory was written into."""
+def write_load(path, load):
+    with open(path, "w") as file:
+        file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in load.items() if key != "model")
+        for model in load["model"]:
+            file.write("[[model]]\n")
+            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in model.items())
 
-    def __init__(self, args, folder, load):
-        self.args, self.folder, self.load = args, folder, load
-        self.file = os.path.join(folder, "load.toml")
-        with open(self.file, "w") as file:
-            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in load.items() if key != "model")
-            for model in load["model"]:
-                file.write("[[model]]\n")
-                file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in model.items())
 
-    def call(self, *words):
-        return subprocess.run([self.args.binary, "simulate", self.file, *words], check=True, text=True,
-                              stdout=subprocess.PIPE).stdout
-
-    def requests(self, rate, seed):
-        path = os.path.join(self.folder, "requests.csv")
-        self.call("--rate", str(rate), "--seed", str(seed), "--requests", path)
-        with open(path) as file:
-            return [Request(line.strip()) for line in list(file)[1:]]
-
-    def outcome(self, rate, seed, steps):
-        path = os.path.join(self.folder, "outcome.json")
-        self.call("--rate", str(rate), "--seed", str(seed), "--fit", steps, "--json", path, "--policy",
-                  self.args.policy)
-        with open(path) as file:
-            return json.load(file)
+def simulate(args, folder, rate, seed, steps):
+    out = os.path.join(folder, "outcome.json")
+    subprocess.run([args.binary, "simulate", os.path.join(folder, "load.toml"), "--rate", str(rate),
+                    "--seed", str(seed), "--fit", steps, "--json", out, "--policy", args.policy],
+                   check=True, stdout=subprocess.DEVNULL)
+    with open(out) as file:
+        return json.load(file)
 
 
 def absolute(load, path):
@@ -188,9 +109,12 @@ def absolute(load, path):
                 model[key] = os.path.join(os.path.dirname(os.path.abspath(path)), model[key])
 
 
-async def take_memory(server, load):
+def take_memory(server, load):
     """The server's own KV memory into the load: what a token takes, how large slabs are."""
-    status = await server.status()
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/admin/status",
+                                     headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request) as answer:
+        status = json.load(answer)
     pool = status["kv_pools"][0]
     load["pool_mib"] = pool["bytes"] / 2**20
     load["slab_mib"] = pool["bytes"] / pool["slabs"]["all"] / 2**20
@@ -199,31 +123,30 @@ async def take_memory(server, load):
         model["kv_token_bytes"] = kv["block_bytes"] // kv["block_tokens"]
 
 
-async def calibrate(server, simulator, args):
+def calibrate(args, server, load, folder):
     """The rate that the server can serve; its steps are in the log."""
-    load = simulator.load
-    rate = load.get("rate", 1)
-    requests = simulator.requests(rate, FIT_SEED)
     places = 2 * load.get("max_sequences", 256) * len(load["model"])
-    enough = max(3 * places, 200)
-    requests = simulator.requests(rate * max(1, enough / max(1, len(requests))), FIT_SEED)
-    begin = await play(server.port, requests, args.vocabulary, FIT_SEED, places) - 0.2
-    ends = sorted(r.times[-1][0] for r in requests if r.times)
+    at_once = os.path.join(folder, "at-once.toml")
+    write_load(at_once, load | {"seconds": 1, "warmup_seconds": 0})
+    _, requests = play(args, server, at_once, max(3 * places, 200), FIT_SEED, "--max-concurrency", str(places))
+    ends = sorted(r["end_s"] for r in requests if r["status"] == "done")
+    if len(ends) < len(requests):
+        sys.exit(f"prediction: {len(requests) - len(ends)} of {len(requests)} requests failed")
     # While all places are taken: from when the first answers have ended to when nobody waits any more.
     low, high = len(ends) // 10, max(len(ends) - places, len(ends) // 2)
     saturation = (high - low) / (ends[high] - ends[low])
-    print(f"saturation: {saturation:.2f} requests/s ({len(requests)} requests in {ends[-1] - begin:.1f} s)", flush=True)
-    await play(server.port, simulator.requests(0.5 * saturation, FIT_SEED + 1), args.vocabulary, FIT_SEED)
+    print(f"saturation: {saturation:.2f} requests/s ({len(requests)} requests in {ends[-1]:.1f} s)", flush=True)
+    play(args, server, os.path.join(folder, "load.toml"), 0.5 * saturation, FIT_SEED + 1)
     return saturation
 
 
-async def compare(args, load, folder):
+def compare(args, load, folder):
     steps = os.path.join(folder, "steps.jsonl")
     server = Server(args, load, steps)
     try:
-        await take_memory(server, load)
-        simulator = Simulator(args, folder, load)
-        saturation = args.saturation or await calibrate(server, simulator, args)
+        take_memory(server, load)
+        write_load(os.path.join(folder, "load.toml"), load)
+        saturation = calibrate(args, server, load, folder)
     finally:
         server.stop()
     print(subprocess.run([args.binary, "simulate", "--fit", steps], check=True, text=True,
@@ -231,15 +154,14 @@ async def compare(args, load, folder):
     rows = []
     for part in args.parts:
         rate, seed, own = part * saturation, load.get("seed", 1), os.path.join(folder, f"steps-{part:g}.jsonl")
-        requests = simulator.requests(rate, seed)
         server = Server(args, load, own)
         try:
-            await play(server.port, simulator.requests(0.5 * saturation, FIT_SEED + 2)[:50], args.vocabulary, 1)  # warm
-            begin = await play(server.port, requests, args.vocabulary, 2)
+            run, _ = play(args, server, os.path.join(folder, "load.toml"), rate, seed, "--drain", "120")
         finally:
             server.stop()
-        rows.append({"part": part, "rate": rate, "measured": measured(load, requests, begin),
-                     "simulated": simulator.outcome(rate, seed, steps), "afterwards": simulator.outcome(rate, seed, own)})
+        rows.append({"part": part, "rate": rate, "measured": measured(run),
+                     "simulated": simulate(args, folder, rate, seed, steps),
+                     "afterwards": simulate(args, folder, rate, seed, own)})
         print(f"{part:g} of saturation: "
               + ", ".join(f"{kind} {rows[-1][kind]['attainment']:.3f}" for kind in KINDS), flush=True)
     return rows
@@ -282,10 +204,8 @@ def main():
     parser.add_argument("--binary", default="build/cpu/bin/hearth")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=PATH", help="a model of the load; repeat")
     parser.add_argument("--default-model", default="models/fable-13m", metavar="PATH", help="of those not named")
-    parser.add_argument("--vocabulary", type=int, default=8192, help="prompts are ids below it")
     parser.add_argument("--policy", default="slo", help="the simulator's, as --schedule is the server's")
     parser.add_argument("--parts", type=float, nargs="+", default=[0.7, 1.0, 1.2], help="of saturation")
-    parser.add_argument("--saturation", type=float, help="requests/s, instead of measuring it")
     parser.add_argument("--seconds", type=float, help="of each run; instead of the load file's")
     parser.add_argument("--out", metavar="FILE", help="all numbers, as JSON")
     parser.add_argument("--keep", metavar="FOLDER", help="where the load, the requests and the steps stay")
@@ -299,7 +219,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if args.keep:
             os.makedirs(args.keep, exist_ok=True)
-        rows = asyncio.run(compare(args, load, args.keep or folder))
+        rows = compare(args, load, args.keep or folder)
     if args.out:
         with open(args.out, "w") as file:
             json.dump(rows, file, indent=1)

@@ -66,8 +66,8 @@ struct Load {
   std::vector<LoadModel> models;
 };
 
-// Requests by arrival. The gaps of a model m without a trace are Gamma with mean 1 and cv^2 as variance, in time stretched by its rate, so that
-// a shift of popularity bends them and the sum of all rates stays.
+// Requests by arrival. The gaps of a model without a trace are Gamma with mean 1 and cv^2 as variance, in time
+// stretched by its rate, so that a shift of popularity bends them and the sum of all rates stays.
 std::vector<LoadRequest> draw_requests(const Load& load);
 
 // They as a trace, in the columns that read_trace() knows.

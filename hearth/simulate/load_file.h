@@ -8,8 +8,8 @@
 
 namespace hearth {
 
-// Tables of lengths and traces are named relative to the file. NotFound; Corrupt for what is not TOML; InvalidArgument, with the
-// line, for unknown keys, missing ones and values that make no sense.
+// Tables of lengths and traces are named relative to the file. NotFound; Corrupt for what is not TOML; InvalidArgument,
+// with the line, for unknown keys, missing ones and values that make no sense.
 Result<Load> read_load(const std::filesystem::path& path);
 
 // "probability,input_tokens,output_tokens" and a row for each quantile; lines with '#' are comments.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop: arrivals, a turn, a step, the clock. As in the engine, the next step is planned while one computes: who comes
-// or ends meanwhile is in the step after it.
+// The loop: arrivals, a turn, a step, the clock. As in the engine, the next step is planned while one computes: who
+// comes or ends meanwhile is in the step after it.
 #include "hearth/simulate/simulator.h"
 
 #include <algorithm>

@@ -40,8 +40,8 @@ TEST(Simulator, OneRequestTakesItsSteps) {
   }
 }
 
-// The first one's prompt takes until 109 ms; its second token was planned as that step began, until 119. Who comes at 50
-// is in the step after it: until 119 + 10 + 19 ms; in the next one, until 138, where nothing is planned ahead.
+// The first one's prompt takes until 109 ms; its second token was planned as that step began, until 119. Who comes at
+// 50 is in the step after it: until 119 + 10 + 19 ms; in the next one, until 138, where nothing is planned ahead.
 TEST(Simulator, WhoComesDuringAStepIsNotInTheNext) {
   Load load = plain_load();
   const std::vector<LoadRequest> requests{{.arrival_us = 0, .model = 0, .input_tokens = 100, .output_tokens = 10},
@@ -112,10 +112,10 @@ TEST(Simulator, ModelsShareTheMachineByWeight) {
   EXPECT_NEAR(ratio(*outcome), 7.5, 0.15);
 }
 
-// Blocks of 1 MiB and 16 tokens, eight of them. Two prompts of 48 tokens are fed in 10 + 94 ms; 16 steps later each has 64
-// tokens in 4 blocks, and the younger has to go for the other's next. That one has all its 40 tokens after 39 steps of
-// 10 ms, 23 more steps finish the younger: 104 + 390 + 230 ms, and 64 ms for feeding 64 tokens again or copies of 4 MiB.
-// Copies are worth it below the 10 + 64 ms of a step of its own.
+// Blocks of 1 MiB and 16 tokens, eight of them. Two prompts of 48 tokens are fed in 10 + 94 ms; 16 steps later each has
+// 64 tokens in 4 blocks, and the younger has to go for the other's next. That one has all its 40 tokens after 39 steps
+// of 10 ms, 23 more steps finish the younger: 104 + 390 + 230 ms, and 64 ms for feeding 64 tokens again or copies of 4
+// MiB. Copies are worth it below the 10 + 64 ms of a step of its own.
 TEST(Simulator, PreemptionCopiesWhereThatIsQuicker) {
   Load load = plain_load();
   load.steps_ahead = 0;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// CSV, or a line of JSON for each request.
 #include "hearth/simulate/trace_file.h"
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
 
@@ -84,6 +86,13 @@ std::optional<int64_t> date_us(std::string_view text) {
   return (((days * 24 + part[3]) * 60 + part[4]) * 60 + part[5]) * 1'000'000 + *number<int64_t>(fraction);
 }
 
+Result<int64_t> arrival(std::string_view text) {
+  const auto seconds = number<double>(text);
+  if (!seconds || !(*seconds >= 0 && *seconds <= kMostSeconds))
+    return corrupt("arrival_s '{}'; wanted seconds from 0 to {}", text, kMostSeconds);
+  return std::llround(*seconds * 1e6);
+}
+
 Result<int64_t> tokens(std::string_view text, const char* what) {
   const auto value = number<int64_t>(text);
   if (!value || *value < 1 || *value > kMostTokens)
@@ -102,14 +111,24 @@ Result<TraceRequest> request_of(std::string_view line, const Columns& columns) {
     if (!us) return corrupt("'{}' is no time; wanted 2023-11-16 18:15:46.680590", field(columns.timestamp));
     request.arrival_us = *us;
   } else {
-    const auto seconds = number<double>(field(columns.arrival));
-    if (!seconds || !(*seconds >= 0 && *seconds <= kMostSeconds))
-      return corrupt("arrival_s '{}'; wanted seconds from 0 to {}", field(columns.arrival), kMostSeconds);
-    request.arrival_us = std::llround(*seconds * 1e6);
+    HEARTH_TRY_ASSIGN(request.arrival_us, arrival(field(columns.arrival)));
   }
   if (columns.model >= 0) request.model = field(columns.model);
   HEARTH_TRY_ASSIGN(request.input_tokens, tokens(field(columns.input), "input"));
   HEARTH_TRY_ASSIGN(request.output_tokens, tokens(field(columns.output), "output"));
+  return request;
+}
+
+// As CSV's columns; a field that is missing is the text "null".
+Result<TraceRequest> request_of_json(std::string_view line) {
+  const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
+  if (!object.is_object()) return corrupt("no object of JSON");
+  const auto text = [&](const char* key) { return object.value(key, nlohmann::json()).dump(); };
+  TraceRequest request;
+  if (const auto model = object.find("model"); model != object.end() && model->is_string()) request.model = *model;
+  HEARTH_TRY_ASSIGN(request.arrival_us, arrival(text("arrival_s")));
+  HEARTH_TRY_ASSIGN(request.input_tokens, tokens(text("input_tokens"), "input"));
+  HEARTH_TRY_ASSIGN(request.output_tokens, tokens(text("output_tokens"), "output"));
   return request;
 }
 
@@ -126,17 +145,18 @@ Result<std::vector<TraceRequest>> read_trace(const std::filesystem::path& path) 
     const auto place = [&] { return fmt::format("{}:{}", path.string(), number); };
     if (line.ends_with('\r')) line.pop_back();
     if (line.empty() || line[0] == '#') continue;
-    if (!columns) {
+    const bool json = line[0] == '{';
+    if (!json && !columns) {
       HEARTH_TRY_ASSIGN(columns, columns_of(line).with_context(place()));
       continue;
     }
-    Result<TraceRequest> request = request_of(line, *columns);
+    Result<TraceRequest> request = json ? request_of_json(line) : request_of(line, *columns);
     if (!request) return Error(request.error()).with_context(place());
     trace.push_back(std::move(*request));
   }
   if (trace.empty()) return invalid_argument("{}: no request in it", path.string());
   std::ranges::stable_sort(trace, {}, &TraceRequest::arrival_us);
-  if (const int64_t begin_us = trace.front().arrival_us; columns->timestamp >= 0)
+  if (const int64_t begin_us = trace.front().arrival_us; columns && columns->timestamp >= 0)
     for (TraceRequest& request : trace) request.arrival_us -= begin_us;
   return trace;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Requests that came once, as CSV: those of published traces and of real runs. docs/guides/simulating.md has its columns.
+// Requests that came once: those of published traces, as CSV, and of real runs, as lines of JSON or CSV.
+// docs/guides/simulating.md has the columns.
 #pragma once
 
 #include <cstdint>

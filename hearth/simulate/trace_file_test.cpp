@@ -72,6 +72,21 @@ TEST(TraceFile, ACutIsOfOneModel) {
   EXPECT_THAT(cut_trace(*trace, {.model = "b", .offset_s = 1}).error().message, HasSubstr("the last one comes at 0.5"));
 }
 
+// Lines that hearth bench serve --save-requests wrote, in the order in which requests ended.
+TEST(TraceFile, ARunIsATrace) {
+  const auto trace = read_trace(write(
+      "run.jsonl",
+      R"({"index":1,"model":"b","status":"done","arrival_s":0.5,"sent_s":0.6,"input_tokens":20,"output_tokens":2})"
+      "\n"
+      R"({"index":0,"model":"a","status":"failed","arrival_s":0.25,"input_tokens":10,"output_tokens":1,"error":"no"})"
+      "\n"));
+  ASSERT_TRUE(trace) << trace.error().message;
+  EXPECT_EQ(arrivals(*trace), (std::vector<int64_t>{250'000, 500'000}));
+  EXPECT_EQ((*trace)[0].model, "a");
+  EXPECT_EQ((*trace)[1].input_tokens, 20);
+  EXPECT_EQ((*trace)[1].output_tokens, 2);
+}
+
 TEST(TraceFile, SaysWhichLineIsWrong) {
   const auto expect = [](const std::string& text, const char* message) {
     const auto found = read_trace(write("wrong.csv", text));
@@ -94,6 +109,9 @@ TEST(TraceFile, SaysWhichLineIsWrong) {
                            "2023-11-16 18:15:46.x", "2023-11-16T18:15:46+02:00", "1.5", ""})
     expect(std::string("TIMESTAMP,ContextTokens,GeneratedTokens\n") + time + ",1,1\n",
            fmt::format(":2: '{}' is no time", time).c_str());
+  expect("{\"model\":\n", ":1: no object of JSON");
+  expect("{\"model\":\"a\",\"input_tokens\":1,\"output_tokens\":1}\n", ":1: arrival_s 'null'; wanted seconds");
+  expect("{\"arrival_s\":1,\"input_tokens\":1.5,\"output_tokens\":1}\n", ":1: '1.5' input tokens; wanted a number");
   EXPECT_THAT(read_trace("/nowhere/trace.csv").error().message, HasSubstr("cannot be read"));
 }
 
