@@ -134,6 +134,29 @@ TEST(LoadTest, RequestsLeaveWhenDueWhateverTheServerDoes) {
   EXPECT_GE(result.records[0].first_s, 0.15);
 }
 
+// The server answers none before all have come, then all at once. One thread sends and reads all of it.
+TEST(LoadTest, HundredsAreInFlightAtOnce) {
+  constexpr int kRequests = 200, kTokens = 10;
+  std::atomic<int> seen = 0;
+  TestServer server([&](Peer& peer, int) {
+    (void)peer.read_request();
+    for (++seen; seen < kRequests;) std::this_thread::sleep_for(1ms);
+    serve_tokens(peer, kTokens, 0ms, 1ms);
+    (void)peer.read_request();
+  });
+  Load load(server.url());
+  std::vector<PlannedRequest> plan;
+  for (int i = 0; i < kRequests; ++i) plan.push_back({.arrival_s = 0.002 * i, .input_tokens = 3, .output_tokens = 10});
+  const LoadResult result = load.run(plan);
+  EXPECT_EQ(result.peak_in_flight, kRequests);
+  EXPECT_EQ(result.connections, kRequests);
+  const LoadSummary s = summarize(result, {99}, {});
+  EXPECT_EQ(s.done, kRequests);
+  EXPECT_EQ(s.output_tokens, kRequests * kTokens);
+  EXPECT_EQ(s.metric("itl").count, kRequests * (kTokens - 1));
+  EXPECT_LE(s.metric("delay").max, 1000) << "a thread that reads 200 answers still sends on time";
+}
+
 TEST(LoadTest, EveryFailureHasItsKind) {
   TestServer server([](Peer& peer, int) {
     for (std::string request; !(request = peer.read_request()).empty();) {

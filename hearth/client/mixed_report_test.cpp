@@ -166,10 +166,9 @@ TEST(RunPicture, ShowsWhatWasInFlightAndKept) {
   EXPECT_THAT(svg, HasSubstr("y2='244.4' stroke='#ddd'/><text x='64' y='248.4' text-anchor='end'>15</text>"));
   EXPECT_THAT(svg, HasSubstr(",40.0 "));
   // Model a: what ended in the last of four seconds was late, so its line goes from the top (1) to the bottom (0).
-  EXPECT_THAT(svg,
-              HasSubstr("stroke='#4477aa' stroke-width='1.5' d='M232.5,430.0 395.0,430.0 557.5,430.0 720.0,580.0 '"));
-  EXPECT_THAT(svg,
-              HasSubstr("stroke='#ee6677' stroke-width='1.5' d='M232.5,430.0 395.0,430.0 557.5,430.0 720.0,430.0 '"));
+  const std::string kept = "430.0 232.5,430.0 232.5,430.0 395.0,430.0 395.0,430.0 557.5,430.0 557.5,";
+  EXPECT_THAT(svg, HasSubstr("stroke='#4477aa' stroke-width='1.5' d='M70.0," + kept + "580.0 720.0,580.0 '"));
+  EXPECT_THAT(svg, HasSubstr("stroke='#ee6677' stroke-width='1.5' d='M70.0," + kept + "430.0 720.0,430.0 '"));
   EXPECT_THAT(run_svg(result, names, {}, "x"), Not(HasSubstr("attained")));
 }
 
