@@ -47,7 +47,7 @@ prefill_token_us = 10
 ttft_ms = 0.001
 popularity = 0.4
 lengths = "lengths.csv"
-max_output_tokens = 4
+max_output_tokens = 3
 )";
 
 struct Ran {
@@ -73,7 +73,7 @@ class BenchServeTest : public testing::Test {
   void SetUp() override {
     dir_ = std::filesystem::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::create_directories(dir_);
-    std::ofstream(dir_ / "lengths.csv") << "probability,input_tokens,output_tokens\n0,2,1\n1,40,9\n";
+    std::ofstream(dir_ / "lengths.csv") << "probability,input_tokens,output_tokens\n0,2,1\n1,16,5\n";
     write_load(kLoad);
   }
   void TearDown() override { std::filesystem::remove_all(dir_); }
@@ -113,7 +113,7 @@ std::unique_ptr<Server> BenchServeTest::server_;
 
 TEST_F(BenchServeTest, PlaysTheLoadThatTheSimulatorPlays) {
   const Load load = read_load(path("load.toml")).value();
-  ASSERT_EQ(load.models[1].max_output_tokens, 4);
+  ASSERT_EQ(load.models[1].max_output_tokens, 3);
   const std::vector<LoadRequest> played = draw_requests(load);
   std::array<int64_t, 2> requests{}, prompt_tokens{}, output_tokens{}, judged{};
   for (const LoadRequest& r : played) {
@@ -212,7 +212,7 @@ TEST_F(BenchServeTest, WhatCannotBePlayedIsToldBeforeAnythingIsSent) {
   refused({}, 3, "load.toml: c; it has: a, b");
   with("name = \"b\"", "name = \"a\"");
   refused({}, 2, "a second model 'a'");
-  with("max_output_tokens = 4", "max_output_token = 4");
+  with("max_output_tokens = 3", "max_output_token = 3");
   refused({}, 2, "unknown key 'max_output_token'");
   with("seconds = 2", "seconds = ");
   refused({}, 4, "load.toml:3");
