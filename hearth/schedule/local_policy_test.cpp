@@ -13,6 +13,7 @@
 namespace hearth {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
@@ -55,6 +56,18 @@ TEST(SloPolicy, OtherModelsDecodesTakeTheirTime) {
   const Turn turn = slo_turn({model(s), model(other)});
   EXPECT_EQ(turn.model, 0);
   EXPECT_EQ(turn.tokens, 300);
+}
+
+// Hundreds of prompts that were found late wait in front of one that can be on time.
+TEST(SloPolicy, LatePromptsHideNobodyBehindThem) {
+  std::vector<PolicySequence> s(1000, prompt(50, -1'000'000));
+  for (PolicySequence& late : s) late.late = true;
+  s.push_back(prompt(100, 1'000'000));
+  const Turn turn = slo_turn({model(s)});
+  EXPECT_EQ(turn.model, 0);
+  ASSERT_FALSE(turn.order.empty());
+  EXPECT_EQ(turn.order.front(), 1000);
+  EXPECT_THAT(turn.order, Contains(0)) << "late ones come behind it";
 }
 
 TEST(SloPolicy, WithoutRoomTheMostUrgentDecodesGo) {

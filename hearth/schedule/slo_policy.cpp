@@ -18,7 +18,8 @@ constexpr double kMostDecode = 0.9;         // of the machine; beyond it nothing
 constexpr double kLeastPrefill = 0.1;       // of the machine, for estimates of how long prompts take
 constexpr int64_t kLeastChunk = 32;         // tokens
 constexpr int64_t kAll = int64_t{1} << 40;  // tokens
-constexpr int64_t kMostWaiting = 256;       // prompts of a model that are looked at: the oldest
+constexpr int64_t kMostWaiting = 256;       // prompts of a model that are looked at: the oldest that can be on time,
+constexpr int64_t kMostLate = 16;           // and the oldest that were found late, which come last anyway
 
 struct Decodes {
   double time_us = 0;      // of a step of all
@@ -105,11 +106,11 @@ class Decision {
       if (model(m).skip) continue;
       const StepCost& cost = model(m).cost;
       const double alone_us = decodes_[static_cast<size_t>(m)].count == 0 ? cost.step_us : 0;
-      int64_t waiting = 0;
+      int64_t waiting = 0, late_waiting = 0;
       for (int64_t i = 0; i < std::ssize(model(m).sequences); ++i) {
         const PolicySequence& s = model(m).sequences[static_cast<size_t>(i)];
         if (!s.ready || s.pending < 1 || decodes(s)) continue;
-        if (!s.running && ++waiting > kMostWaiting) break;
+        if (!s.running && (s.late ? ++late_waiting > kMostLate : ++waiting > kMostWaiting)) continue;
         const auto tokens = static_cast<double>(s.pending), fed = static_cast<double>(s.fed);
         const double time_us =
             alone_us + cost.prefill_token_us * tokens + cost.prefill_pair_us * tokens * (fed + tokens / 2);
