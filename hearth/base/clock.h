@@ -5,12 +5,14 @@
 #include <chrono>
 #include <cstdint>
 
+#include "hearth/base/waits.h"
+
 namespace hearth {
 
-// Monotonic time in nanoseconds since an arbitrary start.
-class Clock {
+// Monotonic time in nanoseconds since an arbitrary start. Threads that go by it wait for each other by it, so that a
+// clock which does not run by itself can know when all that happens at one time has happened.
+class Clock : public Waits {
  public:
-  virtual ~Clock() = default;
   virtual int64_t now_ns() const = 0;
 };
 

@@ -19,8 +19,8 @@
 
 namespace hearth {
 
-WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority, std::vector<int> cpus)
-    : max_waiting_(max_waiting), priority_(priority), cpus_(std::move(cpus)) {
+WorkerPool::WorkerPool(int threads, int64_t max_waiting, Priority priority, std::vector<int> cpus, const Waits& waits)
+    : max_waiting_(max_waiting), priority_(priority), cpus_(std::move(cpus)), waits_(waits) {
   const std::lock_guard lock(mutex_);
   start_worker();  // without a single one the pool is of no use: that throws
   try {
@@ -81,7 +81,7 @@ void WorkerPool::work(Worker& self) {
   std::unique_lock lock(mutex_);
   self.tid = gettid();
   while (!self.gave_way) {
-    wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+    waits_.wait(wake_, lock, [this] { return stopping_ || !tasks_.empty(); });
     if (tasks_.empty()) break;
     std::function<void()> task = std::move(tasks_.front());
     tasks_.pop_front();

@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "hearth/base/waits.h"
+
 namespace hearth {
 
 class WorkerPool {
@@ -28,7 +30,9 @@ class WorkerPool {
   // At least one thread. `max_waiting` bounds what try_post() takes. The threads keep to `cpus`; empty: to none.
   // A low priority alone does not keep them out of a team's way: Linux balances threads, not their weights, so a
   // worker of nice 10 gets a whole CPU and two threads of the team share one.
-  WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal, std::vector<int> cpus = {});
+  // Between tasks they wait by `waits`.
+  WorkerPool(int threads, int64_t max_waiting, Priority priority = Priority::kNormal, std::vector<int> cpus = {},
+             const Waits& waits = plain_waits());
   // Runs what waits, then joins.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -57,6 +61,7 @@ class WorkerPool {
   const int64_t max_waiting_;
   const Priority priority_;
   const std::vector<int> cpus_;
+  const Waits& waits_;
   mutable std::mutex mutex_;
   std::condition_variable wake_, watch_;
   std::deque<std::function<void()>> tasks_;  // guarded by mutex_, as all below

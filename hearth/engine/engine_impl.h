@@ -37,9 +37,9 @@ class Bell {
     rings_.notify_all();
   }
   // Returns when it rings, or after `patience`. False: for the last time.
-  bool wait(std::chrono::milliseconds patience) {
+  bool wait(std::chrono::milliseconds patience, const Waits& waits) {
     std::unique_lock lock(mutex_);
-    rings_.wait_for(lock, patience, [this] { return rung_; });
+    waits.wait_for(rings_, lock, patience, [this] { return rung_; });
     rung_ = false;
     return !ended_;
   }
@@ -54,7 +54,7 @@ struct Engine::Impl {
   Impl(const EngineOptions& o, std::unique_ptr<LocalPolicy> policy, EngineObserver* observer, const Clock& c)
       : options(o),
         clock(c),
-        text_workers(o.text_workers, std::numeric_limits<int64_t>::max()),
+        text_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kNormal, {}, c),
         grammar_workers(o.text_workers, std::numeric_limits<int64_t>::max(), WorkerPool::Priority::kGivesWay,
                         cpus_beside_team(team_threads(o.threads))),
         steps(team_threads(o.threads), c, [box = inbox] { box->poke(); }),

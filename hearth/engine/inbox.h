@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "hearth/base/result.h"
+#include "hearth/base/waits.h"
 
 namespace hearth {
 
@@ -67,9 +68,9 @@ class Inbox {
   }
 
   // Returns when there is a message or a poke since the last wait().
-  void wait() {
+  void wait(const Waits& waits) {
     std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return poked_ || !messages_.empty(); });
+    waits.wait(wake_, lock, [this] { return poked_ || !messages_.empty(); });
     poked_ = false;
   }
 

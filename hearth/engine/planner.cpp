@@ -30,7 +30,7 @@ void Planner::run() {
     bitten_ = false;  // a bite, a step, a bite
     if (in_flight_ < 2 && (plan_and_launch() || launch_bite())) continue;
     if (stopping_.load() && in_flight_ == 0 && stats_.unfinished.load() == 0) return;
-    inbox_->wait();
+    inbox_->wait(clock_);
   }
 }
 

@@ -138,7 +138,7 @@ void Engine::Impl::keep() {
     // Nobody rings when a model's memory is back, a moment after the last of its users is gone, nor when another
     // program's is.
     const bool expects = !settled || held > there;
-    goes_on = bell->wait(expects ? std::chrono::milliseconds(20) : std::chrono::milliseconds(1000));
+    goes_on = bell->wait(expects ? std::chrono::milliseconds(20) : std::chrono::milliseconds(1000), clock);
   }
 }
 

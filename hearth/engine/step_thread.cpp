@@ -66,7 +66,7 @@ void StepThread::work() {
   constexpr std::chrono::microseconds kLook{50};
   std::unique_lock lock(mutex_);
   while (true) {
-    if (under_way_.empty()) wake_.wait(lock, [this] { return stopping_ || !launched_.empty(); });
+    if (under_way_.empty()) clock_.wait(wake_, lock, [this] { return stopping_ || !launched_.empty(); });
     if (under_way_.empty() && launched_.empty()) return;
     if (!launched_.empty() && can_start(*launched_.front())) {
       std::unique_ptr<Step> step = std::move(launched_.front());
