@@ -87,7 +87,9 @@ void Planner::make_room(ModelState& model, const StepChoice& choice) {
   if (store.parts > 0 || std::ranges::count(models_, model.store, &ModelState::store) < 2) return;
   int64_t kept = 0;
   if (choice.short_of_blocks) {
-    const auto first = std::ranges::find_if(model.sequences, [](const auto& s) { return !s->ended && !s->running(); });
+    const auto waits = [](const auto& s) { return !s->ended && !s->running(); };
+    auto first = std::ranges::find_if(model.sequences, [&](const auto& s) { return waits(s) && !s->late; });
+    if (first == model.sequences.end()) first = std::ranges::find_if(model.sequences, waits);
     const int64_t next = first == model.sequences.end() ? 1 : blocks_for((*first)->known(), model.block_tokens) + 1;
     if (next > pool.limits(model.kv_model).guarantee && store.lifted < 0)
       share_store(store, Lifted{.model = model.kv_model, .blocks = next});

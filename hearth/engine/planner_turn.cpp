@@ -10,7 +10,9 @@ namespace {
 
 // Whether the first that waits finds no blocks: policies leave it out, and memory has to be made for it.
 bool waits_for_blocks(std::span<const PolicySequence> views, const PolicyLimits& limits) {
-  const auto first = std::ranges::find_if(views, [](const auto& v) { return v.ready && !v.running; });
+  const auto waits = [](const PolicySequence& v) { return v.ready && !v.running; };
+  auto first = std::ranges::find_if(views, [&](const auto& v) { return waits(v) && !v.late; });
+  if (first == views.end()) first = std::ranges::find_if(views, waits);
   const int64_t running = std::ranges::count_if(views, &PolicySequence::running);
   return first != views.end() && running < limits.sequences && !admissible(*first, views, limits);
 }
