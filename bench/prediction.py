@@ -110,13 +110,14 @@ def absolute(load, path):
 
 
 def take_memory(server, load):
-    """The server's own KV memory into the load: what a token takes, how large slabs are."""
+    """The server's own KV memory into the load: what a token takes, how large slabs are, what it keeps free."""
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}/admin/status",
                                      headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request) as answer:
         status = json.load(answer)
     pool = status["kv_pools"][0]
     load["pool_mib"] = pool["bytes"] / 2**20
+    load["growth_blocks"] = 1
     load["slab_mib"] = pool["bytes"] / pool["slabs"]["all"] / 2**20
     for model in load["model"]:
         kv = next(m["kv"] for m in status["models"] if m["model"] == model["name"])
