@@ -10,20 +10,17 @@ Fails unless
   - resident memory, taken at these moments after a warm-up, grows by less than 1 MB in 10 minutes;
   - gaps between tokens of the model that stays are no more than 50 ms longer while another one loads.
 Only Python's own library. The seed is printed."""
-import argparse
 import asyncio
 import bisect
 import json
 import os
 import random
 import shutil
-import signal
 import statistics
-import sys
 import tempfile
 import time
 
-from soak import Ended, Failure, Refused, Server, Stream, make_job
+from serving import Ended, Failure, Refused, Stream, make_job, parser_of, run_soak
 
 KEY = "soak-admin"
 FORMATS = {"guest-f32": "f32", "guest-bf16": "bf16", "guest-fp8": "fp8", "guest-int4": "int4"}
@@ -281,36 +278,18 @@ def check_memory(samples, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", default="build/cpu/bin/hearth")
-    parser.add_argument("--seconds", type=float, default=1800)
+    parser = parser_of(__doc__, 1800, "a load delays others")
     parser.add_argument("--clients", type=int, default=24)
-    parser.add_argument("--judge-gaps", action=argparse.BooleanOptionalAction, default=True,
-                        help="fail where a load delays others; needs CPUs that nothing else uses")
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
     parser.add_argument("--verbose", action="store_true", help="a line for every time that all stands still")
-    parser.add_argument("serve_args", nargs="*", help="more words for `hearth serve`, after --")
     args = parser.parse_args()
     print(f"lifecycle: seed {args.seed}", flush=True)
-    server = None
     with tempfile.TemporaryDirectory() as folder:
         cut = os.path.join(folder, "cut")
         shutil.copytree("models/fable-13m", cut)
         weights = os.path.join(cut, "model.safetensors")
         os.truncate(weights, os.path.getsize(weights) // 2)
-        try:
-            server = Server(args.binary, args.serve_args, HEARTH_ADMIN_KEY=KEY, HEARTH_LOG_LEVEL="off")
-            asyncio.run(soak(args, server, random.Random(args.seed), cut))
-            server.process.send_signal(signal.SIGTERM)
-            code = server.process.wait(timeout=60)
-            if code != 0:
-                raise Failure(f"the server ended with {code} after SIGTERM")
-            print("lifecycle: passed")
-        except (Failure, OSError, asyncio.IncompleteReadError) as failure:
-            sys.exit(f"lifecycle: FAILED: {failure}")
-        finally:
-            if server and server.process.poll() is None:
-                server.process.kill()
+        run_soak("lifecycle", args, lambda server: soak(args, server, random.Random(args.seed), cut),
+                 HEARTH_ADMIN_KEY=KEY, HEARTH_LOG_LEVEL="off")
 
 
 if __name__ == "__main__":
