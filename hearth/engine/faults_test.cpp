@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <new>
 #include <stdexcept>
+#include <thread>
 
 #include "hearth/base/random.h"
 #include "hearth/engine/test_util.h"
@@ -17,7 +19,7 @@ namespace {
 using namespace engine_test;
 using ::testing::HasSubstr;
 
-enum class Fault : uint8_t { kNone, kError, kNoMemory, kException };
+enum class Fault : uint8_t { kNone, kError, kLateError, kNoMemory, kException };
 
 std::atomic<Fault> next_fault{Fault::kNone};
 
@@ -27,6 +29,7 @@ const OpTable& failing_ops() {
     OpTable ops = cpu_ops();
     ops.attention = [](const AttentionArgs& args, ExecContext& exec) -> Status {
       switch (next_fault.exchange(Fault::kNone)) {
+        case Fault::kLateError: std::this_thread::sleep_for(std::chrono::milliseconds(50)); [[fallthrough]];
         case Fault::kError: return internal_error("the attention failed");
         case Fault::kNoMemory: throw std::bad_alloc();
         case Fault::kException: throw std::runtime_error("the attention threw");
@@ -88,6 +91,27 @@ TEST(Faults, AStepThatFailsCostsItsOwnRequests) {
     const auto none_held = [](const ModelStats& stats) { return stats.kv.live == 0; };
     for (const size_t model : {0, 1}) EXPECT_EQ(stats_when(**engine, model, none_held).kv.live, 0);
   }
+}
+
+// The step behind it was launched already and reads what was never written: nothing of either is ever found.
+TEST(Faults, NothingOfAFailedPromptIsFound) {
+  static const SteadyClock clock;
+  auto engine = Engine::create({.threads = 2, .max_sequences = 8, .step_tokens = 64}, nullptr, clock);
+  ASSERT_TRUE(engine) << engine.error().message;
+  const auto model = small_model("failing", 1, failing_ops());
+  ASSERT_TRUE((*engine)->add_model(model));
+  Random random(43);
+  Request request = request_of(random, model, 20);
+  request.prompt = random_prompt(random, 190);  // three steps
+  next_fault = Fault::kLateError;
+  Running hit = start(**engine, request);
+  ASSERT_TRUE(hit.reader->wait());
+  EXPECT_EQ(hit.reader->choice().finish, FinishReason::kError);
+  EXPECT_EQ(stats_when(**engine, 0, [](const ModelStats& stats) { return stats.kv.live == 0; }).kv.live, 0);
+  Running again = start(**engine, request);
+  ASSERT_TRUE(again.reader->wait());
+  EXPECT_EQ(again.reader->choice().shared_prompt_tokens, 0);
+  expect_same(again.reader->choice(), run_alone(request, 0));
 }
 
 // Nobody can say whose blocks are right when some of their copies were not made: all of the pool's requests end, and

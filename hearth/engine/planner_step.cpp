@@ -302,12 +302,13 @@ void Planner::collect_row(Step& step, size_t row, std::vector<float>& ttft_s, st
                           int64_t& generated) {
   Sequence& sequence = *step.owners[row].sequence;
   const SampleResult& result = step.results[row];
-  if (sequence.ended) return;  // it ended while this step was under way: dropped, and not billed
   if (result.outcome != SampleOutcome::kOk) {
     const Status why = sample_status({&result, 1});
     sequence.sound = false;
-    return end(sequence, FinishReason::kError, why.error());
+    if (!sequence.ended) end(sequence, FinishReason::kError, why.error());
+    return;
   }
+  if (sequence.ended) return;  // it ended while this step was under way: dropped, and not billed
   std::vector<TokenLogprob> top(result.top.begin(), result.top.end());
   if (step.owners[row].prompt_index > 0) {
     sequence.submission->push({.choice = sequence.choice,
@@ -374,11 +375,14 @@ void Planner::collect(std::unique_ptr<Step> step) {
     SPDLOG_ERROR("{}: a step failed: {}", model.served->name, step->status.error().message);
     if (step->status.error().code == ErrorCode::kDeviceLost && !lost_) lose_device(*step);
     if (!step->moved && !step->moves.empty()) lose_blocks(*model.store, step->status.error());
-    // Other choices of the same requests may stand on KV that this step was to write.
-    for (const Sequence* failed : step->sequences)
-      for (const auto& sequence : model.sequences)
-        if (sequence->submission == failed->submission && !sequence->ended)
-          end(*sequence, FinishReason::kError, step->status.error());
+    // Other choices of the same requests may stand on KV that this step was to write, and so does the next step.
+    for (const Sequence* failed : step->sequences) {
+      for (const auto& sequence : model.sequences) {
+        if (sequence->submission != failed->submission) continue;
+        sequence->sound = false;
+        if (!sequence->ended) end(*sequence, FinishReason::kError, step->status.error());
+      }
+    }
   } else {
     for (size_t row = 0; row < step->owners.size(); ++row) collect_row(*step, row, ttft_s, inter_token_s, generated);
     for (size_t i = 0; i < step->sequences.size(); ++i) publish(model, *step->sequences[i], step->context_len[i]);
