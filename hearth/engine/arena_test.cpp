@@ -48,12 +48,16 @@ class Arena : public ::testing::Test {
  protected:
   void SetUp() override { make(true); }
   // Without graphs models can come while others compute: the fake device's recordings run on the steps' own team.
-  void make(bool graphs) {
+  void make(bool graphs, int64_t max_unread = 256) {
     engine_.reset();
     ASSERT_EQ(device().held_bytes(), 0);
-    auto made = Engine::create(
-        {.threads = 2, .max_sequences = 4, .step_tokens = 64, .memory_bytes = kTotal, .decode_graphs = graphs}, &gaps_,
-        clock_);
+    auto made = Engine::create({.threads = 2,
+                                .max_sequences = 4,
+                                .step_tokens = 64,
+                                .memory_bytes = kTotal,
+                                .decode_graphs = graphs,
+                                .max_unread = max_unread},
+                               &gaps_, clock_);
     ASSERT_TRUE(made) << made.error().message;
     engine_ = std::move(*made);
   }
@@ -243,6 +247,37 @@ TEST_F(Arena, ASleepingModelHasNothingAndWakesAsItWas) {
   EXPECT_THAT(engine_->sleep_model("b").error().message, HasSubstr("b is pinned"));
   Running pinned = start(*engine_, request_of(b, 5, 5));
   expect_alone(pinned, 20);
+}
+
+// It waits for memory that others hold: who removes it meanwhile has it removed.
+TEST_F(Arena, AModelThatIsRemovedWhileItWakesIsGone) {
+  make(false, 4);
+  ASSERT_TRUE(load("a", 16));
+  ASSERT_TRUE(load("b", 20));
+  const std::weak_ptr<const ServedModel> b = models_["b"];
+  // Nobody reads: each of them keeps its 20 blocks.
+  std::vector<Running> all;
+  for (int i = 0; i < 4; ++i) all.push_back(start(*engine_, request_of(models_["a"], 305, 10)));
+  for (Running& one : all) ASSERT_TRUE(one.reader->wait_for_tokens(4));
+  ASSERT_TRUE(engine_->sleep_model("b"));
+  ModelNeeds needs{.name = "room", .weight_bytes = pool_bytes() - 7 * kMiB};
+  auto room = engine_->make_room(device(), needs);
+  ASSERT_TRUE(room) << room.error().message;
+  Status woken;
+  std::thread waker([&] { woken = engine_->wake_model("b", 60'000'000); });
+  const auto wakes = [&] {
+    return std::ranges::any_of(engine_->stats(), [](const auto& m) { return m.phase == ModelPhase::kWaking; });
+  };
+  EXPECT_TRUE(soon(wakes));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_TRUE(wakes()) << "it has to wait";
+  EXPECT_TRUE(unload("b"));
+  for (Running& one : all) one.handle.consumed(0, 1000);
+  waker.join();
+  ASSERT_FALSE(woken);
+  EXPECT_EQ(woken.error().code, ErrorCode::kNotFound) << woken.error().message;
+  EXPECT_TRUE(soon([&] { return b.expired(); }));
+  for (Running& one : all) expect_alone(one, 16);
 }
 
 // Weights come while requests hold the whole pool: they go on, those that wait come later, none is lost.

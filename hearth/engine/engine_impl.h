@@ -104,6 +104,9 @@ struct Engine::Impl {
   Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served);
   Result<std::shared_ptr<KvStore>> store_for(const ServedModel& served, int64_t own_bytes, const KvLayout& layout);
   Status serve(const std::shared_ptr<ModelState>& state);
+  // NotFound: it was removed meanwhile, and is not served.
+  Status serve_again(const Entry& entry);
+  bool removed(const Entry& entry);
   Status leave_device(Entry& entry);
   Status come_back(Entry& entry);
   void set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<Buffer> asleep);

@@ -113,6 +113,20 @@ Status Engine::Impl::serve(const std::shared_ptr<ModelState>& state) {
   return {};
 }
 
+bool Engine::Impl::removed(const Entry& entry) {
+  const std::lock_guard lock(mutex);
+  const Entry* const found = find(entry.served->name);
+  return found == nullptr || found->state != entry.state;
+}
+
+// A model may be removed at any time, and what the planner is told of that must not come before it has it.
+Status Engine::Impl::serve_again(const Entry& entry) {
+  HEARTH_TRY(serve(entry.state));
+  if (!removed(entry)) return {};
+  inbox->post({.kind = Message::Kind::kRemoveModel, .name = entry.served->name});
+  return not_found("{} was removed", entry.served->name);
+}
+
 Status Engine::add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms, MemoryRoom room) {
   const std::lock_guard adding(impl_->adding);
   {
@@ -210,9 +224,9 @@ Status Engine::sleep_model(const std::string& name) {
   Status slept = impl_->ask([&] { return impl_->planner.retire(*entry.state, std::move(left)); });
   if (slept) {
     gone.wait();
-    slept = impl_->leave_device(entry);
-    if (!slept) {
-      if (const Status back = impl_->serve(entry.state); !back)
+    slept = impl_->removed(entry) ? not_found("{} was removed", name) : impl_->leave_device(entry);
+    if (!slept && !impl_->removed(entry)) {
+      if (const Status back = impl_->serve_again(entry); !back)
         SPDLOG_ERROR("{} sleeps with its weights on the device: {}", name, back.error().message);
     }
   }
@@ -239,9 +253,13 @@ Status Engine::wake_model(const std::string& name, int64_t wait_us) {
       HEARTH_TRY(impl_->come_back(entry));
       room = {};
     }
-    return impl_->serve(entry.state);
+    return impl_->serve_again(entry);
   };
   const Status awake = wake();
+  if (!awake && !entry.asleep && !impl_->removed(entry)) {
+    if (const Status back = impl_->leave_device(entry); !back)
+      SPDLOG_ERROR("{} sleeps with its weights on the device: {}", name, back.error().message);
+  }
   impl_->set_phase(name, awake ? ModelPhase::kServing : ModelPhase::kAsleep, entry.asleep);
   impl_->bell->ring();
   return awake;

@@ -107,6 +107,50 @@ TEST(Limits, WhatCannotBeIsRefusedAndChangesNothing) {
   EXPECT_EQ(engine->kv_tokens(*model_a()), 64 * 16);
 }
 
+// While it sleeps its guarantee is nobody's, and may be promised to others: then it cannot wake as it was.
+TEST(Limits, WhoWakesIsGuaranteedNothingThatOthersHave) {
+  Random random(4);
+  auto engine = make_engine(options_of(64));
+  ASSERT_TRUE(engine->add_model(model_a()));
+  ASSERT_TRUE(engine->add_model(model_b()));
+  ASSERT_TRUE(engine->set_limits("b", {.guarantee_bytes = 40 * kBlockBytes}));
+  ASSERT_TRUE(engine->sleep_model("b"));
+  ASSERT_TRUE(engine->set_limits("a", {.guarantee_bytes = 40 * kBlockBytes}));
+  const Status refused = engine->wake_model("b");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_THAT(refused.error().message, HasSubstr("guarantees of 20 slabs"));
+  Running beside = start(*engine, request_of(random, 40, 20, model_a()));
+  expect_alone(beside);
+  EXPECT_EQ(engine->submit(request_of(random, 5, 5, model_b()), [](Output&&) {}).error().code, ErrorCode::kUnavailable);
+  ASSERT_TRUE(engine->set_limits("a", {}));
+  ASSERT_TRUE(engine->wake_model("b"));
+  Running awake = start(*engine, request_of(random, 40, 20, model_b()));
+  expect_alone(awake);
+}
+
+// What is said at the same moment happens in some order, and nobody waits for what never comes.
+TEST(Lives, SleepAndRemovalMayMeet) {
+  auto engine = make_engine(options_of(64));
+  ASSERT_TRUE(engine->add_model(model_a()));
+  const auto model = small_model("b", 2);
+  const auto held = model.use_count();
+  for (int round = 0; round < 200; ++round) {
+    ASSERT_TRUE(engine->add_model(model));
+    const bool wakes = round % 2 == 1;
+    if (wakes) {
+      ASSERT_TRUE(engine->sleep_model("b"));
+    }
+    std::thread mover([&] { (void)(wakes ? engine->wake_model("b") : engine->sleep_model("b")); });
+    EXPECT_TRUE(engine->remove_model("b"));
+    mover.join();
+  }
+  const SteadyClock clock;
+  const int64_t begin_ns = clock.now_ns();
+  while (model.use_count() > held && clock.now_ns() - begin_ns < 60'000'000'000) std::this_thread::yield();
+  EXPECT_EQ(model.use_count(), held);
+}
+
 // What is said before a load is near what the load takes.
 TEST(Needs, AreKnownFromTheHeaders) {
   const EngineOptions options = options_of(64);

@@ -56,7 +56,7 @@ class Planner {
   // In a call that the inbox brings (Message::ask). Errors as Engine::set_limits().
   Status set_limits(ModelState& model, const MemoryLimits& limits, bool pinned);
   // As when it is removed: `left` is kept once its last sequence has gone and it has no blocks any more.
-  // InvalidArgument: it is pinned.
+  // InvalidArgument: it is pinned. NotFound: it has left.
   Status retire(ModelState& model, std::promise<void> left);
   // The least slabs that leave each model what it is guaranteed by its limits and its least context.
   int64_t least_slabs(const KvStore& store) const;

@@ -42,7 +42,16 @@ Result<int64_t> Planner::add_to_store(ModelState& model) {
   }
   HEARTH_TRY_ASSIGN(model.kv_model, store.pool->add_model(spec));
   store.members.push_back(&model);
-  share_store(store, {});
+  // Who slept has limits, and what it is guaranteed may be promised to others by now.
+  Status fits = check_guarantees(store);
+  if (fits) {
+    share_store(store, {});
+    fits = check_requests(store);
+  }
+  if (!fits) {
+    leave_store(model);
+    return fits.error();
+  }
   return model.kv_tokens.load();
 }
 
@@ -57,6 +66,8 @@ void Planner::leave_store(ModelState& model) {
 
 Status Planner::retire(ModelState& model, std::promise<void> left) {
   if (model.pinned) return invalid_argument("{} is pinned", model.served->name);
+  // It was removed just before: nobody would keep the promise.
+  if (model.kv_model < 0) return not_found("the engine has no model '{}'", model.served->name);
   model.leaving = true;
   model.left = std::move(left);
   return {};
