@@ -260,6 +260,7 @@ TEST_F(Arena, AModelThatIsRemovedWhileItWakesIsGone) {
   for (int i = 0; i < 4; ++i) all.push_back(start(*engine_, request_of(models_["a"], 305, 10)));
   for (Running& one : all) ASSERT_TRUE(one.reader->wait_for_tokens(4));
   ASSERT_TRUE(engine_->sleep_model("b"));
+  ASSERT_TRUE(soon([&] { return device().held_bytes() > kTotal - kMiB; }));  // the pool has what b left
   ModelNeeds needs{.name = "room", .weight_bytes = pool_bytes() - 7 * kMiB};
   auto room = engine_->make_room(device(), needs);
   ASSERT_TRUE(room) << room.error().message;

@@ -107,6 +107,31 @@ TEST(Limits, WhatCannotBeIsRefusedAndChangesNothing) {
   EXPECT_EQ(engine->kv_tokens(*model_a()), 64 * 16);
 }
 
+// What is kept for a model while it is short is nothing that others could never have.
+TEST(Limits, AShortageOfOneLeavesOthersWhatTheyMayAsk) {
+  Random random(5);
+  EngineOptions options = options_of(32);  // 16 slabs of 2 blocks
+  options.max_sequences = 4;
+  auto engine = make_engine(options);
+  ASSERT_TRUE(engine->add_model(model_a()));
+  ASSERT_TRUE(engine->add_model(model_b()));
+  EXPECT_EQ(engine->kv_tokens(*model_a()), 32 * 16);
+  std::vector<Running> all;
+  for (int i = 0; i < 4; ++i) all.push_back(start(*engine, request_of(random, 100, 200, model_a())));
+  ASSERT_TRUE(all[0].reader->wait_for_tokens(60));
+  // More than its half: blocks are kept for it.
+  all.push_back(start(*engine, request_of(random, 300, 10, model_b())));
+  int64_t least = 32 * 16;
+  for (int i = 0; i < 300 && !all.back().reader->choice().finish; ++i) {
+    least = std::min(least, engine->kv_tokens(*model_a()));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_EQ(least, 32 * 16);
+  for (Running& running : all) running.handle.cancel();
+  for (Running& running : all) EXPECT_TRUE(running.reader->wait());
+  EXPECT_EQ(engine->kv_tokens(*model_a()), 32 * 16);
+}
+
 // While it sleeps its guarantee is nobody's, and may be promised to others: then it cannot wake as it was.
 TEST(Limits, WhoWakesIsGuaranteedNothingThatOthersHave) {
   Random random(4);

@@ -27,7 +27,7 @@ Result<KvLimits> fixed_part(const KvPoolStats& pool, int64_t parts, int64_t colu
   if (blocks < 1)
     return resource_exhausted("one of {} fixed parts of a KV pool of {} slabs of {} bytes holds no block of the model",
                               parts, pool.slabs, pool.slabs > 0 ? pool.pool_bytes / pool.slabs : 0);
-  return KvLimits{.guarantee = blocks, .kept = blocks, .cap = blocks};
+  return KvLimits{.guarantee = blocks, .kept = blocks, .reserved = blocks, .cap = blocks};
 }
 
 }  // namespace
@@ -112,7 +112,9 @@ void Planner::share_store(KvStore& store, std::optional<Lifted> lifted) {
       limits.guarantee = std::min(limits.guarantee, limits.cap);
       if (!grows) limits.guarantee = std::min(limits.guarantee, old.guarantee);
       limits.kept = std::min(limits.kept, limits.guarantee);
-      if (m->pinned && grows) limits.kept = std::max(limits.kept, std::min(guaranteed_blocks(*m), limits.guarantee));
+      if (m->pinned) limits.reserved = std::min(guaranteed_blocks(*m), limits.guarantee);
+      if (!grows) limits.reserved = std::min({limits.reserved, old.reserved, limits.kept});
+      limits.kept = std::max(limits.kept, limits.reserved);
       const Status set = pool.set_limits(m->kv_model, limits);
       HEARTH_CHECK(set.has_value(), "parts of a KV pool: {}", set.error().message);
     }

@@ -31,6 +31,8 @@ struct KvLimits {
   int64_t guarantee = 0;
   // Of these, so many are lent to nobody's live blocks (caches may use them): it can have them at once.
   int64_t kept = 0;
+  // Of these, so many for good, the rest for a while: what others can ever have (most()) is less by them alone.
+  int64_t reserved = 0;
   int64_t cap = std::numeric_limits<int64_t>::max();
 };
 

@@ -50,9 +50,12 @@ const SlabPool::Block& SlabPool::live_block(KvBlock block) const {
 
 // `old`: whose limits these will replace, -1: nobody's.
 Status SlabPool::check_limits(const KvModelSpec& spec, const KvLimits& limits, KvModelId old) const {
-  if (limits.kept < 0 || limits.kept > limits.guarantee || limits.guarantee > limits.cap)
-    return invalid_argument("{}: {} blocks kept, {} guaranteed, at most {}; wanted 0 <= kept <= guaranteed <= at most",
-                            spec.name, limits.kept, limits.guarantee, limits.cap);
+  if (limits.reserved < 0 || limits.reserved > limits.kept || limits.kept > limits.guarantee ||
+      limits.guarantee > limits.cap)
+    return invalid_argument(
+        "{}: {} blocks reserved, {} kept, {} guaranteed, at most {}; wanted 0 <= reserved <= kept <= guaranteed <= at "
+        "most",
+        spec.name, limits.reserved, limits.kept, limits.guarantee, limits.cap);
   const int64_t columns = slabs_.slab_bytes() / spec.block_bytes;
   // No more than fits, so that sums cannot overflow.
   int64_t same_format = std::min(limits.guarantee, (slabs_.size() + 1) * columns), others = 0;
@@ -171,13 +174,13 @@ int64_t SlabPool::available(KvModelId id) const {
 
 int64_t SlabPool::most(KvModelId id, int64_t slabs) const {
   const Model& model = at(id);
-  std::vector<int64_t> kept(uses_.size());  // by format, for others
+  std::vector<int64_t> reserved(uses_.size());  // by format, for others
   for (const Model& m : models_)
-    if (m.there && &m != &model) kept[static_cast<size_t>(m.format)] += m.spec.limits.kept;
+    if (m.there && &m != &model) reserved[static_cast<size_t>(m.format)] += m.spec.limits.reserved;
   for (int32_t f = 0; f < slabs_.formats(); ++f)
-    if (f != model.format && slabs_.format(f).users > 0) slabs -= least_slabs(f, kept[static_cast<size_t>(f)]);
+    if (f != model.format && slabs_.format(f).users > 0) slabs -= least_slabs(f, reserved[static_cast<size_t>(f)]);
   const int64_t columns =
-      std::max<int64_t>(slabs, 0) * slabs_.format(model.format).columns - kept[static_cast<size_t>(model.format)];
+      std::max<int64_t>(slabs, 0) * slabs_.format(model.format).columns - reserved[static_cast<size_t>(model.format)];
   return std::max<int64_t>(0, std::min(model.spec.limits.cap, columns));
 }
 

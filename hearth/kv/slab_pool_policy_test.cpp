@@ -99,8 +99,10 @@ TEST_F(SlabPoolPolicy, CostDoesNotGrowWithThePool) {
 
 TEST_F(SlabPoolPolicy, WhatIsKeptIsLentToNobody) {
   make(10);
-  const KvModelId owner = add(3, {.guarantee = 15, .kept = 10}), borrower = add(1, {.cap = 150});
+  const KvModelId owner = add(3, {.guarantee = 15, .kept = 10, .reserved = 10}), borrower = add(1, {.cap = 150});
   EXPECT_EQ(pool->most(borrower), 8 * kColumns);  // 5 columns in a slab: two slabs stay
+  ASSERT_TRUE(pool->set_limits(owner, {.guarantee = 15, .kept = 10}));
+  EXPECT_EQ(pool->most(borrower), 150);  // later
   EXPECT_EQ(pool->available(borrower), 8 * kColumns);
   take(borrower, 8 * kColumns);
   std::vector<KvBlock> none;
@@ -141,6 +143,7 @@ TEST_F(SlabPoolPolicy, RefusalsCarryTheArithmetic) {
   EXPECT_EQ(message(5, {.guarantee = 18}), "");
   EXPECT_EQ(message(17, {}), "m: a KV block of 1 tokens has 1088 bytes, a slab 1024");
   EXPECT_NE(message(1, {.guarantee = 2, .kept = 3}), "");
+  EXPECT_NE(message(1, {.guarantee = 3, .kept = 2, .reserved = 3}), "");
   EXPECT_NE(message(1, {.guarantee = 2, .cap = 1}), "");
   EXPECT_NE(message(1, {.guarantee = std::numeric_limits<int64_t>::max()}), "");
   const auto shrunk = pool->resize(9);
