@@ -41,6 +41,7 @@ struct KvStore {
   int64_t parts = 0;                 // > 0: so many models have an equal part each, and nothing is lent
   std::vector<ModelState*> members;  // models that have blocks of the pool
   KvModelId lifted = -1;             // who is guaranteed more than its part, for a while
+  KvModelId lifted_before = -1;      // who was the last time
   // The pool goes there, bite by bite, as soon as nobody's blocks are in the way.
   int64_t wanted_slabs = 0;
   bool resizing = false;                // a bite is with the step thread

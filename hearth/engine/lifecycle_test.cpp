@@ -132,6 +132,33 @@ TEST(Limits, AShortageOfOneLeavesOthersWhatTheyMayAsk) {
   EXPECT_EQ(engine->kv_tokens(*model_a()), 32 * 16);
 }
 
+// Each of two models comes to have all of its part, and to need more for the one sequence that it runs: one goes on, and
+// the other one after it.
+TEST(Limits, TwoThatOutgrowTheirPartsDoNotWaitForEachOther) {
+  constexpr uint64_t kSeed = 6;
+  SCOPED_TRACE(kSeed);
+  Random random(kSeed);
+  EngineOptions options = options_of(32);
+  options.max_sequences = 4;
+  // By default parts, and promised the whole pool.
+  for (const int64_t promised : {int64_t{0}, 16 * kBlockBytes}) {
+    SCOPED_TRACE(promised);
+    auto engine = make_engine(options);
+    for (const auto& model : {model_a(), model_b()}) {
+      ASSERT_TRUE(engine->add_model(model));
+      ASSERT_TRUE(engine->set_limits(model->name, {.guarantee_bytes = promised}));
+    }
+    std::vector<Running> all;
+    for (int i = 0; i < 4; ++i) all.push_back(start(*engine, request_of(random, 100, 200, model_a())));
+    ASSERT_TRUE(all[0].reader->wait_for_tokens(60));
+    for (int i = 0; i < 3; ++i) {
+      all.push_back(start(*engine, request_of(random, 300, 10, model_b())));
+      all.push_back(start(*engine, request_of(random, 200, 100, model_a())));
+    }
+    for (Running& running : all) expect_alone(running);
+  }
+}
+
 // While it sleeps its guarantee is nobody's, and may be promised to others: then it cannot wake as it was.
 TEST(Limits, WhoWakesIsGuaranteedNothingThatOthersHave) {
   Random random(4);

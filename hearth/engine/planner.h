@@ -104,6 +104,11 @@ class Planner {
     int64_t blocks = 0;
   };
   void share_store(KvStore& store, std::optional<Lifted> lifted);
+  int64_t needed_blocks(const ModelState& model, const Sequence& sequence) const;
+  Sequence* lifted_for(const ModelState& model) const;
+  Sequence* first_in_need(const ModelState& model) const;
+  bool lift(ModelState& model, Sequence& sequence, bool goes_on);
+  int64_t blocks_to_keep(ModelState& model);
   bool launch_bite();
   std::unique_ptr<Step> plan_bite(const std::shared_ptr<KvStore>& store);
   void collect_bite(std::unique_ptr<Step> step);

@@ -78,25 +78,95 @@ void Planner::publish(ModelState& model, Sequence& sequence, int64_t computed) {
 
 // ---- who gives way
 
-// A model that is short of blocks and has less than its part, or than its next sequence needs, gets them: they are kept
-// for it from now on, nearly empty slabs are put together, and a sequence of a model that borrows gives way. Once it is
-// short no more nothing is kept.
+// Of all tokens that are known, and one more.
+int64_t Planner::needed_blocks(const ModelState& model, const Sequence& sequence) const {
+  return blocks_for(sequence.known(), model.block_tokens) + 1;
+}
+
+// Who runs with more than the model's part; null: nobody any more. A reader that does not read keeps nothing from others.
+Sequence* Planner::lifted_for(const ModelState& model) const {
+  if (model.store->lifted != model.kv_model) return nullptr;
+  const auto found = std::ranges::find_if(
+      model.sequences, [&](const auto& s) { return s->lifts && s->running() && !s->ended && reader_keeps_up(*s); });
+  return found == model.sequences.end() ? nullptr : found->get();
+}
+
+// Of a model that is short of blocks: who runs and needs more than the model's part, else the first that waits and may
+// still be on time, else the first that waits. Null: there is none.
+Sequence* Planner::first_in_need(const ModelState& model) const {
+  if (Sequence* const lifted = lifted_for(model)) return lifted;
+  const int64_t part = model.store->pool->limits(model.kv_model).guarantee;
+  const auto find = [&](auto is_it) {
+    const auto found = std::ranges::find_if(model.sequences, [&](const auto& s) { return !s->ended && is_it(*s); });
+    return found == model.sequences.end() ? nullptr : found->get();
+  };
+  const auto outgrows = [&](Sequence& s) {
+    return s.running() && needed_blocks(model, s) > part && reader_keeps_up(s);
+  };
+  if (Sequence* const sequence = find(outgrows)) return sequence;
+  if (Sequence* const sequence = find([](const Sequence& s) { return !s.running() && !s.late; })) return sequence;
+  return find([](const Sequence& s) { return !s.running(); });
+}
+
+// The model is guaranteed what this sequence needs, until it ends. One model at a time, and in turns. False: another
+// one is, or what others were promised leaves too little.
+bool Planner::lift(ModelState& model, Sequence& sequence, bool goes_on) {
+  KvStore& store = *model.store;
+  const auto awaits = [&](const ModelState* m) { return m != &model && m->awaits_lift; };
+  const bool others_turn =
+      !goes_on && store.lifted_before == model.kv_model && std::ranges::any_of(store.members, awaits);
+  model.awaits_lift = others_turn || (store.lifted >= 0 && store.lifted != model.kv_model);
+  if (model.awaits_lift) return false;
+  const int64_t needed = needed_blocks(model, sequence);
+  share_store(store, Lifted{.model = model.kv_model, .blocks = needed});
+  if (store.pool->limits(model.kv_model).guarantee < needed) {
+    share_store(store, {});
+    return false;
+  }
+  for (const auto& s : model.sequences) s->lifts = s.get() == &sequence;
+  store.lifted_before = model.kv_model;
+  return true;
+}
+
+// Of what the model is guaranteed, while it is short of blocks. None where that would not be enough for who needs them
+// first: others can use them then.
+int64_t Planner::blocks_to_keep(ModelState& model) {
+  KvStore& store = *model.store;
+  const bool was_lifted = store.lifted == model.kv_model;
+  if (was_lifted && lifted_for(model) == nullptr) share_store(store, {});  // another one may be first by now
+  Sequence* const first = first_in_need(model);
+  const int64_t needed = first == nullptr ? 0 : needed_blocks(model, *first);
+  const bool outgrows = needed > store.pool->limits(model.kv_model).guarantee;
+  const bool lifted = outgrows && lift(model, *first, was_lifted);
+  if (!outgrows) model.awaits_lift = false;
+  if (was_lifted && store.lifted < 0) inbox_->poke();  // it may be another one's turn
+  const int64_t live = store.pool->live(model.kv_model), part = store.pool->limits(model.kv_model).guarantee;
+  if (outgrows && !lifted) {
+    // Two that have all they are promised and need more would wait for each other.
+    const bool alone = std::ranges::count_if(model.sequences, [](const auto& s) { return s->running(); }) == 1;
+    if (first->running() && alone && !model.awaits_lift) first->gives_way = true, inbox_->poke();
+    return 0;
+  }
+  return std::min(part, live + (first == nullptr ? 1 : std::max<int64_t>(1, needed - std::ssize(first->blocks))));
+}
+
+// A model that is short of blocks and has less than its part, or than its first sequence needs, gets them: they are
+// kept for it from now on, nearly empty slabs are put together, and a sequence of a model that borrows gives way. Once
+// it is short no more nothing is kept but for a sequence for which it is lifted.
 void Planner::make_room(ModelState& model, const StepChoice& choice) {
   KvStore& store = *model.store;
   SlabPool& pool = *store.pool;
   if (store.parts > 0 || std::ranges::count(models_, model.store, &ModelState::store) < 2) return;
   int64_t kept = 0;
   if (choice.short_of_blocks) {
-    const auto waits = [](const auto& s) { return !s->ended && !s->running(); };
-    auto first = std::ranges::find_if(model.sequences, [&](const auto& s) { return waits(s) && !s->late; });
-    if (first == model.sequences.end()) first = std::ranges::find_if(model.sequences, waits);
-    const int64_t next = first == model.sequences.end() ? 1 : blocks_for((*first)->known(), model.block_tokens) + 1;
-    if (next > pool.limits(model.kv_model).guarantee && store.lifted < 0)
-      share_store(store, Lifted{.model = model.kv_model, .blocks = next});
-    kept = std::min(pool.limits(model.kv_model).guarantee, pool.live(model.kv_model) + next);
+    kept = blocks_to_keep(model);
+  } else if (const Sequence* const lifted = lifted_for(model)) {
+    kept = std::min(pool.limits(model.kv_model).guarantee, needed_blocks(model, *lifted));
   } else if (store.lifted == model.kv_model) {
     share_store(store, {});
+    inbox_->poke();  // it may be another one's turn
   }
+  if (!choice.short_of_blocks) model.awaits_lift = false;
   KvLimits limits = pool.limits(model.kv_model);
   kept = std::max(kept, least_kept(model));
   if (const int64_t before = std::exchange(limits.kept, kept); kept != before) {

@@ -59,6 +59,7 @@ struct Sequence {
   int64_t published = 0;             // blocks that the cache knows, or is not to be told of
   bool sound = true;                 // no row of it has failed: what it has computed is of use to others
   bool gives_way = false;            // in no step any more, so that another model can have its blocks
+  bool lifts = false;                // its model is guaranteed more than its part, so that it can end
 
   std::optional<SwappedKv> swapped;    // only while it waits
   std::shared_ptr<PromptShare> share;  // of the request, while it is of use to this choice

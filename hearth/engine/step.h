@@ -65,6 +65,7 @@ struct ModelState {
   std::optional<std::promise<void>> left;  // kept once it has left, where somebody waits for that
   MemoryLimits limits;
   bool pinned = false;
+  bool awaits_lift = false;  // a sequence of it needs more than its part, and another model is lifted
   // Tokens that the pool can hold of it. Written by the planner, read by any thread.
   std::atomic<int64_t> kv_tokens = 0;
   // Of the weights, in the memory of the device. Shared with whoever counts it.
