@@ -119,8 +119,8 @@ class Stream:
 
 
 class Server:
-    def __init__(self, binary, args, **environment):
-        command = [binary, "serve", "models/fable-13m", "--port", "0", *args]
+    def __init__(self, binary, args, models=("models/fable-13m",), **environment):
+        command = [binary, "serve", *models, "--port", "0", *args]
         print("soak:", " ".join(command), flush=True)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
         for line in self.process.stdout:
@@ -160,12 +160,12 @@ def parser_of(description, seconds, gaps):
     return parser
 
 
-def run_soak(name, args, soak, **environment):
+def run_soak(name, args, soak, models=("models/fable-13m",), **environment):
     """Starts a server, runs soak(server), a coroutine, and ends the server with SIGTERM. Whatever does not hold ends
     the program with 1 and the reason."""
     server = None
     try:
-        server = Server(args.binary, args.serve_args, **environment)
+        server = Server(args.binary, args.serve_args, models, **environment)
         asyncio.run(soak(server))
         server.process.send_signal(signal.SIGTERM)
         code = server.process.wait(timeout=60)
