@@ -138,8 +138,8 @@ int64_t Planner::blocks_to_keep(ModelState& model) {
   const int64_t needed = first == nullptr ? 0 : needed_blocks(model, *first);
   const bool outgrows = needed > store.pool->limits(model.kv_model).guarantee;
   const bool lifted = outgrows && lift(model, *first, was_lifted);
-  if (!outgrows) model.awaits_lift = false;
-  if (was_lifted && store.lifted < 0) inbox_->poke();  // it may be another one's turn
+  if (!outgrows && std::exchange(model.awaits_lift, false)) inbox_->poke();  // who left it its turn may have it
+  if (was_lifted && store.lifted < 0) inbox_->poke();                        // it may be another one's turn
   const int64_t live = store.pool->live(model.kv_model), part = store.pool->limits(model.kv_model).guarantee;
   if (outgrows && !lifted) {
     // Two that have all they are promised and need more would wait for each other.
@@ -166,7 +166,7 @@ void Planner::make_room(ModelState& model, const StepChoice& choice) {
     share_store(store, {});
     inbox_->poke();  // it may be another one's turn
   }
-  if (!choice.short_of_blocks) model.awaits_lift = false;
+  if (!choice.short_of_blocks && std::exchange(model.awaits_lift, false)) inbox_->poke();
   KvLimits limits = pool.limits(model.kv_model);
   kept = std::max(kept, least_kept(model));
   if (const int64_t before = std::exchange(limits.kept, kept); kept != before) {
