@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # hearth_library(<name> SOURCES ... DEPS <lower libraries> PUBLIC_LIBS ... PRIVATE_LIBS ...)
 #   A static library hearth_<name>. DEPS are names of layers.toml; tools/check_layers.py compares them.
-# hearth_test(<name> [THREADED] SOURCES ... DEPS ... LIBS ... LABEL unit|e2e|slow|golden|gpu ARGS ...)
-#   A GoogleTest executable, one ctest entry. Tests run in the repository root.
+# hearth_test(<name> [THREADED] [SHARDS n] SOURCES ... DEPS ... LIBS ... LABEL unit|e2e|slow|golden|gpu ARGS ...)
+#   A GoogleTest executable, one ctest entry; with SHARDS a sanitizer build has n entries, each with its share of the
+#   test cases. Tests run in the repository root.
 # hearth_bench(<name> SOURCES ... DEPS ... LIBS ...)
 #   A benchmark executable, not a test.
 # With HEARTH_TESTS=OFF (the distribution) tests and benchmarks do not exist; a sanitizer build has the
@@ -32,7 +33,7 @@ function(hearth_test name)
   if(NOT HEARTH_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "THREADED" "LABEL;TIMEOUT" "SOURCES;DEPS;LIBS;ARGS" ${ARGN})
+  cmake_parse_arguments(ARG "THREADED" "LABEL;SHARDS;TIMEOUT" "SOURCES;DEPS;LIBS;ARGS" ${ARGN})
   if(NOT ARG_LABEL)
     message(FATAL_ERROR "hearth_test(${name}) needs a LABEL")
   endif()
@@ -64,9 +65,20 @@ function(hearth_test name)
   foreach(dep IN LISTS ARG_DEPS)
     target_link_libraries(${name} PRIVATE hearth_${dep})
   endforeach()
-  add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   # COST: ctest starts the longest first.
-  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT} COST ${ARG_TIMEOUT})
+  set(properties LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT} COST ${ARG_TIMEOUT})
+  if(NOT HEARTH_SANITIZE OR NOT ARG_SHARDS)
+    add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(${name} PROPERTIES ${properties})
+    return()
+  endif()
+  foreach(shard RANGE 1 ${ARG_SHARDS})
+    math(EXPR index "${shard} - 1")
+    set(entry ${name}_${shard}_of_${ARG_SHARDS})
+    add_test(NAME ${entry} COMMAND ${name} ${ARG_ARGS} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(${entry} PROPERTIES ${properties}
+      ENVIRONMENT "GTEST_TOTAL_SHARDS=${ARG_SHARDS};GTEST_SHARD_INDEX=${index}")
+  endforeach()
 endfunction()
 
 function(hearth_bench name)

@@ -259,7 +259,9 @@ TEST_F(Arena, AModelThatIsRemovedWhileItWakesIsGone) {
   std::vector<Running> all;
   for (int i = 0; i < 4; ++i) all.push_back(start(*engine_, request_of(models_["a"], 305, 10)));
   for (Running& one : all) ASSERT_TRUE(one.reader->wait_for_tokens(4));
+  const int64_t awake = pool_bytes(), weights = models_["b"]->model->weights().memory.size_bytes();
   ASSERT_TRUE(engine_->sleep_model("b"));
+  ASSERT_TRUE(soon([&] { return pool_bytes() > awake + weights / 2; }));  // its memory is back, and counted below
   // The pool and what is free are left 8 MB: enough for these requests, which hold 6.3, but not for b, of 2.8, as well.
   std::vector<MemoryRoom> rooms;
   for (int64_t left = kTotal - device().held_bytes() + pool_bytes(); left > 8'000'000; left -= kMiB / 4) {
