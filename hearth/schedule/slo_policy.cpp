@@ -13,7 +13,7 @@ namespace hearth {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr double kMargin = 0.1;             // of TPOT: due times are taken so much earlier
+constexpr double kMargin = 0.05;            // of TPOT: due times are taken so much earlier
 constexpr double kMostDecode = 0.9;         // of the machine; beyond it nothing new is admitted
 constexpr double kLeastPrefill = 0.1;       // of the machine, for estimates of how long prompts take
 constexpr int64_t kLeastChunk = 32;         // tokens
