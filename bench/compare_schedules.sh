@@ -9,13 +9,14 @@
 # of each run, and table.md, which is printed. The environment may say
 #   HEARTH  the program (build/cpu/bin/hearth)      ARMS   of those below ("ours static fineserve")
 #   SEEDS   of the load ("1")                       DRAIN  seconds until what has not ended is lost (120)
+#   LOAD_SECONDS  how long requests come (the file's)
 set -euo pipefail
 
-usage() { sed -n '3,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '3,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 5 ] && [ "$4" = -- ] || usage
 load=$1 rates=$2 out=$3
 shift 4
-hearth=${HEARTH:-build/cpu/bin/hearth} arms=${ARMS:-ours static fineserve} seeds=${SEEDS:-1} drain=${DRAIN:-120}
+hearth=${HEARTH:-build/cpu/bin/hearth} arms=${ARMS:-ours static fineserve} seeds=${SEEDS:-1} drain=${DRAIN:-120} length=${LOAD_SECONDS:+--seconds $LOAD_SECONDS}
 
 # What makes an arm; docs/design/schedule.md has the baselines.
 flags_of() {
@@ -64,7 +65,8 @@ for arm in $arms; do
         for seed in $seeds; do
             run=$out/$arm-$rate-$seed
             echo "$arm, $rate requests/s, seed $seed" >&2
-            "$hearth" bench serve --base-url "$url" --load "$load" --request-rate "$rate" --seed "$seed" --drain "$drain" \
+            # shellcheck disable=SC2086
+            "$hearth" bench serve --base-url "$url" --load "$load" $length --request-rate "$rate" --seed "$seed" --drain "$drain" \
                 --metric-percentiles 50,99 --note "$arm" --save-result "$out/results.jsonl" --save-requests "$run.jsonl" \
                 --plot "$run.svg" --quiet > "$run.txt"
             awk -v arm="$arm" -v rate="$rate" -v seed="$seed" '/^all models / {
