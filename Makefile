@@ -48,7 +48,7 @@ soak: ## clients against `hearth serve` for SOAK_SECONDS (600); models that come
 	@scripts/build.sh cpu hearth
 	@python3 tests/soak/soak.py --seconds $${SOAK_SECONDS:-600} $(SOAK_ARGS) -- --kv-cache-memory-bytes 48M
 	@python3 tests/soak/lifecycle.py --seconds $${SOAK_SECONDS:-600} $(SOAK_ARGS) -- --kv-cache-memory-bytes 48M
-	@python3 tests/soak/neighbours.py --seconds 10 $(SOAK_ARGS) -- --kv-cache-memory-bytes 48M
+	@python3 tests/soak/neighbours.py --seconds 10 --exact $(SOAK_ARGS) -- --kv-cache-memory-bytes 48M
 	@python3 tests/soak/attacks.py $(SOAK_ARGS)
 
 slow: ## the tests that take too long for every commit

@@ -84,23 +84,21 @@ Status run(const Args& args) {
   HEARTH_TRY_ASSIGN(const auto first, make_model(args.prefill, 1, pool));
   HEARTH_TRY_ASSIGN(const auto second, make_model(args.decode, 2, pool));
   ThreadPool prefill_pool(1), decode_pool(1);
-  HEARTH_TRY_ASSIGN(Runner prefill_runner,
-                    Runner::create(first,
-                                   {.max_context = args.prompt,
-                                    .chunk_tokens = args.chunk,
-                                    .max_logit_rows = 1,
-                                    .kv_format = KvFormatId::kBf16},
-                                   prefill_pool));
-  HEARTH_TRY_ASSIGN(Runner decode_runner,
-                    Runner::create(second,
-                                   {.max_sequences = args.batch,
-                                    .max_context = args.depth + 16,
-                                    .chunk_tokens = std::max(args.batch, args.depth),
-                                    .max_logit_rows = args.batch,
-                                    .kv_format = KvFormatId::kBf16,
-                                    .decode_batches = {args.batch},
-                                    .samples = true},
-                                   decode_pool));
+  HEARTH_TRY_ASSIGN(
+      Runner prefill_runner,
+      Runner::create(
+          first,
+          {.max_context = args.prompt, .chunk_tokens = args.chunk, .max_logit_rows = 1, .kv_format = KvFormatId::kBf16},
+          prefill_pool));
+  HEARTH_TRY_ASSIGN(Runner decode_runner, Runner::create(second,
+                                                         {.max_sequences = args.batch,
+                                                          .max_context = args.depth + 16,
+                                                          .chunk_tokens = std::max(args.batch, args.depth),
+                                                          .max_logit_rows = args.batch,
+                                                          .kv_format = KvFormatId::kBf16,
+                                                          .decode_batches = {args.batch},
+                                                          .samples = true},
+                                                         decode_pool));
   Side prompts(std::move(prefill_runner), args, false), steps(std::move(decode_runner), args, true);
   HEARTH_TRY(prompts.begin());
   HEARTH_TRY(steps.begin());

@@ -17,6 +17,7 @@
 #include "hearth/base/cpus.h"
 #include "hearth/base/worker_pool.h"
 #include "hearth/engine/engine.h"
+#include "hearth/engine/host_copy.h"
 #include "hearth/engine/inbox.h"
 #include "hearth/engine/memory_account.h"
 #include "hearth/engine/planner.h"
@@ -78,7 +79,7 @@ struct Engine::Impl {
     std::shared_ptr<const ServedModel> served;
     std::shared_ptr<ModelState> state;
     ModelPhase phase = ModelPhase::kServing;
-    std::shared_ptr<Buffer> asleep;  // its weights, pinned, where they are not on the device
+    std::shared_ptr<HostCopy> asleep;  // its weights, where they are not on the device
   };
   // REQUIRES: mutex is held.
   Entry* find(std::string_view name) {
@@ -108,8 +109,9 @@ struct Engine::Impl {
   Status serve_again(const Entry& entry);
   bool removed(const Entry& entry);
   Status leave_device(Entry& entry);
+  Status leave_device(Entry& entry, std::shared_ptr<HostCopy> copy);
   Status come_back(Entry& entry);
-  void set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<Buffer> asleep);
+  void set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<HostCopy> asleep);
 
   // ---- room.cpp; REQUIRES: adding is held, but for all_accounts() and keep()
   MemoryAccount& account(const Memory& memory);

@@ -153,9 +153,12 @@ Status Engine::add_model(std::shared_ptr<const ServedModel> model, const Service
 }
 
 Status Engine::remove_model(const std::string& name) {
+  Impl::Entry removed;  // goes behind the lock: giving back what sleeps on the host takes a while
   const std::lock_guard lock(impl_->mutex);
-  const auto removed = std::erase_if(impl_->entries, [&](const Impl::Entry& e) { return e.served->name == name; });
-  if (removed == 0) return not_found("the engine has no model '{}'", name);
+  Impl::Entry* const found = impl_->find(name);
+  if (found == nullptr) return not_found("the engine has no model '{}'", name);
+  std::swap(removed, *found);
+  std::erase_if(impl_->entries, [](const Impl::Entry& e) { return e.served == nullptr; });
   impl_->inbox->post({.kind = Message::Kind::kRemoveModel, .name = name});
   impl_->bell->ring();
   return {};
@@ -163,35 +166,28 @@ Status Engine::remove_model(const std::string& name) {
 
 // ---- sleep
 
-// The weights of a model that nobody uses go to pinned memory.
+// The weights of a model that nobody uses go to the host.
 Status Engine::Impl::leave_device(Entry& entry) {
   const Memory& memory = entry.served->model->ops().memory();
   if (memory.is_host()) return {};
   Buffer& weights = entry.served->model->weights().memory;
-  const int64_t bytes = weights.size_bytes();
-  HEARTH_TRY_ASSIGN(Buffer pinned, memory.allocate_staging(bytes));
-  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue());
-  HEARTH_TRY(queue->copy_out({pinned.data(), static_cast<size_t>(bytes)}, weights.data()));
-  HEARTH_TRY(queue->synchronize());
-  HEARTH_TRY(weights.resize(0));
+  HEARTH_TRY_ASSIGN(HostCopy copy, HostCopy::take(memory, {weights.data(), static_cast<size_t>(weights.size_bytes())}));
+  return leave_device(entry, std::make_shared<HostCopy>(std::move(copy)));
+}
+
+// To where a copy of them is.
+Status Engine::Impl::leave_device(Entry& entry, std::shared_ptr<HostCopy> copy) {
+  HEARTH_TRY(entry.served->model->weights().memory.resize(0));
   *entry.state->weight_bytes = 0;
-  entry.asleep = std::make_shared<Buffer>(std::move(pinned));
+  entry.asleep = std::move(copy);
   return {};
 }
 
 // REQUIRES: the device has room for them.
 Status Engine::Impl::come_back(Entry& entry) {
-  if (!entry.asleep) return {};
-  const Memory& memory = entry.served->model->ops().memory();
   Buffer& weights = entry.served->model->weights().memory;
-  const Buffer& pinned = *entry.asleep;
-  HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue());
-  HEARTH_TRY(weights.resize(pinned.size_bytes()));
-  const auto bring = [&]() -> Status {
-    HEARTH_TRY(queue->copy_in(weights.data(), {pinned.data(), static_cast<size_t>(pinned.size_bytes())}));
-    return queue->synchronize();
-  };
-  if (Status brought = bring(); !brought) {
+  HEARTH_TRY(weights.resize(entry.asleep->size_bytes()));
+  if (Status brought = entry.asleep->put_back(weights.data()); !brought) {
     (void)weights.resize(0);
     return brought;
   }
@@ -200,7 +196,7 @@ Status Engine::Impl::come_back(Entry& entry) {
   return {};
 }
 
-void Engine::Impl::set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<Buffer> asleep) {
+void Engine::Impl::set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<HostCopy> asleep) {
   const std::lock_guard lock(mutex);
   if (Entry* const entry = find(name)) {
     entry->phase = phase;
@@ -246,6 +242,8 @@ Status Engine::wake_model(const std::string& name, int64_t wait_us) {
     found->phase = ModelPhase::kWaking;
     entry = *found;
   }
+  // Its memory goes back when the model serves again, for that takes a while.
+  const std::shared_ptr<HostCopy> copy = entry.asleep;
   const auto wake = [&]() -> Status {
     if (entry.asleep) {
       const ModelNeeds needs{.name = name, .weight_bytes = entry.asleep->size_bytes()};
@@ -256,8 +254,8 @@ Status Engine::wake_model(const std::string& name, int64_t wait_us) {
     return impl_->serve_again(entry);
   };
   const Status awake = wake();
-  if (!awake && !entry.asleep && !impl_->removed(entry)) {
-    if (const Status back = impl_->leave_device(entry); !back)
+  if (!awake && copy && !entry.asleep && !impl_->removed(entry)) {
+    if (const Status back = impl_->leave_device(entry, copy); !back)
       SPDLOG_ERROR("{} sleeps with its weights on the device: {}", name, back.error().message);
   }
   impl_->set_phase(name, awake ? ModelPhase::kServing : ModelPhase::kAsleep, entry.asleep);

@@ -3,9 +3,11 @@
 """What models that come and go cost the tokens of one that serves. Starts `hearth serve` with --model, lets --streams
 clients read from it, alone first; then again while --guest is loaded, put to sleep, woken and unloaded, over and over.
 Fails unless
-  - every stream has the tokens that it had alone;
+  - every stream has the tokens that it had alone, with --exact all of them, else up to the first where alone the two
+    likeliest were closer than 0.05;
   - the longest gap between two tokens is no more than 50 ms longer beside any of these than it was alone.
-Prompts are a few token ids, so that no step has more rows than a row's bits may depend on (docs/design/engine.md).
+Streams begin one after the other with a few token ids, so that steps are much alike: on a GPU a row's bits may depend
+on how many rows a step has.
 Models may be configurations alone, with `-- --load-format dummy`. Only Python's own library."""
 import argparse
 import asyncio
@@ -17,15 +19,41 @@ from lifecycle import GAP_MS, KEY, Admin
 from serving import Failure, Stream, parser_of, run_soak
 
 ACTIONS = ["load", "sleep", "wake", "unload"]
+MARGIN = 0.05
+
+
+class Watched(Stream):
+    """A stream that knows by how much each token was the likeliest (log probabilities)."""
+
+    def __init__(self, port, body):
+        super().__init__(port, body)
+        self.margins = []
+
+    def _take(self, event):
+        super()._take(event)
+        for choice in event["choices"]:
+            for likeliest in choice["logprobs"]["top_logprobs"] if choice["logprobs"] else []:
+                # Two tokens of the same text are one entry.
+                first, *rest = sorted(likeliest.values(), reverse=True)
+                self.margins.append(first - rest[0] if rest else 0.0)
+
+
+def certain(alone):
+    """How many of a stream's first tokens were no near tie."""
+    return next((at for at, margin in enumerate(alone.margins) if margin < MARGIN), len(alone.ids))
 
 
 async def read(run, record):
-    """All streams at once, from a first to a last token."""
-    streams = [Stream(run.port, body) for body in run.bodies]
-    await asyncio.gather(*(stream.run() for stream in streams))
+    """All streams at once, each begun when the one before has its first token."""
+    streams, tasks = [Watched(run.port, body) for body in run.bodies], []
+    for stream in streams:
+        tasks.append(asyncio.create_task(stream.run()))
+        while not stream.ids and not tasks[-1].done():
+            await asyncio.sleep(0.0005)
+    await asyncio.gather(*tasks)
     for stream in streams:
         record.extend((end - gap, end) for gap, end in zip(stream.gaps, stream.gap_ends))
-    return [stream.ids for stream in streams]
+    return streams
 
 
 async def come_and_go(run, times):
@@ -50,17 +78,19 @@ async def measure(server, args):
     rng = random.Random(args.seed)
     bodies = [{"model": "stays", "prompt": [rng.randrange(256) for _ in range(4)], "max_tokens": args.tokens,
                "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
-               "return_token_ids": True} for _ in range(args.streams)]
+               "return_token_ids": True, "logprobs": 2} for _ in range(args.streams)]
     run = argparse.Namespace(port=server.port, admin=Admin(server.port), bodies=bodies, guest=args.guest,
                              pause=args.pause)
     await read(run, [])  # warms up
     calm, beside, times = [], [], []
     alone = await read(run, calm)
     begin = time.monotonic()
-    different, rounds = 0, 0
+    rounds = other = wrong = 0
     operator = asyncio.create_task(come_and_go(run, times))
     while time.monotonic() < begin + args.seconds and not operator.done():
-        different += sum(ids != before for ids, before in zip(await read(run, beside), alone))
+        for now, before in zip(await read(run, beside), alone):
+            other += now.ids != before.ids
+            wrong += now.ids[:certain(before)] != before.ids[:certain(before)]
         rounds += 1
     operator.cancel()
     try:
@@ -68,8 +98,8 @@ async def measure(server, args):
     except asyncio.CancelledError:
         pass
     worst_calm = max(till - since for since, till in calm)
-    print(f"neighbours: alone a token came every {1000 * statistics.median(t - s for s, t in calm):.1f} ms, the longest "
-          f"gap was {1000 * worst_calm:.1f} ms; beside others the longest was "
+    print(f"neighbours: alone a token came every {1000 * statistics.median(t - s for s, t in calm):.1f} ms, the "
+          f"longest gap was {1000 * worst_calm:.1f} ms; beside others the longest was "
           f"{1000 * max(till - since for since, till in beside):.1f} ms", flush=True)
     late = []
     for action in ACTIONS:
@@ -77,14 +107,14 @@ async def measure(server, args):
         if not spans:
             raise Failure(f"nothing was proved: no {action} in {args.seconds:.0f} s")
         worst = max(longest(beside, *span) for span in spans)
-        print(f"neighbours: {len(spans)} times {action}, {statistics.median(e - b for b, e in spans):.2f} s each: longest "
-              f"gap {1000 * worst:.1f} ms", flush=True)
+        print(f"neighbours: {len(spans)} times {action}, {statistics.median(e - b for b, e in spans):.2f} s each: "
+              f"longest gap {1000 * worst:.1f} ms", flush=True)
         if worst > worst_calm + GAP_MS / 1000:
             late.append(action)
-    print(f"neighbours: {rounds * args.streams} streams of {args.tokens} tokens, {different} of them other than alone",
-          flush=True)
-    if different:
-        raise Failure(f"{different} streams had other tokens than alone")
+    print(f"neighbours: {rounds * args.streams} streams of {args.tokens} tokens, {other} other than alone, {wrong} of "
+          f"them before a near tie; first near ties alone: {[certain(stream) for stream in alone]}", flush=True)
+    if wrong or other and args.exact:
+        raise Failure(f"{other if args.exact else wrong} streams had other tokens than alone")
     if late and args.judge_gaps:
         raise Failure(f"gaps more than {GAP_MS} ms longer beside: {', '.join(late)}")
 
@@ -95,6 +125,8 @@ def main():
     parser.add_argument("--guest", default="models/fable-13m", help="that comes and goes")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=400, help="of a stream")
+    parser.add_argument("--exact", action="store_true",
+                        help="near ties are no excuse; on a CPU a row's bits are its own")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between two actions")
     args = parser.parse_args()
     print(f"neighbours: seed {args.seed}", flush=True)
