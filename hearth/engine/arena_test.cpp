@@ -47,7 +47,6 @@ std::shared_ptr<const ServedModel> on_host(int64_t layers) {
 class Arena : public ::testing::Test {
  protected:
   void SetUp() override { make(true); }
-  // Without graphs models can come while others compute: the fake device's recordings run on the steps' own team.
   void make(bool graphs, int64_t max_unread = 256) {
     engine_.reset();
     ASSERT_EQ(device().held_bytes(), 0);
@@ -190,7 +189,6 @@ TEST_F(Arena, WhatCanNeverFitIsRefusedAtOnce) {
 
 // Load, unload, sleep, wake, limits, under load: every text is its single run, and nobody waits long for a token.
 TEST_F(Arena, LivesOfOthersChangeNoText) {
-  make(false);
   ASSERT_TRUE(load("a", 2));
   std::atomic<bool> over = false;
   std::thread operator_thread([&] {
@@ -249,6 +247,19 @@ TEST_F(Arena, ASleepingModelHasNothingAndWakesAsItWas) {
   expect_alone(pinned, 20);
 }
 
+// A host without memory for its weights costs the sleep, and nobody anything else.
+TEST_F(Arena, ASleepThatThrowsLeavesTheModelServing) {
+  ASSERT_TRUE(load("a", 2));
+  const auto a = models_["a"];
+  device().throwing_stagings = 1;
+  const Status slept = engine_->sleep_model("a");
+  ASSERT_FALSE(slept);
+  EXPECT_EQ(slept.error().code, ErrorCode::kResourceExhausted) << slept.error().message;
+  Running after = start(*engine_, request_of(a, 50, 40));
+  expect_alone(after, 2);
+  EXPECT_TRUE(engine_->sleep_model("a"));
+}
+
 // It waits for memory that others hold: who removes it meanwhile has it removed.
 TEST_F(Arena, AModelThatIsRemovedWhileItWakesIsGone) {
   make(false, 4);
@@ -269,8 +280,14 @@ TEST_F(Arena, AModelThatIsRemovedWhileItWakesIsGone) {
     ASSERT_TRUE(room) << room.error().message;
     rooms.push_back(std::move(*room));
   }
+  // Who has less patience is told what it waited for, and b sleeps on.
+  const Status late = engine_->wake_model("b", {.wait_us = 20'000});
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().code, ErrorCode::kDeadlineExceeded);
+  EXPECT_THAT(late.error().message, HasSubstr("b: not within 20 ms: it waited for "));
+  EXPECT_THAT(late.error().message, HasSubstr("requests hold the rest in the KV pool"));
   Status woken;
-  std::thread waker([&] { woken = engine_->wake_model("b", 60'000'000); });
+  std::thread waker([&] { woken = engine_->wake_model("b", {.wait_us = 60'000'000}); });
   const auto wakes = [&] {
     return std::ranges::any_of(engine_->stats(), [](const auto& m) { return m.phase == ModelPhase::kWaking; });
   };
@@ -288,7 +305,6 @@ TEST_F(Arena, AModelThatIsRemovedWhileItWakesIsGone) {
 
 // Weights come while requests hold the whole pool: they go on, those that wait come later, none is lost.
 TEST_F(Arena, AFullPoolGivesWhatItsRequestsDoNotNeed) {
-  make(false);
   ASSERT_TRUE(load("a", 16));
   const auto a = models_["a"];
   std::vector<Running> all;

@@ -96,18 +96,16 @@ Status Engine::device() const {
 }
 
 std::vector<ModelStats> Engine::stats() const {
-  std::vector<ModelStats> stats;
-  {
-    const std::lock_guard lock(impl_->shared.mutex);
-    stats = impl_->shared.models;
-  }
+  // Both at once: a model is the planner's, or what it told when it left.
   const std::lock_guard lock(impl_->mutex);
+  const std::lock_guard shared(impl_->shared.mutex);
+  std::vector<ModelStats> stats = impl_->shared.models;
   for (const Impl::Entry& entry : impl_->entries) {
     auto found = std::ranges::find(stats, entry.served->name, &ModelStats::model);
-    // Who sleeps is not the planner's.
-    if (found == stats.end() && entry.phase != ModelPhase::kServing)
-      found = stats.insert(stats.end(), {.model = entry.served->name, .weight_bytes = *entry.state->weight_bytes});
-    if (found != stats.end()) found->phase = entry.phase;
+    if (found == stats.end() && !entry.state->told.model.empty()) found = stats.insert(found, entry.state->told);
+    if (found == stats.end()) continue;
+    found->phase = entry.phase;
+    found->weight_bytes = *entry.state->weight_bytes;
   }
   return stats;
 }

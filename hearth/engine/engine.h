@@ -11,6 +11,7 @@
 // Any thread may call any method, none while the engine is destroyed.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <span>
@@ -99,6 +100,14 @@ struct ModelNeeds {
   int64_t weight_bytes = 0;
   int64_t buffer_bytes = 0;    // of its steps
   int64_t least_kv_bytes = 0;  // without which it could not serve
+  int64_t guaranteed_kv_bytes = 0;
+};
+
+// How long a call that waits for requests or for memory does so.
+struct Patience {
+  static constexpr int64_t kForeverUs = int64_t{1} << 52;
+  int64_t wait_us = 30'000'000;
+  const std::atomic<bool>* stop = nullptr;  // once true, it ends with Cancelled; may be null
 };
 
 // Memory that was made free for a model that is being loaded, and is nobody else's until this goes. May outlive the
@@ -141,6 +150,7 @@ struct ModelStats {
   double device_s = 0;      // that its steps took, since it was added
   int64_t swapped_out = 0;  // preemptions that kept their KV in host memory
   int64_t swap_bytes = 0;   // of host memory in use, by all models of the device
+  int64_t used_us = 0;      // when a request of it came or ended last, by the engine's clock; 0: none has
 };
 
 class Engine {
@@ -160,18 +170,24 @@ class Engine {
   Status add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms = {}, MemoryRoom room = {});
 
   // Makes room for a model that will be loaded to `memory`: the KV pool gives what is missing, caches first; running
-  // requests go on, and new ones wait where they are in the way. Waits for that up to `wait_us`. Hold the room while
-  // the model is loaded, and hand it to add_model(). ResourceExhausted, with the arithmetic: at once where it can never
-  // fit, or not beside the models that are there; after `wait_us` where requests still hold the memory.
-  Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, int64_t wait_us = 30'000'000);
+  // requests go on, and new ones wait where they are in the way. Hold the room while the model is loaded, and hand it
+  // to add_model(). ResourceExhausted, with the arithmetic, at once: it can never fit, or not beside the models that are
+  // there. DeadlineExceeded and Cancelled, with what was waited for: `patience` ended, and nothing has changed.
+  Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, const Patience& patience = {});
+  // Bytes that make_room() would lack now, were it to wait for all requests; 0: none. Those that others would give back
+  // by falling asleep. Errors of the memory.
+  Result<int64_t> lacking_bytes(const Memory& memory, const ModelNeeds& needs);
+  // What a model that sleeps will take when it wakes. NotFound.
+  Result<ModelNeeds> needs_to_wake(const std::string& name) const;
 
   // Its requests run to their ends, new ones are refused (Unavailable); then its KV goes back to the pool and, on a
   // device, its weights to pinned host memory and their pages to whoever wants them. Returns when that is so, at once
   // where it is already. On the host weights stay: it is the same memory. The step buffers stay in any case. NotFound;
-  // InvalidArgument: it is pinned; Unavailable: it is on its way to or from sleep.
-  Status sleep_model(const std::string& name);
+  // InvalidArgument: it is pinned; Unavailable: it is on its way to or from sleep; DeadlineExceeded and Cancelled:
+  // `patience` ended before its requests did, and it serves on.
+  Status sleep_model(const std::string& name, const Patience& patience = {.wait_us = Patience::kForeverUs});
   // The other way, bit for bit; at once where it serves. Errors as make_room() and Unavailable; it sleeps on then.
-  Status wake_model(const std::string& name, int64_t wait_us = 30'000'000);
+  Status wake_model(const std::string& name, const Patience& patience = {});
 
   // New requests for it are refused; those that run finish, then its memory is given back: weights with the last
   // handle. What nobody wants goes to the KV pool. NotFound.

@@ -10,6 +10,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -23,6 +25,7 @@
 #include "hearth/engine/planner.h"
 #include "hearth/engine/step_thread.h"
 #include "hearth/engine/submission.h"
+#include "hearth/engine/waiting.h"
 
 namespace hearth {
 
@@ -101,25 +104,48 @@ struct Engine::Impl {
     return future.get();
   }
 
+  // Waits until nobody else's model comes or wakes.
+  Result<std::unique_lock<std::mutex>> begin_adding(const Waiting& waiting);
+
   // ---- lifecycle.cpp; REQUIRES: adding is held
   Result<std::shared_ptr<ModelState>> make_state(std::shared_ptr<const ServedModel> served);
   Result<std::shared_ptr<KvStore>> store_for(const ServedModel& served, int64_t own_bytes, const KvLayout& layout);
+
+  // ---- sleep.cpp
   Status serve(const std::shared_ptr<ModelState>& state);
   // NotFound: it was removed meanwhile, and is not served.
   Status serve_again(const Entry& entry);
   bool removed(const Entry& entry);
+  Status fall_asleep(Entry& entry, const Waiting& waiting);
+  Status wake_up(Entry& entry, const Waiting& waiting);
   Status leave_device(Entry& entry);
   Status leave_device(Entry& entry, std::shared_ptr<HostCopy> copy);
   Status come_back(Entry& entry);
-  void set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<HostCopy> asleep);
+  ModelNeeds needs_of(const Entry& entry) const;
+  // From kServing to sleep, or the other way. Nullopt: it is where this leads to. NotFound; Unavailable: it is elsewhere.
+  Result<std::optional<Entry>> begin_move(const std::string& name, bool to_sleep);
+  void end_move(const Entry& entry, ModelPhase phase);
 
   // ---- room.cpp; REQUIRES: adding is held, but for all_accounts() and keep()
   MemoryAccount& account(const Memory& memory);
   std::vector<std::shared_ptr<MemoryAccount>> all_accounts();
-  Status keep_pool_size(const std::shared_ptr<KvStore>& store);
+  Status keep_pool_size(const std::shared_ptr<KvStore>& store, const Waiting& waiting);
+  // What of a device's memory there is, and what the KV pool could give.
+  struct Plan {
+    int64_t free_bytes = 0;
+    int64_t slabs = 0, slab_bytes = 1;  // of the pool, as it is
+    int64_t most_slabs = 0;             // that the pool may have
+    Planner::KvFloor floor;             // beneath which it cannot go
+    // Slabs that the pool has once so many bytes were taken.
+    int64_t slabs_without(int64_t bytes) const {
+      if (bytes > free_bytes) return slabs - blocks_for(bytes - free_bytes, slab_bytes);
+      return std::max(slabs, std::min(most_slabs, slabs + (free_bytes - bytes) / slab_bytes));
+    }
+  };
+  Result<Plan> plan_room(const MemoryAccount& account, const ModelNeeds& needs);
   // Waits until the device has so many bytes free.
-  Status make_free(MemoryAccount& account, int64_t bytes, int64_t least_kv_bytes, int64_t wait_us);
-  Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, int64_t wait_us);
+  Status make_free(MemoryAccount& account, int64_t bytes, const ModelNeeds& needs, const Waiting& waiting);
+  Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, const Waiting& waiting);
   // What nobody wants goes to the pools. False: to be asked again soon.
   bool give_to_pools();
   // The keeper's: does that whenever somebody may have given memory back.

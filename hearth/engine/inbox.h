@@ -12,7 +12,6 @@
 #include <future>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -27,14 +26,13 @@ struct ModelState;
 struct Message {
   enum class Kind : uint8_t {
     kSubmit,       // submission
-    kAddModel,     // added
-    kRemoveModel,  // name
+    kAddModel,     // model
+    kRemoveModel,  // model
     kAsk,          // ask
   };
   Kind kind = Kind::kSubmit;
   std::shared_ptr<Submission> submission{};
-  std::shared_ptr<ModelState> added{};
-  std::string name{};
+  std::shared_ptr<ModelState> model{};
   std::promise<Result<int64_t>> tokens{};  // kAddModel: what the KV pool holds of it, or why it is not added
   std::function<void()> ask{};             // called by the planner's thread, between two steps
 };

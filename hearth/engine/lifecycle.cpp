@@ -2,7 +2,7 @@
 // The life of a model in the engine: it comes, gets its part of the memory, goes.
 #include <algorithm>
 
-#include "hearth/base/log.h"
+#include "hearth/base/caught.h"
 #include "hearth/engine/engine_impl.h"
 
 namespace hearth {
@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kPromptRowBytes = int64_t{64} << 20;
 // Of the KV pool on a CPU, where nothing else is asked for.
 constexpr int64_t kLeastDefaultBytes = int64_t{1} << 30;
-constexpr int64_t kBufferWaitUs = 30'000'000;  // for a model that is added without a room
 constexpr int64_t kMinPromptRows = 16, kMaxPromptRows = 512;
 
 // Bytes of the KV pool that is made with this model.
@@ -103,30 +102,6 @@ Result<std::shared_ptr<ModelState>> Engine::Impl::make_state(std::shared_ptr<con
   return state;
 }
 
-// Its requests are taken from now on.
-Status Engine::Impl::serve(const std::shared_ptr<ModelState>& state) {
-  state->leaving = false;
-  Message message{.kind = Message::Kind::kAddModel, .added = state};
-  std::future<Result<int64_t>> tokens = message.tokens.get_future();
-  if (!inbox->post(std::move(message))) return unavailable("the engine has ended");
-  if (auto added = tokens.get(); !added) return std::move(added).error();
-  return {};
-}
-
-bool Engine::Impl::removed(const Entry& entry) {
-  const std::lock_guard lock(mutex);
-  const Entry* const found = find(entry.served->name);
-  return found == nullptr || found->state != entry.state;
-}
-
-// A model may be removed at any time, and what the planner is told of that must not come before it has it.
-Status Engine::Impl::serve_again(const Entry& entry) {
-  HEARTH_TRY(serve(entry.state));
-  if (!removed(entry)) return {};
-  inbox->post({.kind = Message::Kind::kRemoveModel, .name = entry.served->name});
-  return not_found("{} was removed", entry.served->name);
-}
-
 Status Engine::add_model(std::shared_ptr<const ServedModel> model, const ServiceTerms& terms, MemoryRoom room) {
   const std::lock_guard adding(impl_->adding);
   {
@@ -141,13 +116,13 @@ Status Engine::add_model(std::shared_ptr<const ServedModel> model, const Service
     state->terms.slo = slo_or(terms.slo, impl_->options.slo);
     MemoryAccount& account = impl_->account(model->model->ops().memory());
     account.add_model(state);
-    if (impl_->options.memory_bytes > 0) HEARTH_TRY(impl_->make_free(account, 0, 0, kBufferWaitUs));
+    if (impl_->options.memory_bytes > 0) HEARTH_TRY(impl_->make_free(account, 0, {}, Waiting(impl_->clock, {})));
     HEARTH_TRY(impl_->serve(state));
     const std::lock_guard lock(impl_->mutex);
     impl_->entries.push_back({.served = model, .state = state, .asleep = {}});
     return {};
   };
-  Status added = add();
+  Status added = caught(add);
   impl_->bell->ring();
   return added;
 }
@@ -159,108 +134,9 @@ Status Engine::remove_model(const std::string& name) {
   if (found == nullptr) return not_found("the engine has no model '{}'", name);
   std::swap(removed, *found);
   std::erase_if(impl_->entries, [](const Impl::Entry& e) { return e.served == nullptr; });
-  impl_->inbox->post({.kind = Message::Kind::kRemoveModel, .name = name});
+  impl_->inbox->post({.kind = Message::Kind::kRemoveModel, .model = removed.state});
   impl_->bell->ring();
   return {};
-}
-
-// ---- sleep
-
-// The weights of a model that nobody uses go to the host.
-Status Engine::Impl::leave_device(Entry& entry) {
-  const Memory& memory = entry.served->model->ops().memory();
-  if (memory.is_host()) return {};
-  Buffer& weights = entry.served->model->weights().memory;
-  HEARTH_TRY_ASSIGN(HostCopy copy, HostCopy::take(memory, {weights.data(), static_cast<size_t>(weights.size_bytes())}));
-  return leave_device(entry, std::make_shared<HostCopy>(std::move(copy)));
-}
-
-// To where a copy of them is.
-Status Engine::Impl::leave_device(Entry& entry, std::shared_ptr<HostCopy> copy) {
-  HEARTH_TRY(entry.served->model->weights().memory.resize(0));
-  *entry.state->weight_bytes = 0;
-  entry.asleep = std::move(copy);
-  return {};
-}
-
-// REQUIRES: the device has room for them.
-Status Engine::Impl::come_back(Entry& entry) {
-  Buffer& weights = entry.served->model->weights().memory;
-  HEARTH_TRY(weights.resize(entry.asleep->size_bytes()));
-  if (Status brought = entry.asleep->put_back(weights.data()); !brought) {
-    (void)weights.resize(0);
-    return brought;
-  }
-  *entry.state->weight_bytes = weights.size_bytes();
-  entry.asleep.reset();
-  return {};
-}
-
-void Engine::Impl::set_phase(const std::string& name, ModelPhase phase, std::shared_ptr<HostCopy> asleep) {
-  const std::lock_guard lock(mutex);
-  if (Entry* const entry = find(name)) {
-    entry->phase = phase;
-    entry->asleep = std::move(asleep);
-  }
-}
-
-Status Engine::sleep_model(const std::string& name) {
-  const std::lock_guard adding(impl_->adding);
-  Impl::Entry entry;
-  {
-    const std::lock_guard lock(impl_->mutex);
-    Impl::Entry* const found = impl_->find(name);
-    if (found == nullptr) return not_found("the engine has no model '{}'", name);
-    if (found->phase == ModelPhase::kAsleep) return {};
-    found->phase = ModelPhase::kFallingAsleep;
-    entry = *found;
-  }
-  std::promise<void> left;
-  std::future<void> gone = left.get_future();
-  Status slept = impl_->ask([&] { return impl_->planner.retire(*entry.state, std::move(left)); });
-  if (slept) {
-    gone.wait();
-    slept = impl_->removed(entry) ? not_found("{} was removed", name) : impl_->leave_device(entry);
-    if (!slept && !impl_->removed(entry)) {
-      if (const Status back = impl_->serve_again(entry); !back)
-        SPDLOG_ERROR("{} sleeps with its weights on the device: {}", name, back.error().message);
-    }
-  }
-  impl_->set_phase(name, slept ? ModelPhase::kAsleep : ModelPhase::kServing, entry.asleep);
-  impl_->bell->ring();
-  return slept;
-}
-
-Status Engine::wake_model(const std::string& name, int64_t wait_us) {
-  const std::lock_guard adding(impl_->adding);
-  Impl::Entry entry;
-  {
-    const std::lock_guard lock(impl_->mutex);
-    Impl::Entry* const found = impl_->find(name);
-    if (found == nullptr) return not_found("the engine has no model '{}'", name);
-    if (found->phase == ModelPhase::kServing) return {};
-    found->phase = ModelPhase::kWaking;
-    entry = *found;
-  }
-  // Its memory goes back when the model serves again, for that takes a while.
-  const std::shared_ptr<HostCopy> copy = entry.asleep;
-  const auto wake = [&]() -> Status {
-    if (entry.asleep) {
-      const ModelNeeds needs{.name = name, .weight_bytes = entry.asleep->size_bytes()};
-      HEARTH_TRY_ASSIGN(MemoryRoom room, impl_->make_room(entry.served->model->ops().memory(), needs, wait_us));
-      HEARTH_TRY(impl_->come_back(entry));
-      room = {};
-    }
-    return impl_->serve_again(entry);
-  };
-  const Status awake = wake();
-  if (!awake && copy && !entry.asleep && !impl_->removed(entry)) {
-    if (const Status back = impl_->leave_device(entry, copy); !back)
-      SPDLOG_ERROR("{} sleeps with its weights on the device: {}", name, back.error().message);
-  }
-  impl_->set_phase(name, awake ? ModelPhase::kServing : ModelPhase::kAsleep, entry.asleep);
-  impl_->bell->ring();
-  return awake;
 }
 
 // ---- limits
@@ -273,16 +149,6 @@ Status Engine::set_limits(const std::string& name, const MemoryLimits& limits) {
 Status Engine::pin(const std::string& name, bool pinned) {
   HEARTH_TRY_ASSIGN(const std::shared_ptr<ModelState> state, impl_->state_of(name));
   return impl_->ask([&] { return impl_->planner.set_limits(*state, state->limits, pinned); });
-}
-
-std::string_view phase_name(ModelPhase phase) {
-  switch (phase) {
-    case ModelPhase::kServing: return "serving";
-    case ModelPhase::kFallingAsleep: return "falling asleep";
-    case ModelPhase::kAsleep: return "asleep";
-    case ModelPhase::kWaking: return "waking";
-  }
-  return "";
 }
 
 }  // namespace hearth

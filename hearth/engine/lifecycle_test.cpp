@@ -181,6 +181,139 @@ TEST(Limits, WhoWakesIsGuaranteedNothingThatOthersHave) {
   expect_alone(awake);
 }
 
+// What was counted of a model and said of it does not go while it sleeps.
+TEST(Lives, ASleepersNumbersStay) {
+  Random random(7);
+  EngineOptions options = options_of(64);
+  options.slo = {.ttft_us = 60'000'000, .tpot_us = 60'000'000};
+  auto engine = make_engine(options);
+  ASSERT_TRUE(engine->add_model(model_a(), {.slo = {}, .weight = 3}));
+  ASSERT_TRUE(engine->add_model(model_b()));
+  ASSERT_TRUE(engine->set_limits("a", {.guarantee_bytes = 8 * kBlockBytes, .cap_bytes = 40 * kBlockBytes}));
+  const Request request = request_of(random, 60, 10, model_a());
+  for (int i = 0; i < 3; ++i) {
+    Running running = start(*engine, request);
+    expect_alone(running);
+  }
+  const auto of_a = [&] {
+    const std::vector<ModelStats> all = engine->stats();
+    const auto found = std::ranges::find(all, "a", &ModelStats::model);
+    return found == all.end() ? ModelStats() : *found;
+  };
+  const auto expect_as_it_was = [&](int64_t asked) {
+    const ModelStats stats = of_a();
+    EXPECT_EQ(stats.model, "a");
+    EXPECT_EQ(stats.attainment.answers, 3);
+    EXPECT_EQ(stats.attainment.attained, 3);
+    EXPECT_EQ(stats.limits.guarantee_bytes, 8 * kBlockBytes);
+    EXPECT_EQ(stats.limits.cap_bytes, 40 * kBlockBytes);
+    EXPECT_EQ(stats.slo.ttft_us, 60'000'000);
+    EXPECT_EQ(stats.weight, 3);
+    EXPECT_EQ(stats.block_tokens, 16);
+    EXPECT_EQ(stats.kv.asked_blocks, asked);
+    EXPECT_EQ(stats.kv.hit_blocks, 6);
+    EXPECT_GT(stats.device_s, 0);
+    EXPECT_EQ(stats.kv.live, 0);
+    EXPECT_EQ(stats.running, 0);
+  };
+  for (int i = 0; i < 6000 && of_a().attainment.answers < 3; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  const int64_t asked = of_a().kv.asked_blocks;
+  expect_as_it_was(asked);
+  ASSERT_TRUE(engine->sleep_model("a"));
+  EXPECT_EQ(of_a().phase, ModelPhase::kAsleep);
+  expect_as_it_was(asked);
+  ASSERT_TRUE(engine->wake_model("a"));
+  expect_as_it_was(asked);
+}
+
+// While it slept it saved nothing up, also where it fell asleep at work: who served meanwhile goes on beside it.
+TEST(Lives, WhoSleptIsOwedNothing) {
+  Random random(8);
+  auto engine = make_engine(options_of(96));
+  ASSERT_TRUE(engine->add_model(model_a()));
+  ASSERT_TRUE(engine->add_model(model_b()));
+  Running at_work = start(*engine, request_of(random, 20, 40, model_b()));
+  ASSERT_TRUE(at_work.reader->wait_for_tokens(1));
+  ASSERT_TRUE(engine->sleep_model("b"));
+  expect_alone(at_work);
+  for (int i = 0; i < 6; ++i) {
+    Running meanwhile = start(*engine, request_of(random, 20, 240, model_a()));
+    expect_alone(meanwhile);
+  }
+  ASSERT_TRUE(engine->wake_model("b"));
+  Running beside = start(*engine, request_of(random, 20, 240, model_a()));
+  ASSERT_TRUE(beside.reader->wait_for_tokens(5));
+  Running awake = start(*engine, request_of(random, 20, 240, model_b()));
+  ASSERT_TRUE(awake.reader->wait());
+  EXPECT_GT(beside.reader->tokens(), 100u) << "of 240, beside as many of a model of the same weight";
+  expect_alone(beside);
+}
+
+// Who is pinned keeps what it was promised: who wakes beside it has to have room for a sequence, or stays asleep.
+TEST(Limits, WhoWakesHasRoomForASequence) {
+  Random random(9);
+  auto engine = make_engine(options_of(64));  // 16 slabs of 4 blocks; a context of 320 tokens has 20 blocks
+  ASSERT_TRUE(engine->add_model(model_a()));
+  ASSERT_TRUE(engine->add_model(model_b()));
+  ASSERT_TRUE(engine->sleep_model("b"));
+  ASSERT_TRUE(engine->set_limits("a", {.guarantee_bytes = 48 * kBlockBytes}));
+  ASSERT_TRUE(engine->pin("a", true));
+  const Status refused = engine->wake_model("b");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_THAT(refused.error().message, HasSubstr("b: no room for its KV: guarantees of 12 slabs, or 17 for the least "
+                                                 "context beside what pinned models keep; the KV pool can have 16"));
+  const auto needs = engine->needs_to_wake("b");
+  ASSERT_TRUE(needs);
+  EXPECT_EQ(needs->least_kv_bytes, 20 * kBlockBytes);
+  EXPECT_EQ(engine->lacking_bytes(cpu_ops().memory(), *needs).value(), 4 * kBlockBytes) << "a slab";
+  ASSERT_TRUE(engine->set_limits("a", {.guarantee_bytes = 44 * kBlockBytes}));
+  EXPECT_EQ(engine->lacking_bytes(cpu_ops().memory(), *needs).value(), 0);
+  // All of the pool is borrowed: what b needs comes from who borrows, and no text is another one.
+  std::vector<Running> greedy;
+  for (int i = 0; i < 12; ++i) greedy.push_back(start(*engine, request_of(random, 100, 200, model_a())));
+  ASSERT_TRUE(greedy[0].reader->wait_for_tokens(1));
+  ASSERT_TRUE(engine->wake_model("b"));
+  Running whole = start(*engine, request_of(random, 300, 20, model_b()));
+  expect_alone(whole);
+  for (Running& running : greedy) expect_alone(running);
+}
+
+// Its requests have no end in sight: the operator's patience has one, and then nothing has happened.
+TEST(Lives, ASleepHasADeadlineAndCanBeCalledOff) {
+  Random random(10);
+  EngineOptions options = options_of(64);
+  options.max_unread = 4;
+  auto engine = make_engine(options);
+  ASSERT_TRUE(engine->add_model(model_a()));
+  ASSERT_TRUE(engine->add_model(model_b()));
+  Running unread = start(*engine, request_of(random, 20, 40, model_a()));
+  ASSERT_TRUE(unread.reader->wait_for_tokens(4));
+  const Status late = engine->sleep_model("a", {.wait_us = 20'000});
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().code, ErrorCode::kDeadlineExceeded);
+  EXPECT_THAT(late.error().message, HasSubstr("not within 20 ms: it waited for 1 requests of a that run or wait"));
+  Running after = start(*engine, request_of(random, 20, 4, model_a()));
+  expect_alone(after);
+  std::atomic<bool> off = false;
+  Status slept;
+  std::thread sleeper([&] { slept = engine->sleep_model("a", {.wait_us = Patience::kForeverUs, .stop = &off}); });
+  for (int i = 0; i < 6000 && engine->stats().at(0).phase == ModelPhase::kServing; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  // Others come and go meanwhile, and a model on its way is nobody else's.
+  EXPECT_TRUE(engine->sleep_model("b"));
+  EXPECT_TRUE(engine->wake_model("b"));
+  EXPECT_THAT(engine->wake_model("a").error().message, HasSubstr("the model 'a' is falling asleep"));
+  off = true;
+  sleeper.join();
+  ASSERT_FALSE(slept);
+  EXPECT_EQ(slept.error().code, ErrorCode::kCancelled) << slept.error().message;
+  unread.handle.consumed(0, 40);
+  expect_alone(unread);
+  EXPECT_TRUE(engine->sleep_model("a"));
+}
+
 // What is said at the same moment happens in some order, and nobody waits for what never comes.
 TEST(Lives, SleepAndRemovalMayMeet) {
   auto engine = make_engine(options_of(64));

@@ -61,14 +61,15 @@ void Planner::handle(Message& message) {
   switch (message.kind) {
     case Message::Kind::kSubmit: submit(message.submission); break;
     case Message::Kind::kAddModel: {
-      auto tokens = add_to_store(*message.added);
-      if (tokens) models_.push_back(std::move(message.added));
+      message.model->leaving = false;
+      auto tokens = add_to_store(*message.model);
+      if (tokens) models_.push_back(std::move(message.model));
       message.tokens.set_value(std::move(tokens));
       break;
     }
     case Message::Kind::kRemoveModel:
-      for (const auto& model : models_)
-        if (model->served->name == message.name) model->leaving = true;
+      if (std::ranges::find(models_, message.model) != models_.end())
+        message.model->leaving = message.model->removed = true;
       break;
     case Message::Kind::kAsk: message.ask(); break;
   }
@@ -82,6 +83,7 @@ void Planner::submit(const std::shared_ptr<Submission>& submission) {
   share->tokens = (std::ssize(request.prompt) - 1) / model->block_tokens * model->block_tokens;
   share->waiting = request.n - 1;
   const int64_t arrival = arrivals_++;
+  model->used_us = clock_.now_ns() / 1000;
   // Behind all of its priority, before the less urgent.
   auto at = std::ranges::upper_bound(model->sequences, request.priority, {},
                                      [](const auto& sequence) { return sequence->request().priority; });
@@ -124,6 +126,7 @@ void Planner::end(Sequence& sequence, FinishReason reason, std::optional<Error> 
 void Planner::choice_done(ModelState& model, Sequence& sequence) {
   sequence.ended = true;
   sequence.done = true;
+  model.used_us = clock_.now_ns() / 1000;
   stats_.unfinished.fetch_sub(1);
   count_attainment(model, sequence);
   if (observer_ == nullptr) return;
@@ -174,32 +177,37 @@ void Planner::sweep(ModelState& model) {
   });
 }
 
+void Planner::tell(const ModelState& model, ModelStats& stats) const {
+  const auto running = std::ranges::count_if(model.sequences, [](const auto& s) { return s->running(); });
+  const auto open = std::ranges::count_if(model.sequences, [](const auto& s) { return !s->ended; });
+  if (stats.model != model.served->name) stats.model = model.served->name;
+  stats.running = running;
+  stats.waiting = std::max<int64_t>(0, open - running);
+  const bool has_kv = model.kv_model >= 0;
+  stats.kv_blocks = has_kv ? model.store->pool->most(model.kv_model) : 0;
+  stats.kv = has_kv ? model.store->pool->stats(model.kv_model) : KvModelStats();
+  stats.kv.asked_blocks += model.kv_before.asked_blocks;
+  stats.kv.hit_blocks += model.kv_before.hit_blocks;
+  stats.kv.evicted_blocks += model.kv_before.evicted_blocks;
+  stats.kv_blocks_used = stats.kv.live;
+  stats.block_tokens = model.block_tokens;
+  stats.max_sequences = model.max_sequences;
+  stats.slo = model.terms.slo;
+  stats.attainment = model.attainment;
+  stats.pinned = model.pinned;
+  stats.limits = model.limits;
+  stats.weight_bytes = *model.weight_bytes;
+  stats.weight = model.terms.weight;
+  stats.device_s = model.device_us * 1e-6;
+  stats.swapped_out = model.swapped_out;
+  stats.swap_bytes = model.store->swap.used_bytes();
+  stats.used_us = model.used_us;
+}
+
 void Planner::publish() {
   const std::lock_guard lock(stats_.mutex);
   stats_.models.resize(models_.size());
-  for (size_t i = 0; i < models_.size(); ++i) {
-    const ModelState& model = *models_[i];
-    ModelStats& stats = stats_.models[i];
-    const auto running = std::ranges::count_if(model.sequences, [](const auto& s) { return s->running(); });
-    const auto open = std::ranges::count_if(model.sequences, [](const auto& s) { return !s->ended; });
-    if (stats.model != model.served->name) stats.model = model.served->name;
-    stats.running = running;
-    stats.waiting = std::max<int64_t>(0, open - running);
-    stats.kv_blocks = model.store->pool->most(model.kv_model);
-    stats.kv = model.store->pool->stats(model.kv_model);
-    stats.kv_blocks_used = stats.kv.live;
-    stats.block_tokens = model.block_tokens;
-    stats.max_sequences = model.max_sequences;
-    stats.slo = model.terms.slo;
-    stats.attainment = model.attainment;
-    stats.pinned = model.pinned;
-    stats.limits = model.limits;
-    stats.weight_bytes = *model.weight_bytes;
-    stats.weight = model.terms.weight;
-    stats.device_s = model.device_us * 1e-6;
-    stats.swapped_out = model.swapped_out;
-    stats.swap_bytes = model.store->swap.used_bytes();
-  }
+  for (size_t i = 0; i < models_.size(); ++i) tell(*models_[i], stats_.models[i]);
 }
 
 }  // namespace hearth

@@ -7,6 +7,7 @@
 // One thread runs run(); others speak through the inbox and the flags of submissions.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <future>
 #include <memory>
@@ -58,8 +59,17 @@ class Planner {
   // As when it is removed: `left` is kept once its last sequence has gone and it has no blocks any more.
   // InvalidArgument: it is pinned. NotFound: it has left.
   Status retire(ModelState& model, std::promise<void> left);
-  // The least slabs that leave each model what it is guaranteed by its limits and its least context.
-  int64_t least_slabs(const KvStore& store) const;
+  // Takes retire() back, unless the model has left already: then false.
+  bool stay(ModelState& model);
+  // The least slabs that leave each model what it is guaranteed by its limits, and each its least context beside what
+  // pinned ones keep.
+  struct KvFloor {
+    int64_t guaranteed_slabs = 0;
+    int64_t context_slabs = 0;
+    int64_t slabs() const { return std::max(guaranteed_slabs, context_slabs); }
+  };
+  // With `newcomer`, which is not in the pool.
+  KvFloor kv_floor(const KvStore& store, const ModelNeeds& newcomer) const;
   // The pool goes to `slabs`, between steps, a bite at a time: it ends there once no live block and no request's need is
   // in the way. Replaces what was wanted before.
   void resize_pool(const std::shared_ptr<KvStore>& store, int64_t slabs);
@@ -137,6 +147,7 @@ class Planner {
   void end(Sequence& sequence, FinishReason reason, std::optional<Error> error);
   void lose_device(const Step& step);
   void sweep(ModelState& model);
+  void tell(const ModelState& model, ModelStats& stats) const;
   void publish();
 
   std::shared_ptr<Inbox> inbox_;

@@ -42,6 +42,8 @@ Result<int64_t> Planner::add_to_store(ModelState& model) {
   }
   HEARTH_TRY_ASSIGN(model.kv_model, store.pool->add_model(spec));
   store.members.push_back(&model);
+  // Who fell asleep at work has none now.
+  model.share.busy = model.awaits_lift = false;
   // Who slept has limits, and what it is guaranteed may be promised to others by now.
   Status fits = check_guarantees(store);
   if (fits) {
@@ -57,11 +59,17 @@ Result<int64_t> Planner::add_to_store(ModelState& model) {
 
 void Planner::leave_store(ModelState& model) {
   KvStore& store = *model.store;
+  const KvModelStats counted = store.pool->stats(model.kv_model);
+  model.kv_before.asked_blocks += counted.asked_blocks;
+  model.kv_before.hit_blocks += counted.hit_blocks;
+  model.kv_before.evicted_blocks += counted.evicted_blocks;
   store.pool->remove_model(model.kv_model);
   std::erase(store.members, &model);
   model.kv_model = -1;
   model.kv_tokens = 0;
   share_store(store, {});
+  const std::lock_guard lock(stats_.mutex);
+  tell(model, model.told);
 }
 
 Status Planner::retire(ModelState& model, std::promise<void> left) {
@@ -71,6 +79,13 @@ Status Planner::retire(ModelState& model, std::promise<void> left) {
   model.leaving = true;
   model.left = std::move(left);
   return {};
+}
+
+bool Planner::stay(ModelState& model) {
+  if (model.kv_model < 0) return false;
+  model.leaving = model.removed;
+  model.left.reset();
+  return true;
 }
 
 // Blocks that are lent to nobody, whether the model is short of them or not.

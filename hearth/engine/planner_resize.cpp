@@ -10,16 +10,29 @@
 
 namespace hearth {
 
-int64_t Planner::least_slabs(const KvStore& store) const {
-  if (store.parts > 0) return store.pool->slabs();  // fixed parts stay
-  int64_t guaranteed = 0, least = 1;
+Planner::KvFloor Planner::kv_floor(const KvStore& store, const ModelNeeds& newcomer) const {
+  const int64_t slab_bytes = store.pool->slab_bytes();
+  if (store.parts > 0) return {.guaranteed_slabs = store.pool->slabs(), .context_slabs = 0};  // fixed parts stay
+  const auto guaranteed = [](const ModelState* m) {
+    return blocks_for(m->limits.guarantee_bytes / m->kv.layout.block_bytes(), m->store->pool->columns(m->kv_model));
+  };
+  KvFloor floor{.guaranteed_slabs = blocks_for(newcomer.guaranteed_kv_bytes, slab_bytes), .context_slabs = 0};
+  // Where the operator wanted a smaller pool, that has to do.
+  const auto least = [&](int64_t slabs) { return std::min(slabs, store.limit_slabs); };
+  int64_t kept = 0;
   for (const ModelState* const m : store.members) {
-    const int64_t columns = store.pool->columns(m->kv_model);
-    guaranteed += blocks_for(m->limits.guarantee_bytes / m->kv.layout.block_bytes(), columns);
-    const int64_t tokens = std::min(m->served->max_context, kLeastContext);
-    least = std::max(least, blocks_for(blocks_for(tokens, m->block_tokens), columns));
+    floor.guaranteed_slabs += guaranteed(m);
+    if (m->pinned) kept += guaranteed(m);
   }
-  return std::max(guaranteed, least);
+  floor.context_slabs = std::max<int64_t>(1, kept + least(blocks_for(newcomer.least_kv_bytes, slab_bytes)));
+  for (const ModelState* const m : store.members) {
+    const int64_t tokens = std::min(m->served->max_context, kLeastContext);
+    const int64_t slabs = least(blocks_for(blocks_for(tokens, m->block_tokens), store.pool->columns(m->kv_model)));
+    // What it keeps itself is of use to it.
+    const int64_t own = m->pinned ? guaranteed(m) : 0;
+    floor.context_slabs = std::max(floor.context_slabs, kept - own + std::max(own, slabs));
+  }
+  return floor;
 }
 
 void Planner::resize_pool(const std::shared_ptr<KvStore>& store, int64_t slabs) {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <thread>
 
+#include "hearth/base/caught.h"
 #include "hearth/base/log.h"
 #include "hearth/engine/engine_impl.h"
 
@@ -21,39 +22,69 @@ std::vector<std::shared_ptr<MemoryAccount>> Engine::Impl::all_accounts() {
   return accounts;
 }
 
+Result<std::unique_lock<std::mutex>> Engine::Impl::begin_adding(const Waiting& waiting) {
+  std::unique_lock lock(adding, std::try_to_lock);
+  while (!lock) {
+    HEARTH_TRY(waiting.again([] { return "another model that is being loaded or woken"; }));
+    (void)lock.try_lock();
+  }
+  return lock;
+}
+
 // The pool stays as large as it is until it is told otherwise.
-Status Engine::Impl::keep_pool_size(const std::shared_ptr<KvStore>& store) {
+Status Engine::Impl::keep_pool_size(const std::shared_ptr<KvStore>& store, const Waiting& waiting) {
   while (true) {
     HEARTH_TRY_ASSIGN(const bool stopped, ask([&]() -> Result<bool> {
                         planner.resize_pool(store, store->pool->slabs());
                         return !store->resizing;
                       }));
     if (stopped) return {};
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    HEARTH_TRY(waiting.again([] { return "a step behind which the KV pool changes its size"; }));
   }
 }
 
-Status Engine::Impl::make_free(MemoryAccount& of, int64_t bytes, int64_t least_kv_bytes, int64_t wait_us) {
-  const std::shared_ptr<KvStore> store = of.pool();
-  if (store) HEARTH_TRY(keep_pool_size(store));
-  HEARTH_TRY_ASSIGN(int64_t free_bytes, of.free_bytes());
-  if (free_bytes >= bytes) return {};
-  int64_t slabs = 0, least = 0, slab_bytes = 1;
-  if (store) {
-    slab_bytes = store->pool->slab_bytes();
-    HEARTH_TRY_ASSIGN(const int64_t needed, ask([&]() -> Result<int64_t> {
-                        slabs = store->pool->slabs();
-                        return planner.least_slabs(*store);
-                      }));
-    least = std::max(needed, blocks_for(least_kv_bytes, slab_bytes));
+Result<Engine::Impl::Plan> Engine::Impl::plan_room(const MemoryAccount& of, const ModelNeeds& needs) {
+  Plan plan;
+  HEARTH_TRY_ASSIGN(plan.free_bytes, of.free_bytes());
+  if (const std::shared_ptr<KvStore> store = of.pool()) {
+    HEARTH_TRY(ask([&]() -> Status {
+      plan.slabs = store->pool->slabs();
+      plan.slab_bytes = store->pool->slab_bytes();
+      plan.most_slabs = options.memory_bytes > 0 ? store->limit_slabs : plan.slabs;
+      plan.floor = planner.kv_floor(*store, needs);
+      return {};
+    }));
   }
-  const int64_t target = slabs - blocks_for(bytes - free_bytes, slab_bytes);
-  if (target < least) {
+  return plan;
+}
+
+Status Engine::Impl::make_free(MemoryAccount& of, int64_t bytes, const ModelNeeds& needs, const Waiting& waiting) {
+  const std::shared_ptr<KvStore> store = of.pool();
+  if (store) HEARTH_TRY(keep_pool_size(store, waiting));
+  HEARTH_TRY_ASSIGN(Plan plan, plan_room(of, needs));
+  const bool has_kv = !store || plan.slabs >= plan.floor.slabs();
+  if (has_kv && plan.free_bytes >= bytes) return {};
+  const int64_t target = plan.slabs_without(bytes);
+  if (store && target < plan.floor.slabs() && target >= plan.slabs)
+    return resource_exhausted(
+        "no room for its KV: guarantees of {} slabs, or {} for the least context beside what pinned models keep; the "
+        "KV "
+        "pool can have {} slabs of {} bytes. Lower a guarantee, unload a model, or put one to sleep",
+        plan.floor.guaranteed_slabs, plan.floor.context_slabs, target, plan.slab_bytes);
+  if (store && target < plan.floor.slabs()) {
     HEARTH_TRY_ASSIGN(const int64_t total, of.total_bytes());
     return resource_exhausted(
-        "{} bytes do not fit: of {}, {} are free and the KV pool can give {} of its {}; models hold {}. Unload one, or "
-        "put it to sleep",
-        bytes, total, free_bytes, std::max<int64_t>(0, slabs - least) * slab_bytes, of.pool_bytes(), of.model_bytes());
+        "{} bytes do not fit: of {}, {} are free and the KV pool can give {} of its {}, of which {} slabs of {} bytes "
+        "stay (guarantees have {}, the least context beside what is pinned {}); models hold {}. Unload one, or put it "
+        "to sleep",
+        bytes, total, plan.free_bytes, std::max<int64_t>(0, plan.slabs - plan.floor.slabs()) * plan.slab_bytes,
+        of.pool_bytes(), plan.floor.slabs(), plan.slab_bytes, plan.floor.guaranteed_slabs, plan.floor.context_slabs,
+        of.model_bytes());
+  }
+  if (!store) {
+    HEARTH_TRY_ASSIGN(const int64_t total, of.total_bytes());
+    return resource_exhausted("{} bytes do not fit: of {}, {} are free; models hold {}. Unload one, or put it to sleep",
+                              bytes, total, plan.free_bytes, of.model_bytes());
   }
   const auto resize = [&](int64_t to) {
     return ask([&]() -> Status {
@@ -61,21 +92,26 @@ Status Engine::Impl::make_free(MemoryAccount& of, int64_t bytes, int64_t least_k
       return {};
     });
   };
+  const int64_t before = plan.slabs;
   HEARTH_TRY(resize(target));
-  const int64_t until_ns = clock.now_ns() + wait_us * 1000;
+  const auto done = [&]() -> Result<bool> {
+    HEARTH_TRY_ASSIGN(plan, plan_room(of, needs));
+    return plan.free_bytes >= bytes && plan.slabs >= plan.floor.slabs();
+  };
   while (true) {
-    HEARTH_TRY_ASSIGN(free_bytes, of.free_bytes());
-    if (free_bytes >= bytes) return keep_pool_size(store);
-    if (clock.now_ns() >= until_ns) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    HEARTH_TRY_ASSIGN(const bool there, done());
+    if (there) return keep_pool_size(store, waiting);
+    Status goes_on = waiting.again([&] {
+      return fmt::format("{} bytes, of which {} are free: requests hold the rest in the KV pool", bytes,
+                         plan.free_bytes);
+    });
+    if (goes_on) continue;
+    HEARTH_TRY(resize(before));
+    return goes_on;
   }
-  HEARTH_TRY(resize(slabs));
-  return resource_exhausted(
-      "{} bytes did not come free within {} ms: requests still hold the KV pool, {} bytes are free", bytes,
-      wait_us / 1000, free_bytes);
 }
 
-Result<MemoryRoom> Engine::Impl::make_room(const Memory& memory, const ModelNeeds& needs, int64_t wait_us) {
+Result<MemoryRoom> Engine::Impl::make_room(const Memory& memory, const ModelNeeds& needs, const Waiting& waiting) {
   MemoryAccount& of = account(memory);
   HEARTH_TRY_ASSIGN(const int64_t total, of.total_bytes());
   const int64_t own = needs.weight_bytes + needs.buffer_bytes;
@@ -84,7 +120,7 @@ Result<MemoryRoom> Engine::Impl::make_room(const Memory& memory, const ModelNeed
         "{} can never fit: {} bytes of weights, {} for its steps and at least {} of KV are {} bytes; the device has {}",
         needs.name, needs.weight_bytes, needs.buffer_bytes, needs.least_kv_bytes, own + needs.least_kv_bytes, total);
   const int64_t bytes = own + (of.pool() ? 0 : needs.least_kv_bytes);
-  HEARTH_TRY(make_free(of, bytes, needs.least_kv_bytes, wait_us).with_context(needs.name));
+  HEARTH_TRY(make_free(of, bytes, needs, waiting).with_context(needs.name));
   MemoryRoom room;
   // Whoever gives it back may have outlived the engine.
   room.held_ = std::shared_ptr<void>(nullptr, [counted = of.reserve(bytes), rings = bell](void*) mutable {
@@ -94,11 +130,21 @@ Result<MemoryRoom> Engine::Impl::make_room(const Memory& memory, const ModelNeed
   return room;
 }
 
-Result<MemoryRoom> Engine::make_room(const Memory& memory, const ModelNeeds& needs, int64_t wait_us) {
-  const std::lock_guard adding(impl_->adding);
-  auto room = impl_->make_room(memory, needs, wait_us);
+Result<MemoryRoom> Engine::make_room(const Memory& memory, const ModelNeeds& needs, const Patience& patience) {
+  const Waiting waiting(impl_->clock, patience);
+  HEARTH_TRY_ASSIGN(const std::unique_lock<std::mutex> alone, impl_->begin_adding(waiting).with_context(needs.name));
+  auto room = caught([&] { return impl_->make_room(memory, needs, waiting); });
   impl_->bell->ring();
   return room;
+}
+
+Result<int64_t> Engine::lacking_bytes(const Memory& memory, const ModelNeeds& needs) {
+  const MemoryAccount& of = impl_->account(memory);
+  HEARTH_TRY_ASSIGN(const Impl::Plan plan, impl_->plan_room(of, needs));
+  const bool has_pool = of.pool() != nullptr;
+  const int64_t bytes = needs.weight_bytes + needs.buffer_bytes + (has_pool ? 0 : needs.least_kv_bytes);
+  if (!has_pool) return std::max<int64_t>(0, bytes - plan.free_bytes);
+  return std::max<int64_t>(0, plan.floor.slabs() - plan.slabs_without(bytes)) * plan.slab_bytes;
 }
 
 bool Engine::Impl::give_to_pools() {
@@ -131,10 +177,12 @@ void Engine::Impl::keep() {
       there = std::ssize(entries);
     }
     bool settled = true;
-    {
+    const Status kept = caught([&]() -> Status {
       const std::lock_guard lock(adding);
       settled = give_to_pools();
-    }
+      return {};
+    });
+    if (!kept) SPDLOG_WARN("KV pools stay as they are: {}", kept.error().message);
     // Nobody rings when a model's memory is back, a moment after the last of its users is gone, nor when another
     // program's is.
     const bool expects = !settled || held > there;

@@ -13,6 +13,7 @@
 
 #include "hearth/base/result.h"
 #include "hearth/comm/comm.h"
+#include "hearth/engine/engine.h"
 #include "hearth/engine/kv_store.h"
 #include "hearth/engine/observer.h"
 #include "hearth/engine/sequence.h"
@@ -61,11 +62,15 @@ struct ModelState {
   double device_us = 0;     // that its steps took
   int64_t preemptions = 0;  // not yet told
   int64_t swapped_out = 0;  // of all preemptions, those that kept their KV in host memory
+  int64_t used_us = 0;      // when a request of it came or ended last
   bool leaving = false;
+  bool removed = false;                    // for good: it leaves and does not come again
   std::optional<std::promise<void>> left;  // kept once it has left, where somebody waits for that
   MemoryLimits limits;
   bool pinned = false;
   bool awaits_lift = false;  // a sequence of it needs more than its part, and another model is lifted
+  KvModelStats kv_before;    // what was counted of it in the pool before it left it the last time
+  ModelStats told;           // as it was when it left, under SharedStats::mutex: for who asks while it sleeps
   // Tokens that the pool can hold of it. Written by the planner, read by any thread.
   std::atomic<int64_t> kv_tokens = 0;
   // Of the weights, in the memory of the device. Shared with whoever counts it.

@@ -7,6 +7,8 @@
 #include <exception>
 #include <new>
 
+#include "hearth/base/caught.h"
+
 namespace hearth {
 
 void Step::clear() {
@@ -105,7 +107,7 @@ bool StepThread::can_start(const Step& next) const {
 void StepThread::start(std::unique_ptr<Step> step) {
   if (under_way_.empty()) last_ns_ = clock_.now_ns();
   if (step->store) {
-    step->status = resize(*step);
+    step->status = caught([&] { return resize(*step); });
   } else {
     step->status = compute(*step);
     step->started = static_cast<bool>(step->status);
@@ -117,12 +119,13 @@ std::unique_ptr<Step> StepThread::finish_oldest() {
   std::unique_ptr<Step> step = std::move(under_way_.front());
   under_way_.pop_front();
   if (step->started) {
-    Status sampled = step->model->buffers.finish();
+    Status sampled = caught([&] { return step->model->buffers.finish(); });
     // Where rows failed, each of them says so itself; an error without such a row is one of the whole call.
     const auto failed = [](const SampleResult& result) { return result.outcome != SampleOutcome::kOk; };
     if (!sampled && std::ranges::none_of(step->results, failed)) step->status = std::move(sampled);
   }
-  keep_ids(*step);
+  if (Status kept = caught([&]() -> Status { return keep_ids(*step), Status(); }); !kept)
+    step->status = std::move(kept);
   step->measured_ns = clock_.now_ns() - last_ns_;
   last_ns_ += step->measured_ns;
   return step;

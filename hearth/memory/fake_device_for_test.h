@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "hearth/memory/host_buffer.h"
@@ -32,6 +33,8 @@ class FakeDevice final : public Memory {
   mutable Counts counts;
   // So many of the next copies of this size fail.
   mutable std::atomic<int64_t> failing_copies = 0, failing_copy_bytes = 0;
+  // So many of the next allocations of staging memory throw, as a host without memory does.
+  mutable std::atomic<int64_t> throwing_stagings = 0;
   // What it takes to free an allocation.
   std::atomic<int64_t> free_ms = 0;
   int64_t held_bytes() const { return held_bytes_; }
@@ -50,6 +53,7 @@ class FakeDevice final : public Memory {
   }
   Result<Buffer> allocate_staging(int64_t size_bytes) const override {
     ++counts.allocations;
+    if (throwing_stagings > 0 && throwing_stagings-- > 0) throw std::bad_alloc();
     HEARTH_TRY_ASSIGN(HostBuffer buffer, HostBuffer::allocate(size_bytes));
     std::ranges::fill(buffer.bytes(), std::byte{0xFF});
     return Buffer(std::move(buffer));

@@ -248,6 +248,10 @@ Status ForwardBuffers::record_decode(const Model& model, const KvView& kv, std::
   decode_.set_pool(kv);
   const std::vector<int64_t> contexts = decode_contexts(limits_.max_context);
   SingleRank comm;
+  // The pool's owner may be computing with it.
+  ThreadPool one(1);
+  ExecContext first_exec = step_exec_;
+  first_exec.pool = &one;
   for (const int64_t batch : batches) {
     for (size_t i = contexts.size(); i-- > 0;) {
       const PaddedShape shape{.sequences = batch,
@@ -258,7 +262,7 @@ Status ForwardBuffers::record_decode(const Model& model, const KvView& kv, std::
       nothing.sampled = sampler_.ids();
       HEARTH_TRY_ASSIGN(const StepBatch staged, staging_.stage_padded(nothing, shape, *queue_));
       StepWork work{&model, staged, kv, step_exec_, block_, logits_};
-      if (i + 1 == contexts.size()) HEARTH_TRY(work.run(comm));
+      if (i + 1 == contexts.size()) HEARTH_TRY((StepWork{&model, staged, kv, first_exec, block_, logits_}.run(comm)));
       HEARTH_TRY(queue_->synchronize());
       Result<std::unique_ptr<Recording>> recording = queue_->record([work]() mutable {
         SingleRank alone;

@@ -105,7 +105,8 @@ class ForwardBuffers {
   int64_t size_bytes() const { return memory_.size_bytes(); }
 
   // Records decode steps for each of `batches` sequences (decode_batches()) and each context (decode_contexts()), over
-  // `kv` from now on. Each number of sequences runs once before, so that nothing is loaded or chosen in a recording.
+  // `kv` from now on. Each number of sequences runs once before, on the calling thread alone, so that nothing is
+  // loaded or chosen in a recording.
   // Does nothing where the model's memory is the host's, its queue cannot record, the pool has no dummy block, or the
   // model is one rank of several. REQUIRES: `model` is the one of create(); no step is under way.
   Status record_decode(const Model& model, const KvView& kv, std::span<const int64_t> batches);
