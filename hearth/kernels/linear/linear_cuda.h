@@ -10,7 +10,8 @@
 // the format says so. Packed weights on tensor cores: up to 16 rows by linear_units_sm90.h, more by
 // linear_nibble_wide_sm90.h. What is not packed is linear_quantized_sm90's.
 // linear_lines_sm90: bf16 x, rounded to INT8 for each 128 columns, and bitvectors with integer lines as a model's load
-// packs them (line_units.h): on tensor cores, 16 rows at a time. What is not packed is linear_quantized_sm90's.
+// packs them (line_units.h): on tensor cores, up to 16 rows by linear_lines_sm90.cuh, more by linear_lines_wide_sm90.h.
+// What is not packed is linear_quantized_sm90's.
 // linear_sm90: every other pair of plain types; a row's bits are its own.
 // linear_quantized_sm90: every quantized format, with activations of f32 or bf16; a row's bits are its own.
 #pragma once

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The linear layer for weights of bitvectors in units: x is rounded and arranged in scratch memory
-// (arrange_groups_sm90.h), up to 16 rows at a time, then multiplied by the kernel of linear_lines_sm90.cuh. What is not
-// packed is linear_quantized_sm90's.
+// The linear layer for weights of bitvectors in units. More than 16 rows are linear_lines_wide_sm90.h's. Else, and where
+// rows are not whole 16 bytes, x is rounded and arranged in scratch memory (arrange_groups_sm90.h), up to 16 rows at a
+// time, then multiplied by the kernel of linear_lines_sm90.cuh. What is not packed is linear_quantized_sm90's.
 #include "hearth/kernels/linear/linear_lines_sm90.cuh"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include "hearth/base/check.h"
 #include "hearth/kernels/linear/arrange_groups_sm90.h"
 #include "hearth/kernels/linear/linear_cuda.h"
+#include "hearth/kernels/linear/linear_lines_wide_sm90.h"
 #include "hearth/kernels/linear/pack_line_units_sm90.h"
 #include "hearth/memory/cuda/launch.cuh"
 
@@ -108,6 +109,7 @@ bool fits(const LinearArgs& args) {
 Status multiply(std::span<const LinearArgs> parts, ExecContext& exec) {
   const LinearArgs& first = parts.front();
   const int64_t m = first.x.rows(), k = first.weight->k;
+  if (m > kLineMostRows && std::ranges::all_of(parts, fits_lines_wide)) return linear_lines_wide_sm90(parts, exec);
   const int64_t wanted = scratch_bytes(m, k);
   if (static_cast<int64_t>(exec.workspace.size()) < wanted)
     return resource_exhausted("linear_lines_sm90: workspace of {} bytes, wanted {}", exec.workspace.size(), wanted);
@@ -149,7 +151,8 @@ Status linear_lines_sm90_pack(LinearWeight& weight, std::byte* to, void* stream)
 }
 
 int64_t linear_lines_sm90_workspace_bytes(int64_t m, int64_t n, int64_t k, int threads) {
-  return std::max(linear_quantized_sm90_workspace_bytes(m, n, k, threads), sm90::scratch_bytes(m, k));
+  return std::max({linear_quantized_sm90_workspace_bytes(m, n, k, threads), sm90::scratch_bytes(m, k),
+                   m > sm90::kLineMostRows ? sm90::lines_wide_workspace_bytes(m, k) : 0});
 }
 
 Status linear_lines_sm90(const LinearArgs& args, ExecContext& exec) {
