@@ -10,6 +10,7 @@ The instruction names every accumulator register, up to 128 of them; a list that
 WIDTHS = (8, 16, 32, 64, 128, 256)
 KINDS = (  # name, accumulator, constraint, type, K, columns of A and B of other orders than K may be given
     ("bf16", "float", "f", "f32.bf16.bf16", 16, True),
+    ("f16", "float", "f", "f32.f16.f16", 16, True),
     ("e4m3", "float", "f", "f32.e4m3.e4m3", 32, False),
     ("s8", "int32_t", "r", "s32.s8.s8", 32, False),
 )

@@ -109,6 +109,25 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return x;
 }
 
+// The same in f16; numbers beyond its range become infinities.
+__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
+  uint32_t x;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+
+// a b + c of two pairs, rounded once. PTX ISA, section "fma" of half precision.
+__device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t x;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(a), "r"(b), "r"(c));
+  return x;
+}
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t x;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(a), "r"(b), "r"(c));
+  return x;
+}
+
 // 2^x, within 2 units of the last place; 0 for -infinity. PTX ISA, section "ex2".
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -50,14 +50,15 @@ TEST(Vocabulary, WarpgroupProductsAreExact) {
   ASSERT_TRUE(device.stream.handle());
   Random random(kSeed);
   int ran = 0;
-  for (Operands type : {Operands::kBf16, Operands::kE4m3, Operands::kS8})
+  for (Operands type : {Operands::kBf16, Operands::kF16, Operands::kE4m3, Operands::kS8})
     for (int n : {8, 16, 32, 64, 128, 256})
       for (bool registers_a : {false, true})
         for (bool along_n : {false, true})
           for (Route route : {Route::kStores, Route::kTensorMap}) {
-            if (along_n && (type != Operands::kBf16 || n % 64 != 0)) continue;
+            const bool wide = type == Operands::kBf16 || type == Operands::kF16;
+            if (along_n && (!wide || n % 64 != 0)) continue;
             const ProductCase c{type, n, registers_a, along_n, route};
-            const int k = type == Operands::kBf16 ? 128 : 256;
+            const int k = wide ? 128 : 256;
             SCOPED_TRACE(::testing::Message()
                          << "seed " << kSeed << ", type " << static_cast<int>(type) << " (bf16, f16, e4m3, s8), n " << n
                          << ", a from " << (registers_a ? "registers" : "shared memory") << ", b along "
@@ -84,7 +85,7 @@ TEST(Vocabulary, WarpgroupProductsAreExact) {
             ++ran;
             if (HasFatalFailure()) return;
           }
-  EXPECT_EQ(ran, 3 * 6 * 4 + 3 * 4);
+  EXPECT_EQ(ran, 4 * 6 * 4 + 2 * 3 * 4);
 }
 
 TEST(Vocabulary, WarpProductsAreExact) {

@@ -13,10 +13,10 @@ enum class Route { kStores, kTensorMap };
 enum class Operands { kBf16, kF16, kE4m3, kS8, kU8AndS8 };
 // Where A lies, and along which dimension B's rows go.
 struct ProductCase {
-  Operands type;     // f16, u8 and s8: of small products alone
+  Operands type;     // u8 and s8: of small products alone
   int n;             // one of the wrappers'
   bool registers_a;  // else shared memory
-  bool b_along_n;    // bf16: B is [K, N], else [N, K]
+  bool b_along_n;    // 16 bits: B is [K, N], else [N, K]
   Route route;
 };
 // d [64, n] = a [64, k] b, 32-bit; k is two rows of 128 bytes. b_along_n: b [k, n], n a multiple of 64.

@@ -16,7 +16,7 @@ constexpr int kSteps = 2 * 128 / 32;  // instructions along K: two rows of 128 b
 template <Operands kType>
 using Accumulator = std::conditional_t<kType == Operands::kS8, int32_t, float>;
 template <Operands kType>
-constexpr int kElementBytes = kType == Operands::kBf16 ? 2 : 1;
+constexpr int kElementBytes = kType == Operands::kBf16 || kType == Operands::kF16 ? 2 : 1;
 
 struct ProductShared {
   alignas(1024) std::byte a[2][64 * 128];
@@ -87,6 +87,12 @@ __global__ void __launch_bounds__(128)
       } else {
         wgmma_bf16<kN, kAlongN>(sum, from_a, from_b, i > 0);
       }
+    } else if constexpr (kType == Operands::kF16) {
+      if constexpr (kRegistersA) {
+        wgmma_f16<kN, kAlongN>(sum, fragment[i], from_b, i > 0);
+      } else {
+        wgmma_f16<kN, kAlongN>(sum, from_a, from_b, i > 0);
+      }
     } else if constexpr (kType == Operands::kE4m3) {
       if constexpr (kRegistersA) {
         wgmma_e4m3<kN>(sum, fragment[i], from_b, i > 0);
@@ -130,12 +136,13 @@ Status start_product(const ProductCase& c, const void* a, const void* b, void* d
 
 template <Operands kType, int kN>
 Status start_product(const ProductCase& c, const void* a, const void* b, void* d, void* stream) {
-  if constexpr (kType == Operands::kBf16 && kN % 64 == 0) {
+  if constexpr (kElementBytes<kType> == 2 && kN % 64 == 0) {
     if (c.b_along_n)
       return c.registers_a ? start_product<kType, kN, true, true>(c, a, b, d, stream)
                            : start_product<kType, kN, false, true>(c, a, b, d, stream);
   }
-  if (c.b_along_n) return invalid_argument("vocabulary test: B along N wants bf16 and N of whole tiles, found {}", c.n);
+  if (c.b_along_n)
+    return invalid_argument("vocabulary test: B along N wants 16 bits and N of whole tiles, found {}", c.n);
   return c.registers_a ? start_product<kType, kN, true, false>(c, a, b, d, stream)
                        : start_product<kType, kN, false, false>(c, a, b, d, stream);
 }
@@ -310,11 +317,12 @@ __global__ void __launch_bounds__(128) small_copies_kernel(const uint4* from, ui
 Status run_product(const ProductCase& c, const void* a, const void* b, void* d, void* stream) {
   switch (c.type) {
     case Operands::kBf16: return start_product<Operands::kBf16>(c, a, b, d, stream);
+    case Operands::kF16: return start_product<Operands::kF16>(c, a, b, d, stream);
     case Operands::kE4m3: return start_product<Operands::kE4m3>(c, a, b, d, stream);
     case Operands::kS8: return start_product<Operands::kS8>(c, a, b, d, stream);
     default: break;
   }
-  return invalid_argument("vocabulary test: a product by a warpgroup wants bf16, e4m3 or s8");
+  return invalid_argument("vocabulary test: a product by a warpgroup wants bf16, f16, e4m3 or s8");
 }
 
 Status run_small_product(const SmallProductCase& c, const void* a, const void* b, void* d, void* stream) {

@@ -42,6 +42,16 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// wgmma_f16 or wgmma_bf16, A from shared memory or registers.
+template <bool kF16, int kN, int kBMajor = 0, class A>
+__device__ __forceinline__ void wgmma_16_bits(float (&d)[kN / 2], const A& a, uint64_t b, bool accumulate) {
+  if constexpr (kF16) {
+    wgmma_f16<kN, kBMajor>(d, a, b, accumulate);
+  } else {
+    wgmma_bf16<kN, kBMajor>(d, a, b, accumulate);
+  }
+}
+
 // Keeps arithmetic above a wait that follows: ptxas 13.0 moves waits up over all that does not touch the registers of
 // the product, and then nothing runs beside it. `never` depends on the arithmetic, and is false.
 __device__ __forceinline__ void keep_before_wait(bool never) {
