@@ -2,23 +2,16 @@
 // BF16 attention on Hopper's tensor cores: the tensor map, the parameters, the launches. Host code; no state but what
 // the driver said about the device.
 #include <algorithm>
-#include <bit>
 
 #include "hearth/kernels/attention/attention_bf16_decode_sm90.cuh"
 #include "hearth/kernels/attention/attention_bf16_prefill_sm90.cuh"
+#include "hearth/kernels/attention/attention_bf16_start.cuh"
 #include "hearth/kernels/sm90/tensor_map.cuh"
-#include "hearth/memory/cuda/device.h"
-#include "hearth/memory/cuda/launch.cuh"
 
 namespace hearth {
 namespace {
 
 using namespace sm90;
-
-Result<int> multiprocessors() {
-  HEARTH_TRY_ASSIGN(const CudaDeviceInfo* device, current_cuda_device());
-  return device->multiprocessors;
-}
 
 // All blocks of the pool: channels, tokens of a block, and an address in units of 64 bytes. A copy brings 64 channels
 // of a block's tokens, of `most_tokens` of them at most.
@@ -34,17 +27,6 @@ Result<CUtensorMap> encode_kv_map(const KvView& kv, int64_t most_tokens) {
   shape.box[1] = static_cast<uint32_t>(std::min(layout.block_tokens, most_tokens));
   return encode_tensor_map(kv.base, 2, shape);
 }
-
-template <class... Params, class... Args>
-Status launch_with_shared(Launch how, int shared_bytes, void (*kernel)(Params...), Args&&... args) {
-  HEARTH_TRY(enter_cuda_device());
-  HEARTH_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  how.shared_bytes = shared_bytes;
-  how.pdl = true;
-  return launch(how, kernel, std::forward<Args>(args)...);
-}
-
-int log2_of(int64_t x) { return std::bit_width(static_cast<uint64_t>(x)) - 1; }
 
 template <int kDim>
 Status start_decode(const AttentionArgs& args, Bf16AttentionParams p, ExecContext& exec) {
@@ -64,10 +46,7 @@ Status start_prefill(const AttentionArgs& args, Bf16AttentionParams p, ExecConte
   HEARTH_TRY_ASSIGN(const CUtensorMap map, encode_kv_map(args.kv, kPrefillKeys));
   p.box_shift = std::min(p.block_shift, log2_of(kPrefillKeys));
   HEARTH_TRY_ASSIGN(const int most_blocks, multiprocessors());
-  int64_t items = 0;
-  for (int64_t s = 0; s < args.batch->num_sequences(); ++s)
-    items += int64_t{p.kv_heads} * prefill_tiles(static_cast<int>(args.batch->query_len(s)), p.group);
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, most_blocks));
+  const unsigned blocks = prefill_blocks(*args.batch, p, most_blocks);
   return launch_with_shared(Launch(dim3(blocks), dim3(kPrefillThreads), exec.stream), kPrefillSharedBytes<kDim>,
                             attention_bf16_prefill_kernel<kDim>, map, p);
 }
@@ -82,31 +61,11 @@ Status attention_bf16_sm90(const AttentionArgs& args, ExecContext& exec) {
   if (tokens == 0) return {};
   HEARTH_TRY_ASSIGN(const DeviceStep step, device_step("attention", *args.batch, exec));
   const KvLayout& layout = args.kv.layout;
-  const int64_t group = args.heads / layout.kv_heads;
-  const int64_t slot_floats = decode_partial_floats(group, layout.head_dim);
-  const int64_t layer_units = args.layer * layout.layer_stride_bytes / kKvUnitBytes;
-  const Bf16AttentionParams p{
-      .q = static_cast<const __nv_bfloat16*>(args.q.data),
-      .out = static_cast<__nv_bfloat16*>(args.out.data),
-      .q_stride = args.q.row_stride,
-      .out_stride = args.out.row_stride,
-      .step = step,
-      .key_units = static_cast<int>(layer_units),
-      .value_units = static_cast<int>(layer_units + layout.v_offset_bytes / kKvUnitBytes),
-      .head_units = static_cast<int>(layout.head_stride_bytes / kKvUnitBytes),
-      .block_shift = log2_of(layout.block_tokens),
-      .box_shift = 0,
-      .partials = reinterpret_cast<float*>(exec.workspace.data()),
-      .partial_floats = slot_floats,
-      .slots = static_cast<int>(
-          std::min<int64_t>(int64_t{1} << 30, static_cast<int64_t>(exec.workspace.size()) / 4 / slot_floats)),
-      .counter = exec.staged.counters,
-      .heads = static_cast<int>(args.heads),
-      .kv_heads = static_cast<int>(layout.kv_heads),
-      .group = static_cast<int>(group),
-      .window = static_cast<int>(args.window),
-      .scale_log2 = args.scale * 1.44269504088896340736f,
-  };
+  Bf16AttentionParams p = bf16_attention_params(args, step, exec);
+  p.partials = reinterpret_cast<float*>(exec.workspace.data());
+  p.partial_floats = decode_partial_floats(p.group, layout.head_dim);
+  p.slots = static_cast<int>(
+      std::min<int64_t>(int64_t{1} << 30, static_cast<int64_t>(exec.workspace.size()) / 4 / p.partial_floats));
   // Which kernels there is work for is the shape of the step, which a graph is captured for, and not the lengths.
   bool decodes = false, prefills = false;
   for (int64_t s = 0; s < sequences; ++s) {

@@ -32,6 +32,7 @@ struct AttentionParams {
   int group_blocks;  // blocks that share them
   int chunks;        // of the longest context
   int window;        // 0: all
+  bool alone;        // grid and scratch are of sequences, and those with another number of tokens than 1 are left out
   bool rotate_q;     // QueryTransform::kHadamard
   float scale;
 };
@@ -51,6 +52,14 @@ struct SoftmaxMerge {
 // The chunks that a token at `position` looks at: [first / chunk, position / chunk].
 __device__ __forceinline__ int first_key(int position, int window) {
   return window > 0 ? max(0, position - window + 1) : 0;
+}
+
+// The token of block `index` of the grid, -1 where it is left out.
+template <class T>
+__device__ __forceinline__ int find_row(const AttentionParams<T>& p, int index) {
+  if (!p.alone) return index;
+  const int token = p.step.query_start[index];
+  return p.step.query_start[index + 1] - token == 1 ? token : -1;
 }
 
 // Adds to score[g] the product of a key and row g of q, channels in ascending order, kVector at once.
@@ -86,12 +95,14 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
   __shared__ Shared shared;
   static_assert(sizeof(Shared) <= 48 * 1024, "static shared memory");
 
-  const int token = blockIdx.x, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int index = blockIdx.x, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int kv_head = blockIdx.y / p.group_blocks;
   const int group_begin = static_cast<int>(blockIdx.y) % p.group_blocks * kGroup;
   const int head = kv_head * p.group + group_begin, heads = min(kGroup, p.group - group_begin);
   pdl_launch_next();
   pdl_wait();
+  const int token = find_row(p, index);
+  if (token < 0) return;
   const TokenPlace place = find_token(p.step, token);
   const int first = first_key(place.position, p.window);
   int chunk = first / kAttentionChunk, last_chunk = place.position / kAttentionChunk;
@@ -204,7 +215,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
 
     if (p.partials != nullptr) {
       const int64_t floats = p.partial_floats;
-      float* const to = p.partials + ((int64_t{token} * p.heads + head) * p.chunks + chunk) * floats;
+      float* const to = p.partials + ((int64_t{index} * p.heads + head) * p.chunks + chunk) * floats;
       for (int e = thread; e < heads * kDim; e += kAttentionThreads)
         if (const int i = e % kDim; i < p.head_dim) to[e / kDim * p.chunks * floats + i] = chunk_sum(e);
 #pragma unroll
@@ -238,12 +249,14 @@ __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(Attenti
 // Merges the chunks of a token's head: grid (tokens, heads), a thread per channel and round.
 template <class T>
 __global__ void __launch_bounds__(kAttentionThreads) attention_merge_kernel(AttentionParams<T> p) {
-  const int token = blockIdx.x, head = blockIdx.y;
+  const int index = blockIdx.x, head = blockIdx.y;
   pdl_launch_next();
   pdl_wait();
+  const int token = find_row(p, index);
+  if (token < 0) return;
   const TokenPlace place = find_token(p.step, token);
   const int64_t floats = p.partial_floats;
-  const float* const from = p.partials + (int64_t{token} * p.heads + head) * p.chunks * floats;
+  const float* const from = p.partials + (int64_t{index} * p.heads + head) * p.chunks * floats;
   const int begin = first_key(place.position, p.window) / kAttentionChunk, last = place.position / kAttentionChunk;
   for (int i = threadIdx.x; i < p.head_dim; i += kAttentionThreads) {
     float largest = -INFINITY, total = 0, sum = 0;

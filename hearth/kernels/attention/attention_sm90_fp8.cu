@@ -4,6 +4,7 @@
 
 namespace hearth {
 
-template Status sm90::start_attention_format<sm90::Fp8Kv>(const AttentionArgs&, const KvScales&, ExecContext&);
+template Status sm90::start_attention_format<sm90::Fp8Kv>(const AttentionArgs&, const KvScales&, AttentionRows,
+                                                          ExecContext&);
 
 }  // namespace hearth

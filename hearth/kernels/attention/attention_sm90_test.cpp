@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "hearth/kernels/attention/attention_bf16_sm90.h"
+#include "hearth/kernels/attention/attention_coded_sm90.h"
 #include "hearth/kernels/attention/attention_exact_test.h"
 #include "hearth/kernels/gpu_test.h"
 #include "hearth/kernels/some_cases_for_test.h"
@@ -76,7 +77,7 @@ TEST(AttentionSm90, AsExactAsANaiveLoop) {
     const Status status = run_sm90(run, run.step.batch(), 0, split, Scratch::kSplit);
     ASSERT_TRUE(status) << status.error().message;
     // Tensor cores take weights in bf16.
-    if (sm90::takes_attention_bf16(run.args(split))) {
+    if (sm90::takes_attention_bf16(run.args(split)) || sm90::takes_attention_coded(run.args(split))) {
       expect_exact(run, run.step.batch(), split, 1);
     } else {
       expect_as_exact_as(naive, split, wanted);
