@@ -28,14 +28,31 @@ struct ModelsSettings {
   std::string name, kv_cache_dtype;
   std::vector<std::string> aliases;
   std::optional<int64_t> max_model_len;
-  bool force = false, wait = false, json = false;
+  std::optional<int64_t> deadline_ms;
+  bool force = false, sleep_idle = false, wake_on_request = false, wait = false, json = false;
 };
 
 constexpr Setting<int64_t> kMaxModelLen{"--max-model-len", "N",      1,
                                         int64_t{1} << 31,  "tokens", "load: longest sequence (default: the server's)."};
 
+constexpr Setting<int64_t> kDeadline{"--deadline-ms",
+                                     "MS",
+                                     0,
+                                     int64_t{7} * 24 * 3600 * 1000,
+                                     "milliseconds",
+                                     "load, sleep, wake: how long it may wait for requests and memory."};
+
 Result<nlohmann::json> body_of(const ModelsSettings& s) {
   nlohmann::json body = {{"model", s.model}, {"wait", s.wait}};
+  if (s.deadline_ms && s.action == "unload")
+    return invalid_argument("models unload: --deadline-ms is of load, sleep, wake");
+  if (s.sleep_idle && s.action != "load" && s.action != "wake")
+    return invalid_argument("models {}: --sleep-idle is of load and wake", s.action);
+  if (s.wake_on_request && s.action != "sleep")
+    return invalid_argument("models {}: --wake-on-request is of sleep", s.action);
+  if (s.deadline_ms) body["deadline_ms"] = *s.deadline_ms;
+  if (s.sleep_idle) body["sleep_idle"] = true;
+  if (s.wake_on_request) body["wake_on_request"] = true;
   if (s.action != "load") {
     if (!s.name.empty() || !s.aliases.empty() || s.max_model_len || !s.kv_cache_dtype.empty())
       return invalid_argument("models {}: --name, --alias, --max-model-len and --kv-cache-dtype are of load", s.action);
@@ -75,7 +92,10 @@ Result<std::string> said(const ModelsSettings& s, const std::string& body) {
   if (!json.is_object()) return corrupt("the server's answer is no JSON object");
   if (s.action == "status" && s.model.empty()) return status_table(json);
   if (s.action == "status") return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  return fmt::format("{}: {}\n", json.value("model", ""), json.value("state", ""));
+  std::string text = fmt::format("{}: {}\n", json.value("model", ""), json.value("state", ""));
+  for (const nlohmann::json& slept : json.value("put_to_sleep", nlohmann::json::array()))
+    if (slept.is_string()) text += fmt::format("  {} sleeps for it\n", slept.get<std::string>());
+  return text;
 }
 
 Result<int> run_models(const ModelsSettings& s) {
@@ -122,6 +142,9 @@ Command add_models_command(CLI::App& app) {
   add_text(*command, "--kv-cache-dtype", "NAME", "load: format of keys and values (default: the server's).",
            s->kv_cache_dtype);
   command->add_flag("--force", s->force, "unload: ends the requests that run.");
+  add_setting(*command, kDeadline, s->deadline_ms, "30 s for memory, none for requests");
+  command->add_flag("--sleep-idle", s->sleep_idle, "load, wake: idle models sleep for it where there is no room.");
+  command->add_flag("--wake-on-request", s->wake_on_request, "sleep: the next request for it wakes it.");
   command->add_flag("--wait", s->wait, "Returns when the model is ready, asleep or gone.");
   command->add_flag("--json", s->json, "The server's answer as it is.");
   return {command, [s] { return run_models(*s); }};

@@ -113,6 +113,19 @@ void add_server_rows(SettingTable& t) {
           .unset = "none",
           .help = "A file with one admin key a line, beside those of admin-key."},
          Own<&ServeSettings::admin_key_file>());
+  t.number(
+      {.key = "wake-on-request",
+       .kind = kSwitch,
+       .help = "A model that an operator put to sleep is woken by the next request for it, which waits. Without it "
+               "such a request is answered with 503; one for a model that the server itself put to sleep waits in "
+               "any case."},
+      OfServer<&ServeOptions::wake_on_request>());
+  t.number(
+      {.key = "sleep-idle-for-room",
+       .kind = kSwitch,
+       .help = "Where a model that is loaded or woken finds no room, idle models that are not pinned sleep for it, "
+               "the one that was used longest ago first. On a GPU."},
+      OfServer<&ServeOptions::sleep_idle_for_room>());
   t.text({.key = "pid-file",
           .value_name = "FILE",
           .unset = "none",

@@ -107,6 +107,7 @@ struct ModelNeeds {
 struct Patience {
   static constexpr int64_t kForeverUs = int64_t{1} << 52;
   int64_t wait_us = 30'000'000;
+  int64_t waited_us = 0;                    // of that, gone already
   const std::atomic<bool>* stop = nullptr;  // once true, it ends with Cancelled; may be null
 };
 
@@ -175,8 +176,8 @@ class Engine {
   // there. DeadlineExceeded and Cancelled, with what was waited for: `patience` ended, and nothing has changed.
   Result<MemoryRoom> make_room(const Memory& memory, const ModelNeeds& needs, const Patience& patience = {});
   // Bytes that make_room() would lack now, were it to wait for all requests; 0: none. Those that others would give back
-  // by falling asleep. Errors of the memory.
-  Result<int64_t> lacking_bytes(const Memory& memory, const ModelNeeds& needs);
+  // by falling asleep. Errors as make_room(), but that it refuses nothing.
+  Result<int64_t> lacking_bytes(const Memory& memory, const ModelNeeds& needs, const Patience& patience = {});
   // What a model that sleeps will take when it wakes. NotFound.
   Result<ModelNeeds> needs_to_wake(const std::string& name) const;
 

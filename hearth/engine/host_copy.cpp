@@ -15,6 +15,8 @@ void let_others() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 Result<HostCopy> HostCopy::take(const Memory& memory, std::span<const std::byte> from) {
   HostCopy copy(memory);
+  // Nothing throws once copies are under way.
+  copy.pieces_.reserve(from.size() / kPieceBytes + 1);
   HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory.create_queue());
   const auto take_all = [&]() -> Status {
     for (std::span<const std::byte> rest = from; !rest.empty();) {

@@ -138,10 +138,17 @@ Result<MemoryRoom> Engine::make_room(const Memory& memory, const ModelNeeds& nee
   return room;
 }
 
-Result<int64_t> Engine::lacking_bytes(const Memory& memory, const ModelNeeds& needs) {
+Result<int64_t> Engine::lacking_bytes(const Memory& memory, const ModelNeeds& needs, const Patience& patience) {
+  const Waiting waiting(impl_->clock, patience);
+  HEARTH_TRY_ASSIGN(const std::unique_lock<std::mutex> alone, impl_->begin_adding(waiting).with_context(needs.name));
   const MemoryAccount& of = impl_->account(memory);
-  HEARTH_TRY_ASSIGN(const Impl::Plan plan, impl_->plan_room(of, needs));
-  const bool has_pool = of.pool() != nullptr;
+  // While the pool changes its size, pages are neither free nor its own.
+  const std::shared_ptr<KvStore> store = of.pool();
+  if (store) HEARTH_TRY(impl_->keep_pool_size(store, waiting));
+  const auto planned = impl_->plan_room(of, needs);
+  impl_->bell->ring();
+  HEARTH_TRY_ASSIGN(const Impl::Plan plan, planned);
+  const bool has_pool = store != nullptr;
   const int64_t bytes = needs.weight_bytes + needs.buffer_bytes + (has_pool ? 0 : needs.least_kv_bytes);
   if (!has_pool) return std::max<int64_t>(0, bytes - plan.free_bytes);
   return std::max<int64_t>(0, plan.floor.slabs() - plan.slabs_without(bytes)) * plan.slab_bytes;

@@ -15,7 +15,9 @@ namespace hearth {
 class Waiting {
  public:
   Waiting(const Clock& clock, const Patience& patience)
-      : clock_(clock), patience_(patience), until_ns_(clock.now_ns() + patience.wait_us * 1000) {}
+      : clock_(clock),
+        patience_(patience),
+        until_ns_(clock.now_ns() + (patience.wait_us - patience.waited_us) * 1000) {}
 
   // After a moment, whether it may look again: Cancelled, DeadlineExceeded, with what `for_what()` says was waited for.
   template <class ForWhat>

@@ -33,6 +33,8 @@ class FakeDevice final : public Memory {
   mutable Counts counts;
   // So many of the next copies of this size fail.
   mutable std::atomic<int64_t> failing_copies = 0, failing_copy_bytes = 0;
+  // What such a copy takes.
+  mutable std::atomic<int64_t> slow_copy_ms = 0;
   // So many of the next allocations of staging memory throw, as a host without memory does.
   mutable std::atomic<int64_t> throwing_stagings = 0;
   // What it takes to free an allocation.
@@ -127,7 +129,9 @@ class FakeDevice final : public Memory {
 
    private:
     Status fail(int64_t bytes) {
-      if (bytes != device_.failing_copy_bytes || device_.failing_copies <= 0) return {};
+      if (bytes != device_.failing_copy_bytes) return {};
+      if (device_.slow_copy_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(device_.slow_copy_ms));
+      if (device_.failing_copies <= 0) return {};
       --device_.failing_copies;
       return internal_error("a copy of {} bytes failed", bytes);
     }

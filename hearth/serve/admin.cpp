@@ -13,7 +13,9 @@ namespace {
 
 constexpr int64_t kMaxNameBytes = 512, kMaxPathBytes = 4096;
 constexpr int64_t kMaxAliases = 16;
+constexpr size_t kShownBytes = 40;  // of a wrong name
 constexpr int kFailedStatus = 422;
+constexpr int64_t kMaxDeadlineMs = int64_t{7} * 24 * 3600 * 1000;
 
 // A field that nobody knows is a mistake that would pass unseen: unlike OpenAI's requests, ours come from operators.
 ApiStatus check_fields(const Json& json, std::initializer_list<std::string_view> known) {
@@ -34,8 +36,8 @@ ApiResult<std::string> read_name(const Json& json, std::string_view field, int64
 ApiStatus check_name(const std::string& name, const std::string& param) {
   const bool clean = std::ranges::all_of(name, [](unsigned char c) { return c > 0x20 && c != 0x7F; });
   if (name.empty() || !clean || name.size() > kMaxNameBytes)
-    return bad_request(param, "{}: empty, longer than {} bytes, or with a space or control character", param,
-                       kMaxNameBytes);
+    return bad_request(param, "{}: found {} of {} bytes; wanted 1 to {} bytes without spaces and control characters",
+                       param, to_text(Json(name.substr(0, kShownBytes))), name.size(), kMaxNameBytes);
   return {};
 }
 
@@ -49,9 +51,18 @@ ApiResult<MemoryLimits> read_limits(const Json& json) {
   return limits;
 }
 
+// What a body says of the change that it asks for; the server's own terms where it says nothing.
+ApiResult<ChangeTerms> read_terms(const Json& json, const AdminParts& parts) {
+  ChangeTerms terms = parts.manager.usual();
+  HEARTH_TRY(read_integer(json, "deadline_ms", {.min = 0, .max = kMaxDeadlineMs}, terms.deadline_ms));
+  HEARTH_TRY(read_bool(json, "sleep_idle", terms.sleep_idle));
+  HEARTH_TRY(read_bool(json, "wake_on_request", terms.wakes_on_request));
+  return terms;
+}
+
 ApiResult<ModelSource> read_source(const Json& json, const AdminParts& parts) {
   HEARTH_TRY(check_fields(json, {"model", "name", "aliases", "max_model_len", "kv_cache_dtype", "kv_guarantee_bytes",
-                                 "kv_cap_bytes", "wait"}));
+                                 "kv_cap_bytes", "sleep_idle", "deadline_ms", "wait"}));
   HEARTH_TRY_ASSIGN(const std::string typed, read_name(json, "model", kMaxPathBytes));
   const auto found = find_model(typed, Environment::process(), parts.dummy_weights);
   if (!found) {
@@ -106,7 +117,7 @@ bool waits(std::string_view query) {
 ApiResult<std::string> read_loaded(const Json& json, const ModelRegistry& models) {
   HEARTH_TRY_ASSIGN(const std::string name, read_name(json, "model", kMaxNameBytes));
   const auto view = models.view(name);
-  if (!view) return no_such_model(fmt::format("there is no model {}", name));
+  if (!view) return models.no_such(name);
   if (view->model == nullptr)
     return ApiError{.status = 409,
                     .type = "invalid_request_error",
@@ -142,9 +153,10 @@ ApiResult<std::string> set_pin(const Json& json, const AdminParts& parts) {
 }
 
 ApiResult<std::string> move(const Json& json, const AdminParts& parts, bool to_sleep) {
-  HEARTH_TRY(check_fields(json, {"model", "wait"}));
+  HEARTH_TRY(check_fields(json, {"model", to_sleep ? "wake_on_request" : "sleep_idle", "deadline_ms", "wait"}));
   HEARTH_TRY_ASSIGN(const std::string name, read_name(json, "model", kMaxNameBytes));
-  return to_sleep ? parts.manager.sleep(name) : parts.manager.wake(name);
+  HEARTH_TRY_ASSIGN(const ChangeTerms terms, read_terms(json, parts));
+  return parts.manager.move(name, to_sleep, terms);
 }
 
 ApiResult<std::string> unload(const Json& json, const AdminParts& parts) {
@@ -157,8 +169,9 @@ ApiResult<std::string> unload(const Json& json, const AdminParts& parts) {
 
 ApiResult<std::string> load(const Json& json, const AdminParts& parts) {
   HEARTH_TRY_ASSIGN(ModelSource source, read_source(json, parts));
+  HEARTH_TRY_ASSIGN(const ChangeTerms terms, read_terms(json, parts));
   std::string name = source.names.front();
-  HEARTH_TRY(parts.manager.load(std::move(source)));
+  HEARTH_TRY(parts.manager.load(std::move(source), terms));
   return name;
 }
 
@@ -167,7 +180,8 @@ ApiResult<std::string> load(const Json& json, const AdminParts& parts) {
 ApiResult<AdminBegun> begin_admin(Route route, std::string_view body, std::string_view query, const AdminParts& parts) {
   HEARTH_TRY_ASSIGN(const Json json, parse_json_object(body, parts.limits));
   AdminBegun begun{.wait = waits(query)};
-  begun.moves = route == Route::kAdminSleep || route == Route::kAdminWake;
+  if (route == Route::kAdminSleep) begun.moves_to = ModelStage::kAsleep;
+  if (route == Route::kAdminWake) begun.moves_to = ModelStage::kReady;
   HEARTH_TRY(read_bool(json, "wait", begun.wait));
   ApiResult<std::string> name = [&] {
     switch (route) {
@@ -201,15 +215,15 @@ ApiResult<std::string> admin_reply(const AdminBegun& begun, const AdminParts& pa
   if (view->stage == ModelStage::kFailed) {
     ApiError error = to_api_error(*view->error);
     // What the files or the request are to blame for; another try would not help.
-    if (error.status != 503) error.status = kFailedStatus;
+    if (error.status < 503) error.status = kFailedStatus;
     error.type = "invalid_request_error";
     error.code = "load_failed";
     error.param = "model";
     error.message = fmt::format("the model {} could not be loaded: {}", model, error.message);
     return error;
   }
-  // Of a sleep or a wake that did not come about; the model is what it was.
-  if (begun.moves && view->error) return told(*view->error).error();
+  // A sleep or a wake that did not come about; the model is what it was.
+  if (begun.moves_to && view->error && view->stage != *begun.moves_to) return told(*view->error).error();
   return admin_status(model, parts);
 }
 

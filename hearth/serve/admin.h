@@ -27,14 +27,15 @@ struct AdminParts {
 struct AdminBegun {
   std::string model;  // its first name
   bool wait = false;
-  bool moves = false;  // to sleep or from it
+  std::optional<ModelStage> moves_to = {};  // kAsleep or kReady
 };
 // Reads the body of one of the POST routes and begins what it asks for. May look at the disk. 400, 404, 409, 503.
 ApiResult<AdminBegun> begin_admin(Route route, std::string_view body, std::string_view query, const AdminParts& parts);
 
 // Whether what was begun is over: the model is ready, asleep, failed or gone.
 bool admin_done(const std::string& model, const ModelRegistry& models);
-// The answer to it: the model's status; 422 of a failed load, with its error; the error of a sleep or wake that failed.
+// The answer to it: the model's status; 422 of a failed load, with its error; the error of a sleep or wake that failed
+// (504: its deadline passed).
 ApiResult<std::string> admin_reply(const AdminBegun& begun, const AdminParts& parts);
 
 // The whole status, or one model's. 404.

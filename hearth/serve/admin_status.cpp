@@ -33,6 +33,7 @@ Json kv_json(const ModelStats& stats, const ServedModel& served) {
   kv["guarantee_bytes"] = stats.limits.guarantee_bytes;
   kv["cap_bytes"] = stats.limits.cap_bytes;
   kv["most_bytes"] = stats.kv_blocks * block_bytes;
+  kv["most_tokens"] = std::min(stats.kv_blocks * stats.block_tokens, served.max_context);
   return kv;
 }
 
@@ -51,7 +52,9 @@ Json model_json(const ModelView& view, const std::vector<ModelStats>& all, const
     json["load_seconds"] = served.load_seconds;
     json["max_model_len"] = served.max_context;
     json["weight_bytes"] = served.weight_bytes;
+    if (view.stage != ModelStage::kReady) json["wake_on_request"] = view.wakes_on_request;
   }
+  if (!view.slept_for_it.empty()) json["put_to_sleep"] = view.slept_for_it;
   const auto stats = std::ranges::find(all, view.name(), &ModelStats::model);
   if (stats != all.end()) {
     json["pinned"] = stats->pinned;
@@ -106,7 +109,7 @@ ApiResult<std::string> admin_status(std::string_view model, const AdminParts& pa
   const std::vector<ModelStats> stats = parts.engine.stats();
   if (!model.empty()) {
     const auto view = parts.models.view(model);
-    if (!view) return no_such_model(fmt::format("there is no model {}", model));
+    if (!view) return parts.models.no_such(model);
     return dump(model_json(*view, stats, parts.metrics));
   }
   Json json = Json::object();

@@ -10,12 +10,12 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "hearth/serve/http_testing.h"
-#include "hearth/serve/server.h"
+#include "hearth/serve/admin_testing.h"
 
 namespace hearth {
 namespace {
 
+using namespace admin_testing;
 using http_testing::Answer;
 using http_testing::ask;
 using http_testing::Client;
@@ -23,53 +23,6 @@ using http_testing::eventually;
 using http_testing::request_text;
 using nlohmann::json;
 using ::testing::HasSubstr;
-
-constexpr const char* kDemo = "models/fable-13m";
-constexpr const char* kAdmin = "authorization: Bearer boss\r\n";
-
-std::unique_ptr<Server> make_server(ServeOptions options) {
-  options.port = 0;
-  options.engine.threads = 2;
-  options.admin_keys = {"boss"};
-  auto server = Server::create(std::move(options));
-  HEARTH_CHECK(server.has_value(), "{}", server.error().message);
-  const Status started = (*server)->start();
-  HEARTH_CHECK(started.has_value(), "{}", started.error().message);
-  return std::move(*server);
-}
-
-// A server and what its operator and its clients say to it.
-class AdminTest : public testing::Test {
- protected:
-  void start(ServeOptions options = {}) { server_ = make_server(std::move(options)); }
-  uint16_t port() const { return server_->port(); }
-
-  Answer admin(std::string_view what, const json& body) const {
-    return ask(port(), "POST", fmt::format("/admin/{}", what), body.dump(), kAdmin);
-  }
-  Answer load(const std::string& name, const std::string& dir = kDemo, bool wait = true) const {
-    return admin("load", {{"model", dir}, {"name", name}, {"wait", wait}});
-  }
-  json status(const std::string& model = "") const {
-    const Answer a = ask(port(), "GET", "/admin/status" + (model.empty() ? "" : "/" + model), "", kAdmin);
-    return a.status == 200 ? json::parse(a.body) : json{{"state", "unloaded"}};
-  }
-  std::string state(const std::string& model) const { return status(model)["state"]; }
-  Answer complete(const std::string& model, int max_tokens = 4) const {
-    const json body = {
-        {"model", model}, {"prompt", "It was"}, {"max_tokens", max_tokens}, {"seed", 7}, {"ignore_eos", true}};
-    return ask(port(), "POST", "/v1/completions", body.dump());
-  }
-  std::string text(const std::string& model, int max_tokens = 24) const {
-    const Answer a = complete(model, max_tokens);
-    EXPECT_EQ(a.status, 200) << a.body;
-    return a.status == 200 ? json::parse(a.body)["choices"][0]["text"].get<std::string>() : "";
-  }
-
-  std::unique_ptr<Server> server_;
-};
-
-json error_of(const Answer& answer) { return json::parse(answer.body)["error"]; }
 
 // A folder with the demo model's small files and weights that the test may spoil.
 class CopiedModel {
@@ -161,14 +114,15 @@ TEST_F(AdminTest, BadRequestsSayWhatIsWrong) {
   refused("load", json::object(), 400, "model: absent; wanted a string");
   refused("load", {{"model", 7}}, 400, "model: found 7; wanted a string");
   refused("load", {{"model", "/nowhere/at/all"}}, 404, "/nowhere/at/all");
-  refused("load", {{"model", kDemo}, {"name", "a b"}}, 400, "name: empty, longer than 512 bytes, or with a space");
+  refused("load", {{"model", kDemo}, {"name", "a b"}}, 400,
+          "name: found \"a b\" of 3 bytes; wanted 1 to 512 bytes without spaces");
   refused("load", {{"model", kDemo}, {"name", "one"}}, 409, "there is a model called one; it is ready");
   refused("load", {{"model", kDemo}, {"name", "x"}, {"aliases", {"one"}}}, 409, "there is a model called one");
   refused("load", {{"model", kDemo}, {"name", "x"}, {"aliases", {"x"}}}, 400, "two models are called x");
   refused("load", {{"model", kDemo}, {"nam", "x"}}, 400, "nam: unknown; wanted model, name");
   refused("load", {{"model", kDemo}, {"kv_cache_dtype", "fp7"}}, 400, "\"fp7\" is unknown; wanted f32");
   refused("load", {{"model", kDemo}, {"name", "x"}, {"max_model_len", 4096}, {"wait", true}}, 422, "4096 tokens");
-  refused("unload", {{"model", "nobody"}}, 404, "there is no model nobody");
+  refused("unload", {{"model", "nobody"}}, 404, "there is no model nobody; there is one");
   EXPECT_EQ(admin("load", json::array()).status, 400);
   EXPECT_EQ(state("one"), "ready");
 }
@@ -310,32 +264,6 @@ TEST_F(AdminTest, ForceEndsWhatRunsAndNothingElse) {
   EXPECT_THAT(second.answer().body, HasSubstr("[DONE]"));
 }
 
-// A load stands still at its first tensor for as long as the test wants.
-class HeldLoad {
- public:
-  LoadProgress progress() {
-    return [this](int64_t done, int64_t) {
-      if (done == 0 || !hold_.load()) return;
-      if (at_first_) at_first_();
-      reached_ = true;
-      while (hold_.load()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    };
-  }
-  void arm(std::function<void()> at_first = {}) {
-    at_first_ = std::move(at_first);
-    reached_ = false;
-    hold_ = true;
-  }
-  bool wait_reached() {
-    return eventually([this] { return reached_.load(); });
-  }
-  void release() { hold_ = false; }
-
- private:
-  std::function<void()> at_first_;
-  std::atomic<bool> hold_{false}, reached_{false};
-};
-
 TEST_F(AdminTest, ALoadingModelSaysSoAndCanBeCancelled) {
   HeldLoad held;
   ServeOptions options;
@@ -364,6 +292,41 @@ TEST_F(AdminTest, ALoadingModelSaysSoAndCanBeCancelled) {
   EXPECT_TRUE(eventually([&] { return state("one") == "unloaded"; }));
   EXPECT_TRUE(eventually([&] { return state("three") == "ready"; }));
   EXPECT_EQ(state("two"), "unloaded");
+}
+
+// Models that the server starts with are called off as others are: one that loads, and one that waits for its turn.
+TEST(AdminStart, AnInitialModelCanBeCalledOffWhileItLoads) {
+  HeldLoad held;
+  ServeOptions options;
+  options.port = 0;
+  options.engine.threads = 2;
+  options.admin_keys = {"boss"};
+  options.load.progress = held.progress();
+  for (const char* const name : {"one", "two", "three"}) options.models.push_back({.names = {name}, .dir = kDemo});
+  auto server = Server::create(std::move(options));
+  ASSERT_TRUE(server) << server.error().message;
+  const uint16_t port = (*server)->port();
+  held.arm();
+  Status started;
+  std::thread starter([&] { started = (*server)->start(); });
+  EXPECT_TRUE(held.wait_reached());
+  const auto admin = [&](const char* what, const json& body) {
+    return ask(port, "POST", fmt::format("/admin/{}", what), body.dump(), kAdmin);
+  };
+  EXPECT_EQ(admin("unload", {{"model", "two"}, {"wait", true}}).status, 200) << "it waits for its turn";
+  EXPECT_EQ(admin("unload", {{"model", "one"}}).status, 202);
+  held.release();
+  starter.join();
+  EXPECT_TRUE(started) << started.error().message;
+  EXPECT_TRUE((*server)->ready());
+  const json status = json::parse(ask(port, "GET", "/admin/status", "", kAdmin).body);
+  ASSERT_EQ(status["models"].size(), 1u) << status.dump();
+  EXPECT_EQ(status["models"][0]["model"], "three");
+  // The engine has none of them: their names are free.
+  for (const char* const name : {"one", "two"}) {
+    const Answer again = admin("load", {{"model", kDemo}, {"name", name}, {"wait", true}});
+    EXPECT_EQ(again.status, 200) << again.body;
+  }
 }
 
 // The fault plan's files: each ends as a failed load with its error, and who is served notices nothing.

@@ -18,7 +18,7 @@ constexpr int64_t kSmallBody = 4 << 10, kAdminBody = 16 << 10;
 // How often a request that waits for the end of a load or an unload looks.
 constexpr std::chrono::milliseconds kAdminTick{10};
 
-Json model_card(const ApiModel& model, const std::string& name) {
+Json model_card(const ApiModel& model, const std::string& name, ModelStage stage) {
   Json card = Json::object();
   card["id"] = name;
   card["object"] = "model";
@@ -27,6 +27,7 @@ Json model_card(const ApiModel& model, const std::string& name) {
   card["root"] = model.names.front();
   card["parent"] = nullptr;
   card["max_model_len"] = model.served->max_context;
+  card["state"] = name_of(stage);
   return card;
 }
 
@@ -138,14 +139,15 @@ Async<void> Api::handle(HttpExchange& exchange) {
 HttpReply Api::models(std::string_view name) const {
   HttpReply reply;
   if (!name.empty()) {
-    const auto model = parts_.models.find(name);
+    const auto model = parts_.models.find_asleep_too(name);
     if (!model) return error_reply(model.error());
-    reply.body = dump(model_card(**model, std::string(name)));
+    const auto sleeps = parts_.models.sleep_of(name);
+    reply.body = dump(model_card(**model, std::string(name), sleeps ? sleeps->stage : ModelStage::kReady));
     return reply;
   }
   Json cards = Json::array();
-  for (const auto& model : parts_.models.loaded())
-    for (const std::string& known : model->names) cards.push_back(model_card(*model, known));
+  for (const auto& [model, stage] : parts_.models.loaded())
+    for (const std::string& known : model->names) cards.push_back(model_card(*model, known, stage));
   Json list = Json::object();
   list["object"] = "list";
   list["data"] = std::move(cards);
@@ -168,11 +170,13 @@ HttpReply Api::health(Route route) const {
 Async<void> Api::generate(HttpExchange& exchange, bool chat, int key, Access::Ticket& ticket) {
   const GenerationParts parts{.limits = parts_.limits,
                               .models = parts_.models,
+                              .manager = parts_.manager,
                               .engine = parts_.engine,
                               .workers = parts_.workers,
                               .answerers = parts_.answerers,
                               .conversations = parts_.conversations,
-                              .fingerprint = fingerprint_};
+                              .fingerprint = fingerprint_,
+                              .draining = draining_};
   co_await answer_generation(exchange, parts, chat, key, ticket);
 }
 

@@ -58,6 +58,15 @@ class Conversation {
     cancelled_ = true;
     for (RequestHandle& handle : handles_) handle.cancel();
   }
+  // No request of it was taken yet.
+  bool empty() const {
+    const std::lock_guard lock(mutex_);
+    return handles_.empty();
+  }
+  bool cancelled() const {
+    const std::lock_guard lock(mutex_);
+    return cancelled_;
+  }
   void consumed(size_t prompt, int32_t choice, int64_t tokens) {
     const std::lock_guard lock(mutex_);
     if (tokens > 0 && prompt < handles_.size()) handles_[prompt].consumed(choice, tokens);

@@ -3,7 +3,9 @@
 // Conversation.
 #include "hearth/serve/generation.h"
 
+#include <chrono>
 #include <ctime>
+#include <optional>
 
 #include "hearth/serve/api.h"
 #include "hearth/serve/conversation.h"
@@ -29,6 +31,7 @@ struct Asked {
   std::string body;
   bool chat = false;
   RequestOrigin origin;
+  std::string model = {};  // that it names, once it was read
 };
 
 struct Accepted {
@@ -99,8 +102,8 @@ RequestOrigin origin_of(const Asked& asked, const ApiModel& model, const Engine&
   return origin;
 }
 
-// On a worker.
-ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& parts,
+// On a worker. `asked` is the worker's until it returns.
+ApiResult<Accepted> read_and_submit(Asked& asked, const GenerationParts& parts,
                                     const std::shared_ptr<Conversation>& conversation) {
   // It may have waited for this worker for longer than its client did.
   if (conversation->gone()) return to_api_error(cancelled("the client is gone"));
@@ -108,6 +111,7 @@ ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& p
   std::vector<PreparedPrompt> prepared;
   if (asked.chat) {
     HEARTH_TRY_ASSIGN(const ChatCall call, parse_chat(asked.body, parts.limits));
+    asked.model = call.model;
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
     conversation->set_model(model->served.get());
     HEARTH_TRY_ASSIGN(prepared,
@@ -115,6 +119,7 @@ ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& p
     accepted = accept(call, *model, asked, parts.fingerprint, prepared);
   } else {
     HEARTH_TRY_ASSIGN(const CompletionCall call, parse_completion(asked.body, parts.limits));
+    asked.model = call.model;
     HEARTH_TRY_ASSIGN(const std::shared_ptr<const ApiModel> model, parts.models.find(call.model));
     conversation->set_model(model->served.get());
     HEARTH_TRY_ASSIGN(prepared, prepare_completion(call, *model, parts.limits,
@@ -124,6 +129,37 @@ ApiResult<Accepted> read_and_submit(const Asked& asked, const GenerationParts& p
   }
   HEARTH_TRY(submit_all(std::move(prepared), parts.engine, conversation));
   return std::move(*accepted);
+}
+
+// How often a request that waits for its model to wake looks.
+constexpr std::chrono::milliseconds kWakeTick{10};
+constexpr int kRetryS = 5;
+
+// Until a model that sleeps, and wakes on request, can answer; it is woken, once for all who wait. Why it cannot: its
+// wake failed, the server or the model goes. Who named it finds out what has become of a model that is not there any more.
+Async<ApiStatus> wait_until_awake(HttpExchange& exchange, const GenerationParts& parts, std::string model,
+                                  std::shared_ptr<Conversation> conversation) {
+  boost::asio::steady_timer timer(exchange.executor());
+  int64_t awaited = -1;  // the move to whose end it waits
+  while (!conversation->gone()) {
+    const auto sleeps = parts.models.sleep_of(model);
+    if (!sleeps) co_return ApiStatus();
+    if (parts.draining.load() || conversation->cancelled())
+      co_return not_now("draining", "the server is going down", kRetryS);
+    if (sleeps->stage == ModelStage::kAsleep && awaited >= 0 && sleeps->moves >= awaited && sleeps->error)
+      co_return not_now("wake_failed",
+                        fmt::format("the model {} does not wake: {}", sleeps->name, sleeps->error->message), kRetryS);
+    if (sleeps->stage == ModelStage::kWaking && awaited < 0) awaited = sleeps->moves;
+    if (sleeps->stage == ModelStage::kAsleep) {
+      if (awaited < 0) awaited = sleeps->moves + 1;
+      const auto begun = parts.manager.move(sleeps->name, false, parts.manager.usual());
+      // 409: somebody was faster, or the model goes.
+      if (!begun && begun.error().status != 409) co_return begun.error();
+    }
+    timer.expires_after(kWakeTick);
+    co_await timer.async_wait(boost::asio::as_tuple(boost::asio::use_awaitable));
+  }
+  co_return to_api_error(cancelled("the client is gone"));
 }
 
 // The engine's pieces did not fit into memory.
@@ -290,25 +326,43 @@ Async<void> answer_generation(HttpExchange& exchange, GenerationParts parts, boo
   // Ids of ours begin with "req-", which the answer's own prefix takes the place of.
   std::string_view request_id = exchange.head().request_id;
   if (request_id.starts_with("req-")) request_id.remove_prefix(4);
-  Asked asked{.body = std::move(exchange.body()),
-              .chat = chat,
-              .origin = {.id = fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", request_id),
-                         .tenant = key < 0 ? std::string() : fmt::format("key-{}", key)}};
-  // Named, as are all tasks here: g++ 12 may destroy a temporary of a co_await twice.
-  auto task = [parts, asked = std::move(asked), conversation] { return read_and_submit(asked, parts, conversation); };
-  auto ran = co_await run_on(parts.workers, std::move(task));
-  if (conversation->gone()) co_return;
-  if (!ran || !*ran) {
-    const ApiError error = ran ? ran->error() : to_api_error(ran.error());
+  const auto asked =
+      std::make_shared<Asked>(Asked{.body = std::move(exchange.body()),
+                                    .chat = chat,
+                                    .origin = {.id = fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", request_id),
+                                               .tenant = key < 0 ? std::string() : fmt::format("key-{}", key)}});
+  std::optional<Accepted> accepted;
+  while (!accepted) {
+    // Named, as are all tasks here: g++ 12 may destroy a temporary of a co_await twice.
+    auto task = [parts, asked, conversation] { return read_and_submit(*asked, parts, conversation); };
+    auto ran = co_await run_on(parts.workers, std::move(task));
+    if (conversation->gone()) co_return;
+    if (ran && *ran) {
+      accepted.emplace(std::move(*ran).value());
+      break;
+    }
+    ApiError error = ran ? ran->error() : to_api_error(ran.error());
+    // The engine's refusal where the model was found awake and fell asleep at that moment.
+    const bool asleep = error.code == kAsleepCode;
+    const bool may_wake = asleep || (error.status == 503 && conversation->empty());
+    const auto sleeps = may_wake ? parts.models.sleep_of(asked->model) : std::nullopt;
+    const bool awake_by_now = asleep && !sleeps;
+    if (sleeps && sleeps->wakes_on_request) {
+      ApiStatus awake = co_await wait_until_awake(exchange, parts, asked->model, conversation);
+      if (conversation->gone()) co_return;
+      if (awake) continue;
+      error = std::move(awake).error();
+    } else if (awake_by_now) {
+      continue;
+    }
     ticket.release();
     (void)co_await exchange.reply(error_reply(error));
     co_return;
   }
-  Accepted accepted = std::move(*ran).value();
-  if (accepted.stream) {
-    co_await answer_stream(exchange, parts.answerers, conversation, std::move(accepted.plan), ticket);
+  if (accepted->stream) {
+    co_await answer_stream(exchange, parts.answerers, conversation, std::move(accepted->plan), ticket);
   } else {
-    co_await answer_whole(exchange, parts.answerers, conversation, std::move(accepted.plan), ticket);
+    co_await answer_whole(exchange, parts.answerers, conversation, std::move(accepted->plan), ticket);
   }
 }
 

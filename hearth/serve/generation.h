@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The way of one completion or chat request: read and submitted on a worker, then its pieces taken from the engine and
-// written to the client as fast as the client reads. A client that goes away ends its choices, at whatever point.
+// written to the client as fast as the client reads. Where its model sleeps and may be woken it is woken first. A client that goes away ends its choices, at whatever point.
 // On the connection's strand.
 #pragma once
 
+#include <atomic>
 #include <string>
 
 #include "hearth/base/worker_pool.h"
@@ -13,6 +14,7 @@
 #include "hearth/serve/conversation.h"
 #include "hearth/serve/http.h"
 #include "hearth/serve/limits.h"
+#include "hearth/serve/model_manager.h"
 #include "hearth/serve/model_registry.h"
 
 namespace hearth {
@@ -21,11 +23,13 @@ namespace hearth {
 struct GenerationParts {
   const ApiLimits& limits;
   const ModelRegistry& models;
+  ModelManager& manager;
   Engine& engine;
   WorkerPool& workers;    // read requests
   WorkerPool& answerers;  // make large answers: of their own, so that those do not wait behind new requests
   Conversations& conversations;
   const std::string& fingerprint;
+  const std::atomic<bool>& draining;
 };
 
 // `key`: the index of the client's API key, or -1. `ticket` is released when all but the last bytes are written.

@@ -89,7 +89,22 @@ ModelRegistry::Entry* ModelRegistry::find_first(std::string_view name) {
   return found == entries_.end() ? nullptr : &*found;
 }
 
-ApiResult<std::shared_ptr<const ApiModel>> ModelRegistry::find(std::string_view name) const {
+ApiError ModelRegistry::nobody(std::string_view name) const {
+  std::string known;
+  for (const Entry& other : entries_) {
+    if (other.view.stage == ModelStage::kDraining || other.view.stage == ModelStage::kFailed) continue;
+    for (const std::string& one : other.view.source.names) known += (known.empty() ? "" : ", ") + one;
+  }
+  if (known.empty()) return no_such_model("no model is loaded");
+  return no_such_model(fmt::format("there is no model {}; there is {}", name, known));
+}
+
+ApiError ModelRegistry::no_such(std::string_view name) const {
+  const std::lock_guard lock(mutex_);
+  return nobody(name);
+}
+
+ApiResult<std::shared_ptr<const ApiModel>> ModelRegistry::find(std::string_view name, bool asleep_too) const {
   const std::lock_guard lock(mutex_);
   sweep();
   if (name.empty() && entries_.size() > 1) return bad_request("model", "model: absent, and there are several models");
@@ -103,26 +118,30 @@ ApiResult<std::shared_ptr<const ApiModel>> ModelRegistry::find(std::string_view 
       case ModelStage::kFallingAsleep:
       case ModelStage::kAsleep:
       case ModelStage::kWaking:
-        return not_now("asleep", fmt::format("the model {} is {}", view.name(), name_of(view.stage)), kLoadingRetryS);
+        if (asleep_too) return view.model;
+        return not_now(std::string(kAsleepCode), fmt::format("the model {} is {}", view.name(), name_of(view.stage)),
+                       kLoadingRetryS);
       case ModelStage::kDraining: return no_such_model(fmt::format("the model {} is being unloaded", view.name()));
       case ModelStage::kFailed: return no_such_model(fmt::format("the model {} could not be loaded", view.name()));
     }
   }
-  std::string known;
-  for (const Entry& other : entries_) {
-    if (other.view.stage == ModelStage::kDraining || other.view.stage == ModelStage::kFailed) continue;
-    for (const std::string& one : other.view.source.names) known += (known.empty() ? "" : ", ") + one;
-  }
-  if (known.empty()) return no_such_model("no model is loaded");
-  return no_such_model(fmt::format("there is no model {}; there is {}", name, known));
+  return nobody(name);
 }
 
-std::vector<std::shared_ptr<const ApiModel>> ModelRegistry::loaded() const {
+std::vector<ModelRegistry::Loaded> ModelRegistry::loaded() const {
   const std::lock_guard lock(mutex_);
-  std::vector<std::shared_ptr<const ApiModel>> models;
+  std::vector<Loaded> models;
   for (const Entry& entry : entries_)
-    if (entry.view.stage == ModelStage::kReady) models.push_back(entry.view.model);
+    if (entry.view.model != nullptr) models.push_back({entry.view.model, entry.view.stage});
   return models;
+}
+
+std::optional<SleepView> ModelRegistry::sleep_of(std::string_view name) const {
+  const std::lock_guard lock(mutex_);
+  const Entry* const entry = !name.empty() ? find_entry(name) : entries_.size() == 1 ? &entries_.front() : nullptr;
+  if (entry == nullptr || entry->view.model == nullptr || entry->view.stage == ModelStage::kReady) return std::nullopt;
+  const ModelView& view = entry->view;
+  return SleepView{view.name(), view.stage, view.wakes_on_request, view.moves, view.error};
 }
 
 bool ModelRegistry::ready() const {
@@ -181,11 +200,11 @@ void ModelRegistry::set_failed(std::string_view name, Error error) {
   entry->view.error = std::move(error);
 }
 
-ApiResult<bool> ModelRegistry::begin_move(std::string_view name_or_alias, bool to_sleep) {
+ApiResult<bool> ModelRegistry::begin_move(std::string_view name_or_alias, bool to_sleep, bool wakes_on_request) {
   const std::lock_guard lock(mutex_);
   sweep();
   const Entry* const found = find_entry(name_or_alias);
-  if (found == nullptr) return no_such_model(fmt::format("there is no model {}", name_or_alias));
+  if (found == nullptr) return nobody(name_or_alias);
   ModelView& view = find_first(found->view.name())->view;
   if (view.stage != ModelStage::kFailed) view.error.reset();
   if (view.stage == (to_sleep ? ModelStage::kAsleep : ModelStage::kReady)) return false;
@@ -194,10 +213,13 @@ ApiResult<bool> ModelRegistry::begin_move(std::string_view name_or_alias, bool t
     return conflict(
         fmt::format("the model {} is {}; wanted one that is {}", view.name(), name_of(view.stage), name_of(from)));
   view.stage = to_sleep ? ModelStage::kFallingAsleep : ModelStage::kWaking;
+  if (to_sleep) view.wakes_on_request = wakes_on_request;
+  view.slept_for_it.clear();
+  ++view.moves;
   return true;
 }
 
-void ModelRegistry::end_move(std::string_view name, bool to_sleep, const Status& status) {
+void ModelRegistry::end_move(std::string_view name, bool to_sleep, Status status) {
   const std::lock_guard lock(mutex_);
   Entry* const entry = find_first(name);
   if (entry == nullptr) return;
@@ -205,14 +227,19 @@ void ModelRegistry::end_move(std::string_view name, bool to_sleep, const Status&
   // Unloaded meanwhile, it stays so.
   if (view.stage != (to_sleep ? ModelStage::kFallingAsleep : ModelStage::kWaking)) return;
   view.stage = static_cast<bool>(status) == to_sleep ? ModelStage::kAsleep : ModelStage::kReady;
-  if (!status) view.error = status.error();
+  if (!status) view.error = std::move(status).error();
+}
+
+void ModelRegistry::add_slept(std::string_view name, std::string sleeper) {
+  const std::lock_guard lock(mutex_);
+  if (Entry* const entry = find_first(name)) entry->view.slept_for_it.push_back(std::move(sleeper));
 }
 
 ApiResult<ModelView> ModelRegistry::retire(std::string_view name_or_alias) {
   const std::lock_guard lock(mutex_);
   sweep();
   const Entry* const found = find_entry(name_or_alias);
-  if (found == nullptr) return no_such_model(fmt::format("there is no model {}", name_or_alias));
+  if (found == nullptr) return nobody(name_or_alias);
   if (found->view.stage == ModelStage::kDraining)
     return conflict(fmt::format("the model {} is being unloaded already", found->view.name()));
   ModelView before = found->view;

@@ -52,6 +52,9 @@ ApiModel make_api_model(std::vector<std::string> names, std::shared_ptr<const Se
 enum class ModelStage : uint8_t { kLoading, kReady, kFallingAsleep, kAsleep, kWaking, kDraining, kFailed };
 std::string_view name_of(ModelStage stage);
 
+// The code of the 503 that says so.
+inline constexpr std::string_view kAsleepCode = "asleep";
+
 // A model as it was at one moment.
 struct ModelView {
   ModelSource source;
@@ -59,8 +62,20 @@ struct ModelView {
   int64_t loaded_bytes = 0, total_bytes = 0;  // kLoading; 0 of 0: it waits for its turn
   std::optional<Error> error;                 // kFailed; else why it did not fall asleep, or wake, the last time
   std::shared_ptr<const ApiModel> model;      // from kReady to kWaking
+  bool wakes_on_request = false;              // from kFallingAsleep to kWaking: the next request wakes it
+  int64_t moves = 0;                          // to sleep and from it, that were begun
+  std::vector<std::string> slept_for_it;      // idle models that sleep so that it could be loaded, or woken
 
   const std::string& name() const { return source.names.front(); }
+};
+
+// How a model stands that sleeps, or is on its way.
+struct SleepView {
+  std::string name;  // its first one
+  ModelStage stage = ModelStage::kAsleep;
+  bool wakes_on_request = false;
+  int64_t moves = 0;
+  std::optional<Error> error;
 };
 
 class ModelRegistry {
@@ -74,9 +89,19 @@ class ModelRegistry {
   // ---- for requests
   // The model that a request names. An empty name means the only one there is. 404, with the names there are; 503 with
   // Retry-After while it loads or sleeps.
-  ApiResult<std::shared_ptr<const ApiModel>> find(std::string_view name) const;
-  // Those that are ready, in the order in which they came.
-  std::vector<std::shared_ptr<const ApiModel>> loaded() const;
+  ApiResult<std::shared_ptr<const ApiModel>> find(std::string_view name) const { return find(name, false); }
+  // What it says of a name that nobody has.
+  ApiError no_such(std::string_view name) const;
+  // For what needs no weights: models that sleep are found too.
+  ApiResult<std::shared_ptr<const ApiModel>> find_asleep_too(std::string_view name) const { return find(name, true); }
+  // Nullopt: it neither sleeps nor moves. By any of its names.
+  std::optional<SleepView> sleep_of(std::string_view name) const;
+  // Those that are loaded, asleep or not, in the order in which they came.
+  struct Loaded {
+    std::shared_ptr<const ApiModel> model;
+    ModelStage stage = ModelStage::kReady;
+  };
+  std::vector<Loaded> loaded() const;
   // Whether the models that the server was started with are there. Those that come later do not count.
   bool ready() const;
 
@@ -88,9 +113,10 @@ class ModelRegistry {
   void set_failed(std::string_view name, Error error);
   // From kReady to kFallingAsleep, or from kAsleep to kWaking. False: it is where this leads to, nothing is to be done.
   // 404; 409: it is elsewhere.
-  ApiResult<bool> begin_move(std::string_view name_or_alias, bool to_sleep);
+  ApiResult<bool> begin_move(std::string_view name_or_alias, bool to_sleep, bool wakes_on_request = false);
   // The end of that: kAsleep or kReady, or where it was before, with the error.
-  void end_move(std::string_view name, bool to_sleep, const Status& status);
+  void end_move(std::string_view name, bool to_sleep, Status status);
+  void add_slept(std::string_view name, std::string sleeper);
   // No request finds it from now on. Returns it as it was: a loading one is whoever loads it to end and forget().
   // 404; 409 where it drains already.
   ApiResult<ModelView> retire(std::string_view name_or_alias);
@@ -108,7 +134,9 @@ class ModelRegistry {
     std::weak_ptr<const ServedModel> held;  // kDraining: expires with the last holder
   };
 
-  const Entry* find_entry(std::string_view name) const;  // by any name; holding mutex_, as the next two
+  ApiResult<std::shared_ptr<const ApiModel>> find(std::string_view name, bool asleep_too) const;
+  ApiError nobody(std::string_view name) const;          // holding mutex_, as all of these
+  const Entry* find_entry(std::string_view name) const;  // by any name
   Entry* find_first(std::string_view name);
   void sweep() const;  // pointers to entries end here
 

@@ -50,7 +50,11 @@ class ServerImpl final : public Server {
                                                            .conversations = conversations_,
                                                            .ops = *options_.ops,
                                                            .load = std::move(load),
-                                                           .options = options_.engine});
+                                                           .options = options_.engine,
+                                                           .first = options_.models,
+                                                           .usual = {.deadline_ms = {},
+                                                                     .sleep_idle = options_.sleep_idle_for_room,
+                                                                     .wakes_on_request = options_.wake_on_request}});
     api_ = std::make_unique<Api>(ApiParts{.limits = options_.api,
                                           .keys = options_.api_keys,
                                           .admin_keys = options_.admin_keys,
@@ -80,7 +84,7 @@ class ServerImpl final : public Server {
   Status start() override {
     if (!http_->start()) return resource_exhausted("no thread could be started for HTTP");
     ThreadPool pool(options_.engine.threads);
-    for (const ModelSource& source : options_.models) HEARTH_TRY(manager_->load_now(source, pool));
+    HEARTH_TRY(manager_->load_first(pool));
     manager_->start();
     return {};
   }

@@ -31,6 +31,8 @@ struct ServeOptions {
   LoadOptions load;
   const OpTable* ops = &cpu_ops();  // what computes
   std::vector<ModelSource> models;
+  bool wake_on_request = false;      // a model that an operator put to sleep is woken by the next request for it
+  bool sleep_idle_for_room = false;  // where a load or a wake finds no room, idle models sleep for it
   bool access_log = false;
   std::string step_log;  // StepLog's file; empty: none
 };

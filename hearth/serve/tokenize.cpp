@@ -13,7 +13,7 @@ constexpr int64_t kMaxModelBytes = 512;
 ApiResult<std::shared_ptr<const ApiModel>> find_model(const Json& json, const ModelRegistry& models) {
   std::optional<std::string> name;
   HEARTH_TRY(read_string(json, "model", kMaxModelBytes, name));
-  return models.find(name.value_or(""));
+  return models.find_asleep_too(name.value_or(""));
 }
 
 }  // namespace
