@@ -40,7 +40,7 @@ WorkerPool::~WorkerPool() {
   watch_.wait(lock, done);
   lock.unlock();
   if (watcher_.joinable()) watcher_.join();
-  for (std::thread& thread : ended_) thread.join();
+  for (Worker& worker : ended_) worker.thread.join();
 }
 
 void WorkerPool::start_worker() {
@@ -102,8 +102,7 @@ void WorkerPool::work(Worker& self) {
   }
   missing_ += self.gave_way;
   const auto place = std::find_if(workers_.begin(), workers_.end(), [&](const Worker& w) { return &w == &self; });
-  ended_.push_back(std::move(place->thread));
-  workers_.erase(place);
+  ended_.splice(ended_.end(), workers_, place);  // which needs no memory
   watch_.notify_all();
 }
 
@@ -132,12 +131,12 @@ void WorkerPool::watch() {
     slow_down_the_long();
     try {
       for (; missing_ > 0; --missing_) start_worker();
-    } catch (const std::system_error& error) {
+    } catch (const std::exception& error) {
       SPDLOG_WARN("no thread for tasks that wait, trying again: {}", error.what());
     }
-    std::vector<std::thread> ended = std::exchange(ended_, {});
+    std::list<Worker> ended = std::exchange(ended_, {});
     lock.unlock();
-    for (std::thread& thread : ended) thread.join();
+    for (Worker& worker : ended) worker.thread.join();
     lock.lock();
   }
 }

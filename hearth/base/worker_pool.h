@@ -66,9 +66,9 @@ class WorkerPool {
   std::condition_variable wake_, watch_;
   std::deque<std::function<void()>> tasks_;  // guarded by mutex_, as all below
   std::list<Worker> workers_;
-  std::vector<std::thread> ended_;  // to be joined
-  int64_t running_ = 0;             // tasks
-  int64_t missing_ = 0;             // workers that gave way and are to be replaced
+  std::list<Worker> ended_;  // to be joined
+  int64_t running_ = 0;      // tasks
+  int64_t missing_ = 0;      // workers that gave way and are to be replaced
   bool stopping_ = false;
   std::thread watcher_;  // with kGivesWay
 };
