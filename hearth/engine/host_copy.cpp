@@ -2,16 +2,8 @@
 #include "hearth/engine/host_copy.h"
 
 #include <algorithm>
-#include <chrono>
-#include <thread>
 
 namespace hearth {
-namespace {
-
-// Who waits for the driver comes first: a lock is had again at once by the thread that just gave it up.
-void let_others() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
-
-}  // namespace
 
 Result<HostCopy> HostCopy::take(const Memory& memory, std::span<const std::byte> from) {
   HostCopy copy(memory);
@@ -26,7 +18,7 @@ Result<HostCopy> HostCopy::take(const Memory& memory, std::span<const std::byte>
       copy.size_bytes_ += pinned.size_bytes();
       copy.pieces_.push_back(std::move(pinned));
       rest = rest.subspan(piece.size());
-      let_others();
+      let_others_start_work();
     }
     return {};
   };
@@ -37,7 +29,7 @@ Result<HostCopy> HostCopy::take(const Memory& memory, std::span<const std::byte>
 }
 
 HostCopy::~HostCopy() {
-  for (; !pieces_.empty(); let_others()) pieces_.pop_back();
+  for (; !pieces_.empty(); let_others_start_work()) pieces_.pop_back();
 }
 
 Status HostCopy::put_back(std::byte* to) const {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // HostCopy: what lay in a device's memory, in pinned host memory meanwhile: the weights of a model that sleeps. It is
 // pinned in pieces, with pauses between: the driver keeps everybody who starts work on the device waiting while it pins
-// or gives back, 0.3 s for each GB, and other models go on meanwhile.
+// or gives back, and other models go on meanwhile.
 #pragma once
 
 #include <vector>
@@ -12,8 +12,8 @@ namespace hearth {
 
 class HostCopy {
  public:
-  // 5 ms of pinning.
-  static constexpr int64_t kPieceBytes = int64_t{16} << 20;
+  // More than what malloc() keeps for later.
+  static constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
   // Of `from`, which lies in `memory`. ResourceExhausted where the host has not so much; what the queue says else.
   static Result<HostCopy> take(const Memory& memory, std::span<const std::byte> from);

@@ -41,7 +41,7 @@ Status Engine::Impl::leave_device(Entry& entry) {
 
 // To where a copy of them is.
 Status Engine::Impl::leave_device(Entry& entry, std::shared_ptr<HostCopy> copy) {
-  HEARTH_TRY(entry.served->model->weights().memory.resize(0));
+  HEARTH_TRY(resize_in_steps(entry.served->model->weights().memory, 0));
   *entry.state->weight_bytes = 0;
   entry.asleep = std::move(copy);
   return {};
@@ -50,9 +50,9 @@ Status Engine::Impl::leave_device(Entry& entry, std::shared_ptr<HostCopy> copy) 
 // REQUIRES: the device has room for them.
 Status Engine::Impl::come_back(Entry& entry) {
   Buffer& weights = entry.served->model->weights().memory;
-  HEARTH_TRY(weights.resize(entry.asleep->size_bytes()));
+  HEARTH_TRY(resize_in_steps(weights, entry.asleep->size_bytes()));
   if (Status brought = entry.asleep->put_back(weights.data()); !brought) {
-    (void)weights.resize(0);
+    (void)resize_in_steps(weights, 0);
     return brought;
   }
   *entry.state->weight_bytes = weights.size_bytes();

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "hearth/memory/host_buffer.h"
 #include "hearth/memory/host_range.h"
@@ -63,6 +65,21 @@ Status Buffer::resize(int64_t size_bytes) {
   size_bytes_ = size_bytes;
   return {};
 }
+
+Status resize_in_steps(Buffer& buffer, int64_t size_bytes) {
+  const int64_t before = buffer.size_bytes();
+  while (buffer.size_bytes() != size_bytes) {
+    const int64_t step = std::clamp(size_bytes - buffer.size_bytes(), -kResizeStepBytes, kResizeStepBytes);
+    if (Status resized = buffer.resize(buffer.size_bytes() + step); !resized) {
+      if (buffer.size_bytes() != before) (void)buffer.resize(before);
+      return resized;
+    }
+    if (buffer.size_bytes() != size_bytes) let_others_start_work();
+  }
+  return {};
+}
+
+void let_others_start_work() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 Result<std::unique_ptr<QueueMark>> Queue::create_mark() {
   class Reached final : public QueueMark {

@@ -64,6 +64,14 @@ class Buffer {
   Status (*resize_)(void* owner, int64_t size_bytes) = nullptr;
 };
 
+// resize() in steps of kResizeStepBytes with pauses between, for memory of a device on which others work: its driver
+// keeps whoever starts work there waiting while pages come or go. Errors as resize(); then the buffer is as it was.
+inline constexpr int64_t kResizeStepBytes = int64_t{256} << 20;
+Status resize_in_steps(Buffer& buffer, int64_t size_bytes);
+
+// Who waits for a device's driver gets it: a lock is had again at once by the thread that just gave it up.
+void let_others_start_work();
+
 // Work that a queue keeps, to be put in again as one: the same launches with the same arguments, over what the memory
 // that they name then holds. Belongs to the queue that made it, and goes before it.
 class Recording {

@@ -2,10 +2,8 @@
 #include "hearth/model/weights_sink.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <limits>
-#include <thread>
 
 #include "hearth/base/check.h"
 
@@ -18,10 +16,12 @@ Result<WeightSink> WeightSink::create(const Memory& memory, int64_t size_bytes, 
     return sink;
   }
   // So that they can leave the device while their model sleeps.
-  HEARTH_TRY_ASSIGN(sink.buffer_, memory.allocate_resizable(size_bytes, size_bytes).with_context("weights"));
+  HEARTH_TRY_ASSIGN(
+      sink.buffer_,
+      memory.allocate_resizable(std::min(size_bytes, kResizeStepBytes), size_bytes).with_context("weights"));
+  HEARTH_TRY(resize_in_steps(sink.buffer_, size_bytes).with_context("weights"));
   for (Lane& lane : sink.lanes_) {
-    // The driver keeps who starts work meanwhile waiting while it pins: other models' steps come between.
-    if (&lane != sink.lanes_.data()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    let_others_start_work();
     HEARTH_TRY_ASSIGN(lane.staging, memory.allocate_staging(std::min(piece_bytes, size_bytes)).with_context("weights"));
     HEARTH_TRY_ASSIGN(lane.queue, memory.create_queue());
   }

@@ -17,6 +17,8 @@
 namespace hearth {
 namespace {
 
+constexpr int64_t kLeastPageBytes = 4096;  // of the host
+
 // For destructors: at process exit the driver may already be gone, which is no news.
 void log_failure(cudaError_t error, const char* what) {
   if (error == cudaSuccess || error == cudaErrorCudartUnloading) return;
@@ -174,13 +176,34 @@ Result<PinnedBuffer> PinnedBuffer::allocate(int64_t size_bytes) {
   if (size_bytes < 0) return invalid_argument("pinned buffer of {} bytes, wanted at least 0", size_bytes);
   if (size_bytes == 0) return PinnedBuffer();
   HEARTH_TRY(enter_cuda_device());
-  void* data = nullptr;
-  if (const cudaError_t error = cudaMallocHost(&data, static_cast<size_t>(size_bytes)); error != cudaSuccess)
-    return cuda_error(error, "cudaMallocHost").with_context(fmt::format("pinned buffer of {} bytes", size_bytes));
-  return PinnedBuffer(static_cast<std::byte*>(data), size_bytes);
+  const auto failed = [&](cudaError_t error, const char* what) {
+    return cuda_error(error, what).with_context(fmt::format("pinned buffer of {} bytes", size_bytes));
+  };
+  if (size_bytes < kRegisteredBytes) {
+    void* data = nullptr;
+    if (const cudaError_t error = cudaMallocHost(&data, static_cast<size_t>(size_bytes)); error != cudaSuccess)
+      return failed(error, "cudaMallocHost");
+    return PinnedBuffer(static_cast<std::byte*>(data), size_bytes);
+  }
+  // Whole huge pages, so that no page is pinned for two buffers.
+  HEARTH_TRY_ASSIGN(HostBuffer memory, HostBuffer::allocate(size_bytes));
+  for (int64_t at = 0; at < size_bytes; at += kLeastPageBytes) static_cast<volatile std::byte*>(memory.data())[at] = {};
+  if (const cudaError_t error =
+          cudaHostRegister(memory.data(), static_cast<size_t>(size_bytes), cudaHostRegisterDefault);
+      error != cudaSuccess)
+    return failed(error, "cudaHostRegister");
+  PinnedBuffer buffer(memory.data(), size_bytes);
+  buffer.registered_ = std::move(memory);
+  return buffer;
 }
 
-PinnedBuffer::~PinnedBuffer() { destroy(cudaFreeHost, static_cast<void*>(data_), "cudaFreeHost"); }
+PinnedBuffer::~PinnedBuffer() {
+  if (registered_.size_bytes() > 0) {
+    destroy(cudaHostUnregister, static_cast<void*>(data_), "cudaHostUnregister");
+  } else {
+    destroy(cudaFreeHost, static_cast<void*>(data_), "cudaFreeHost");
+  }
+}
 
 Result<Event> Event::create() {
   HEARTH_TRY(enter_cuda_device());

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "hearth/base/function_ref.h"
+#include "hearth/memory/host_buffer.h"
 #include "hearth/base/result.h"
 
 namespace hearth {
@@ -87,17 +88,23 @@ class DeviceBuffer {
 };
 
 // Host memory that the GPU copies from and to at full speed, beside running kernels.
+// From kRegisteredBytes on it is ordinary memory that is in use already when it is pinned: cudaMallocHost() brings it
+// into use with the driver's lock held, 0.3 s for each GB, and keeps whoever starts work meanwhile waiting.
 class PinnedBuffer {
  public:
   PinnedBuffer() = default;
   ~PinnedBuffer();
   PinnedBuffer(PinnedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+      : registered_(std::move(other.registered_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_bytes_(std::exchange(other.size_bytes_, 0)) {}
   PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    std::swap(registered_, other.registered_);
     std::swap(data_, other.data_);
     std::swap(size_bytes_, other.size_bytes_);
     return *this;
   }
+  static constexpr int64_t kRegisteredBytes = HostBuffer::kHugePageBytes;
   // Uninitialised, page-aligned; 0 bytes are legal. ResourceExhausted where the machine cannot pin so much.
   static Result<PinnedBuffer> allocate(int64_t size_bytes);
 
@@ -106,6 +113,7 @@ class PinnedBuffer {
 
  private:
   PinnedBuffer(std::byte* data, int64_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  HostBuffer registered_;  // where it is not the driver's
   std::byte* data_ = nullptr;
   int64_t size_bytes_ = 0;
 };
