@@ -34,16 +34,13 @@ HostCopy::~HostCopy() {
 
 Status HostCopy::put_back(std::byte* to) const {
   HEARTH_TRY_ASSIGN(const std::unique_ptr<Queue> queue, memory_->create_queue());
-  const auto put_all = [&]() -> Status {
-    for (const Buffer& piece : pieces_) {
-      HEARTH_TRY(queue->copy_in(to, {piece.data(), static_cast<size_t>(piece.size_bytes())}));
-      to += piece.size_bytes();
-    }
-    return {};
-  };
-  const Status put = put_all(), copied = queue->synchronize();
-  HEARTH_TRY(put);
-  return copied;
+  for (const Buffer& piece : pieces_) {
+    HEARTH_TRY(queue->copy_in(to, {piece.data(), static_cast<size_t>(piece.size_bytes())}));
+    // One at a time: what others' steps copy in waits behind all that the device was given.
+    HEARTH_TRY(queue->synchronize());
+    to += piece.size_bytes();
+  }
+  return {};
 }
 
 }  // namespace hearth
