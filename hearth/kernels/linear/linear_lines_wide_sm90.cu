@@ -19,9 +19,10 @@ constexpr int64_t kRowsAtOnce = 4096;
 constexpr int kMostTokens = 128;  // of a tile
 constexpr int kMostBlocks = 160;  // more multiprocessors than Hopper has
 static_assert(kRowsAtOnce % kMostTokens == 0);
-static_assert(StagedMemory::kCounters >= kMostBlocks * kLineWideTeams, "a step's counters are the warpgroups' flags");
+static_assert(StagedMemory::kCounters >= kMostBlocks * kLineWideRowTeams,
+              "a step's counters are the warpgroups' flags");
 
-constexpr int64_t kReadyBytes = kMostBlocks * kLineWideTeams * int64_t{sizeof(uint32_t)};
+constexpr int64_t kReadyBytes = kMostBlocks * kLineWideRowTeams * int64_t{sizeof(uint32_t)};
 constexpr int64_t kPartialBytes = kMostBlocks * int64_t{kMostTokens} * kLineWideRows * int64_t{sizeof(float)};
 
 int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }

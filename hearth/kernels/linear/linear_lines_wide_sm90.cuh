@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel of linear_lines_wide_sm90.h. A warp copies, two units of K of W and of the tokens a stage, and once the
-// table of lines; two warpgroups multiply, each 64 rows of W by all tokens of the tile, W from registers: shared memory
-// gives units, linear_lines_fragments_sm90.cuh the fragments. A unit's sums are integers; times the scales of line and
-// token they are added to a tile's in f32. Which tiles a block has, and which of them in part:
+// table of lines; two or four warpgroups multiply, each 64 rows of W by all tokens of the tile, W from registers: shared
+// memory gives units, linear_lines_fragments_sm90.cuh the fragments. A unit's sums are integers; times the scales of line
+// and token they are added to a tile's in f32. Which tiles a block has, and which of them in part:
 // linear_nibble_wide_plan_sm90.cuh. Sums of a tile that blocks share meet in global memory, each warpgroup's for itself.
 #pragma once
 
@@ -20,10 +20,10 @@
 
 namespace hearth::sm90 {
 
-constexpr int kLineWideTeams = 2, kLineWideTeamThreads = 128, kLineWideTeamRows = 64;
-constexpr int kLineWideRows = kLineWideTeams * kLineWideTeamRows;
-constexpr int kLineWideMultipliers = kLineWideTeams * kLineWideTeamThreads;
+constexpr int kLineWideTeamThreads = 128, kLineWideTeamRows = 64;
+constexpr int kLineWideRowTeams = 2, kLineWideRows = kLineWideRowTeams * kLineWideTeamRows;
 constexpr int kLineWideUnits = 2;  // of K in a stage
+constexpr int kLineWideMostTeams = 4, kLineWideBarrierOfTeams = 1 + kLineWideMostTeams;
 constexpr int kLineWideTableBytes = kMostUnitLines * static_cast<int>(sizeof(UnitLine));
 
 struct LineWideMaps {
@@ -37,27 +37,32 @@ struct LineWideParams {
   WidePlan plan;
   int m, token_tiles;  // tiles that follow each other have the same rows of W
   bool in_pairs;       // two rows of out and residual, in bf16, may be moved at once
-  float* partial;      // [blocks][teams][sums of a thread][kLineWideTeamThreads]
-  uint32_t* ready;     // [blocks][teams]: its partial sums are there
+  float* partial;      // [blocks][teams of rows][sums of a thread][kLineWideTeamThreads]
+  uint32_t* ready;     // [blocks][teams of rows]: its partial sums are there
 };
 
-// Shared memory: stages (the tokens' rows, swizzled; their scales; then W strip by strip), then the table.
+// Shared memory: stages (the tokens' rows, swizzled; their scales; then W strip by strip), the table, then sums.
 template <int kTokensOf>
 struct LineWideShape {
   static constexpr int kTokens = kTokensOf;
-  // Many tokens' sums take all registers: the copying warp is then a warpgroup, which gives its own away. With fewer,
-  // small kernels find room beside the block.
-  static constexpr bool kMovesRegisters = kTokens > 64;
-  static constexpr int kRegisters = 240, kCopyRegisters = 24;
-  static constexpr int kThreads = kLineWideMultipliers + (kMovesRegisters ? 128 : 32);
+  // Few tokens' sums leave room for four warpgroups: two have the same rows, each one of a stage's units.
+  static constexpr bool kSplitsK = kTokens <= 64;
+  static constexpr int kTeams = kSplitsK ? 2 * kLineWideRowTeams : kLineWideRowTeams;
+  static constexpr int kMultipliers = kTeams * kLineWideTeamThreads;
+  // Sums of 64 tokens and more take all registers: the copying warp is then a warpgroup, which gives its own away. With
+  // fewer, small kernels find room beside the block.
+  static constexpr bool kMovesRegisters = kTokens > 32;
+  static constexpr int kRegisters = kSplitsK ? 112 : 240, kCopyRegisters = 24;
+  static constexpr int kThreads = kMultipliers + (kMovesRegisters ? 128 : 32);
   static constexpr int kStrips = kLineWideRows / kUnitRows, kStripBytes = kLineWideUnits * kLineUnitBytes;
   static constexpr int kTokenBytes = kTokens * kUnitColumns;  // of a unit
   static constexpr int kScalesAt = kLineWideUnits * kTokenBytes;
   static constexpr int kWeightAt = kScalesAt + kLineWideUnits * kTokens * 4;
   static constexpr int kCopiedBytes = kWeightAt + kStrips * kStripBytes;
   static constexpr int kStageBytes = (kCopiedBytes + 1023) / 1024 * 1024;
-  static constexpr int kStages = (227 * 1024 - kSharedLeft - 2048 - kLineWideTableBytes) / kStageBytes;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kLineWideTableBytes + 1024;
+  static constexpr int kJoinBytes = kSplitsK ? kLineWideRows * kTokens * 4 : 0;
+  static constexpr int kStages = (227 * 1024 - kSharedLeft - 2048 - kLineWideTableBytes - kJoinBytes) / kStageBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kLineWideTableBytes + kJoinBytes + 1024;
   static_assert(kStages >= 2 && kWeightAt % 128 == 0);
 };
 
@@ -99,22 +104,25 @@ class LineWideBlock {
     pdl_wait();
     table_full().wait_or_fault(0);
     Stage stage;
+    const Place place = place_here();
     while (work.has_more()) {
       float total[kSums] = {};
       // The same in all lanes, which ptxas sees in what a reduction gives: so the loop's numbers are in uniform registers.
       work.left = static_cast<int>(__reduce_max_sync(~0u, static_cast<unsigned>(work.left)));
       {
         const WideSegment segment = work.here(p_.plan, block_here());
-        for (int left = segment.last - segment.first; left > 0; --left, stage = stage.next())
-          multiply_stage(stage, total);
+        multiply_stages(place, segment.last - segment.first, stage, total);
       }
+      if constexpr (Shape::kSplitsK) join(total);
       // Once more, instead of keeping it meanwhile.
       const WideSegment segment = work.here(p_.plan, block_here());
-      if (segment.last < p_.plan.chunks) {
-        leave(total);
-      } else {
-        collect(segment, total);
-        write(segment.tile, total);
+      if (half() == 0) {
+        if (segment.last < p_.plan.chunks) {
+          leave(total);
+        } else {
+          collect(segment, total);
+          write(segment.tile, total);
+        }
       }
       work.advance(segment);
     }
@@ -160,6 +168,9 @@ class LineWideBlock {
   __device__ __forceinline__ uint32_t table() const { return stage_at(kStages); }
   // Asked for where they are used, for the main loop has no registers for them.
   __device__ __forceinline__ static int team() { return thread_here() / kLineWideTeamThreads; }
+  // Which rows it has, and which of a stage's units.
+  __device__ __forceinline__ static int row_team() { return team() % kLineWideRowTeams; }
+  __device__ __forceinline__ static int half() { return team() / kLineWideRowTeams; }
   __device__ __forceinline__ static int warp() { return thread_here() % kLineWideTeamThreads / 32; }
   __device__ __forceinline__ static int lane() { return thread_here() % 32; }
   __device__ __forceinline__ void team_barrier() const { named_barrier(1 + team(), kLineWideTeamThreads); }
@@ -178,76 +189,136 @@ class LineWideBlock {
 
   // A warpgroup's first row of W.
   __device__ __forceinline__ int first_row_of(int tile) const {
-    return tile / p_.token_tiles * kLineWideRows + team() * kLineWideTeamRows;
+    return tile / p_.token_tiles * kLineWideRows + row_team() * kLineWideTeamRows;
   }
 
+  // Where a lane's part of a stage lies: of the first unit codes and lines of its rows, and scales of its tokens.
+  struct Place {
+    uint32_t codes, lines, scales;
+  };
+  __device__ __forceinline__ static Place place_here() {
+    const auto thread = static_cast<uint32_t>(thread_here()), lane = thread % 32;
+    const uint32_t strip =
+        Shape::kWeightAt + thread / 32 % (kLineWideRows / kUnitRows) * static_cast<uint32_t>(Shape::kStripBytes);
+    return {strip + lane * 16, strip + kUnitCodeBytes + lane / 4 * 4, Shape::kScalesAt + lane % 4 * 8};
+  }
   // Fragments of the lane's rows r and r + 8 of a unit; their lines' scales.
-  __device__ __forceinline__ void decode(uint32_t unit, uint32_t (&a)[kSlices][4], float (&scale)[2]) const {
-    const uint32_t lines = get<uint32_t>(unit + kUnitCodeBytes + lane() / 4 * 4);
+  struct Fragments {
+    uint32_t at[kSlices][4];
+    float scale[2];
+  };
+  __device__ __forceinline__ void decode(const Place& place, const Stage& stage, int i, Fragments& a) const {
+    const uint32_t unit = stage_at(stage.at) + i * kLineUnitBytes;
+    const uint32_t lines = get<uint32_t>(unit + place.lines);
     const LineFragments low(get<uint4>(table() + (lines & 0xFFFF))), high(get<uint4>(table() + (lines >> 16)));
-    scale[0] = low.scale, scale[1] = high.scale;
+    a.scale[0] = low.scale, a.scale[1] = high.scale;
 #pragma unroll
     for (int v = 0; v < 2; ++v) {
-      const uint4 words = get<uint4>(unit + v * (kUnitCodeBytes / 2) + lane() * 16);
-      low.decode(words.x, a[2 * v][0], a[2 * v][2]);
-      high.decode(words.y, a[2 * v][1], a[2 * v][3]);
-      low.decode(words.z, a[2 * v + 1][0], a[2 * v + 1][2]);
-      high.decode(words.w, a[2 * v + 1][1], a[2 * v + 1][3]);
+      const uint4 words = get<uint4>(unit + place.codes + v * (kUnitCodeBytes / 2));
+      low.decode(words.x, a.at[2 * v][0], a.at[2 * v][2]);
+      high.decode(words.y, a.at[2 * v][1], a.at[2 * v][3]);
+      low.decode(words.z, a.at[2 * v + 1][0], a.at[2 * v + 1][2]);
+      high.decode(words.w, a.at[2 * v + 1][1], a.at[2 * v + 1][3]);
     }
     // Else ptxas 13.0 decodes between the products, in registers of words (C7519).
-    pin_registers(a);
+    pin_registers(a.at);
   }
-
-  __device__ __forceinline__ void multiply_stage(const Stage& stage, float (&total)[kSums]) {
+  __device__ __forceinline__ void start(const Stage& stage, int i, Fragments& a, int32_t (&sum)[kSums]) const {
     // Operands differ in the address alone, the lowest 14 bits.
     const uint64_t first_tokens = wgmma_operand(shared_);
-    const uint32_t tokens = static_cast<uint32_t>(first_tokens) + stage.at * (Shape::kStageBytes / 16);
-    const uint32_t at = stage_at(stage.at);
-    const uint32_t unit =
-        at + Shape::kWeightAt + (team() * (kLineWideTeamRows / kUnitRows) + warp()) * Shape::kStripBytes;
-    full(stage.at).wait_or_fault(stage.parity);
+    const uint32_t tokens =
+        static_cast<uint32_t>(first_tokens) + (stage.at * Shape::kStageBytes + i * Shape::kTokenBytes) / 16;
+    wgmma_begin();
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      uint32_t a[kSlices][4];
-      float line_scale[2];
-      decode(unit + i * kLineUnitBytes, a, line_scale);
-      int32_t sum[kSums];  // the first product writes it
-      wgmma_begin();
+    for (int slice = 0; slice < kSlices; ++slice)
+      wgmma_s8<kTokens>(sum, a.at[slice], (first_tokens & ~uint64_t{0xFFFFFFFF}) | (tokens + slice * 2), slice > 0);
+    wgmma_commit();
+  }
+  // Adds a unit's sums to the tile's; `is_last`: of those that this warpgroup takes of the stage.
+  __device__ __forceinline__ void add(const Place& place, const Stage& stage, int i, bool is_last,
+                                      const float (&line_scale)[2], const int32_t (&sum)[kSums],
+                                      float (&total)[kSums]) const {
+    // Lane 4 r + q has tokens 2 q and 2 q + 1 of each 8.
+    const uint32_t at = stage_at(stage.at) + i * kTokens * 4 + place.scales;
+    float2 scale[kTokens / 8];
+    uint32_t outcome = 0;
 #pragma unroll
-      for (int slice = 0; slice < kSlices; ++slice) {
-        const uint64_t x =
-            (first_tokens & ~uint64_t{0xFFFFFFFF}) | (tokens + (i * Shape::kTokenBytes + slice * 32) / 16);
-        wgmma_s8<kTokens>(sum, a[slice], x, slice > 0);
-      }
-      wgmma_commit();
-      wgmma_wait<0>();
-      pin_registers(sum);
-      pin_registers(a);
-      // Lane 4 r + q has tokens 2 q and 2 q + 1 of each 8.
-      float2 scale[kTokens / 8];
-      uint32_t outcome = __float_as_uint(line_scale[0]) ^ __float_as_uint(line_scale[1]);
-#pragma unroll
-      for (int t = 0; t < kTokens / 8; ++t) {
-        scale[t] = get<float2>(at + Shape::kScalesAt + i * kTokens * 4 + t * 32 + lane() % 4 * 8);
-        outcome ^= __float_as_uint(scale[t].x);
-      }
-      if (i + 1 == kUnits && elect_lane()) empty(stage.at).arrive_behind_loads(outcome);
-#pragma unroll
-      for (int row = 0; row < 2; ++row)
-#pragma unroll
-        for (int s = 0; s < kSums / 2; ++s) {
-          const int here = s / 2 * 4 + row * 2 + s % 2;
-          total[here] = fmaf(static_cast<float>(sum[here]),
-                             line_scale[row] * (s % 2 == 0 ? scale[s / 2].x : scale[s / 2].y), total[here]);
-        }
+    for (int t = 0; t < kTokens / 8; ++t) {
+      scale[t] = get<float2>(at + t * 32);
+      outcome ^= __float_as_uint(scale[t].x);
     }
+    if (is_last && elect_lane()) empty(stage.at).arrive_behind_loads(outcome);
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+#pragma unroll
+      for (int s = 0; s < kSums / 2; ++s) {
+        const int here = s / 2 * 4 + row * 2 + s % 2;
+        total[here] = fmaf(static_cast<float>(sum[here]),
+                           line_scale[row] * (s % 2 == 0 ? scale[s / 2].x : scale[s / 2].y), total[here]);
+      }
+  }
+
+  // The sums of `unit`, whose fragments are there, while those of the next one are decoded, where there is one.
+  struct Unit {
+    Stage stage;
+    int i;
+  };
+  __device__ __forceinline__ void step(const Place& place, const Unit& unit, const Unit& next, bool has_next,
+                                       Fragments& here, Fragments& ahead, float (&total)[kSums]) {
+    int32_t sum[kSums];  // the first product writes it
+    start(unit.stage, unit.i, here, sum);
+    if (has_next) {
+      if (next.stage.at != unit.stage.at) full(next.stage.at).wait_or_fault(next.stage.parity);
+      decode(place, next.stage, next.i, ahead);
+    }
+    wgmma_wait<0>();
+    pin_registers(sum);
+    pin_registers(here.at);
+    add(place, unit.stage, unit.i, Shape::kSplitsK || unit.i + 1 == kUnits, here.scale, sum, total);
+  }
+  __device__ __forceinline__ void multiply_stages(const Place& place, int left, Stage& stage, float (&total)[kSums]) {
+    static_assert(kUnits == 2);
+    // The same in all lanes: see multiply().
+    const int first_unit = Shape::kSplitsK ? __shfl_sync(~0u, half(), 0) : 0;
+    Fragments first, second;
+    if constexpr (Shape::kSplitsK) {
+      // Other warpgroups' products run meanwhile.
+      for (; left > 0; --left, stage = stage.next()) {
+        full(stage.at).wait_or_fault(stage.parity);
+        decode(place, stage, first_unit, first);
+        step(place, {stage, first_unit}, {}, false, first, first, total);
+      }
+    } else {
+      full(stage.at).wait_or_fault(stage.parity);
+      decode(place, stage, 0, first);
+      for (; left > 0; --left) {
+        const Stage next = stage.next();
+        step(place, {stage, 0}, {stage, 1}, true, first, second, total);
+        step(place, {stage, 1}, {next, 0}, left > 1, second, first, total);
+        stage = next;
+      }
+    }
+  }
+
+  // Sums of the warpgroups with the same rows, in the first one's registers.
+  __device__ __forceinline__ void join(float (&total)[kSums]) const {
+    auto* const at = reinterpret_cast<float*>(generic(table() + kLineWideTableBytes)) +
+                     row_team() * (kSums * kLineWideTeamThreads) + thread_here() % kLineWideTeamThreads;
+    if (half() > 0)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) at[i * kLineWideTeamThreads] = total[i];
+    named_barrier(kLineWideBarrierOfTeams, Shape::kMultipliers);
+    if (half() == 0)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) total[i] += at[i * kLineWideTeamThreads];
+    named_barrier(kLineWideBarrierOfTeams, Shape::kMultipliers);  // before it is written again
   }
 
   __device__ float* partial_of(int block) const {
-    return p_.partial + (int64_t{block} * kLineWideTeams + team()) * (kSums * kLineWideTeamThreads) +
+    return p_.partial + (int64_t{block} * kLineWideRowTeams + team()) * (kSums * kLineWideTeamThreads) +
            thread_here() % kLineWideTeamThreads;
   }
-  __device__ uint32_t* ready_of(int block) const { return p_.ready + block * kLineWideTeams + team(); }
+  __device__ uint32_t* ready_of(int block) const { return p_.ready + block * kLineWideRowTeams + team(); }
   // For the block that ends the tile.
   __device__ void leave(const float (&total)[kSums]) {
     const int block = block_here();
@@ -368,19 +439,19 @@ __global__ void __launch_bounds__(LineWideShape<kTokens>::kThreads, 1)
   __shared__ MBarrier barriers[2 * kStages + 1];
   std::byte* const shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) barriers[i].init(1), barriers[kStages + i].init(kLineWideMultipliers / 32);
+    for (int i = 0; i < kStages; ++i) barriers[i].init(1), barriers[kStages + i].init(Shape::kMultipliers / 32);
     barriers[2 * kStages].init(1);
     fence_barrier_init();
   }
   __syncthreads();
   pdl_launch_next();
   LineWideBlock<kTokens> block(p, shared, barriers);
-  if (threadIdx.x < kLineWideMultipliers) {
+  if (threadIdx.x < Shape::kMultipliers) {
     if constexpr (Shape::kMovesRegisters) take_registers<Shape::kRegisters>();
     block.multiply();
   } else {
     if constexpr (Shape::kMovesRegisters) give_registers<Shape::kCopyRegisters>();
-    if (threadIdx.x == kLineWideMultipliers) block.copy(maps);
+    if (threadIdx.x == Shape::kMultipliers) block.copy(maps);
   }
 }
 

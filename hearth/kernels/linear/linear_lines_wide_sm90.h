@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weights of bitvectors in units (line_units.h) by more tokens than linear_lines_sm90.cuh takes, on the INT8 tensor
 // cores. Host side; device pointers throughout.
-//   I1. A group's sums are integers and exact, those of linear_lines_sm90.cuh. Groups are added in f32, in their order
-//       where a tile is one block's.
+//   I1. A group's sums are integers and exact, those of linear_lines_sm90.cuh. Groups are added in f32 in a fixed
+//       order, which is another one.
 //   I2. A row of out depends on its row of x alone, bit for bit, as long as one tile holds all rows, which the chosen
 //       ones do up to 64: how K is cut depends on the weights and the device. With more rows it depends on their
 //       number, too.
