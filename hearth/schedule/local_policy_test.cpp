@@ -58,6 +58,15 @@ TEST(SloPolicy, OtherModelsDecodesTakeTheirTime) {
   EXPECT_EQ(turn.tokens, 350);
 }
 
+// Both would end within 790 ms, which is less than 2.5 % of TTFT before they are due: what can be on time for certain is
+// the shorter one.
+TEST(SloPolicy, FirstTokensAreNotPlannedJustInTime) {
+  const std::vector<PolicySequence> tight{prompt(5000, 800'000), prompt(2700, 800'000)};
+  EXPECT_EQ(slo_turn({model(tight)}).order.front(), 1);
+  const std::vector<PolicySequence> wide{prompt(5000, 830'000), prompt(2700, 830'000)};
+  EXPECT_EQ(slo_turn({model(wide)}).order.front(), 0);
+}
+
 // Hundreds of prompts that were found late wait in front of one that can be on time.
 TEST(SloPolicy, LatePromptsHideNobodyBehindThem) {
   std::vector<PolicySequence> s(1000, prompt(50, -1'000'000));

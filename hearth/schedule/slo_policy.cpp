@@ -14,6 +14,7 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kMargin = 0.05;            // of TPOT: due times are taken so much earlier
+constexpr double kFirstMargin = 0.025;      // of TTFT: the same, for first tokens
 constexpr double kMostDecode = 0.9;         // of the machine; beyond it nothing new is admitted
 constexpr double kLeastPrefill = 0.1;       // of the machine, for estimates of how long prompts take
 constexpr int64_t kLeastChunk = 32;         // tokens
@@ -106,6 +107,7 @@ class Decision {
       if (model(m).skip) continue;
       const StepCost& cost = model(m).cost;
       const double alone_us = decodes_[static_cast<size_t>(m)].count == 0 ? cost.step_us : 0;
+      const double margin_us = kFirstMargin * static_cast<double>(model(m).slo.ttft_us);
       int64_t waiting = 0, late_waiting = 0;
       for (int64_t i = 0; i < std::ssize(model(m).sequences); ++i) {
         const PolicySequence& s = model(m).sequences[static_cast<size_t>(i)];
@@ -118,7 +120,7 @@ class Decision {
         const bool late = s.late || (!s.first_out && time_us > due_us);
         if (late && !s.first_out && !s.running) hopeless_.push_back({m, i});
         any_due_ |= s.due_us != kNoDue;
-        prompts_.push_back({m, i, {time_us / part, due_us}, late});
+        prompts_.push_back({m, i, {time_us / part, s.first_out ? due_us : due_us - margin_us}, late});
       }
     }
   }

@@ -187,8 +187,9 @@ TEST_F(SleepTest, AWakeThatFailsAnswersAllWhoWait) {
   start(options);
   ASSERT_EQ(load("one").status, 200);
   const std::string before = text("one");
+  const int64_t awake = device().held_bytes();
   ASSERT_EQ(sleep("one").status, 200);
-  device().failing_copy_bytes = HostCopy::kPieceBytes;
+  device().failing_copy_bytes = std::min(awake - device().held_bytes(), HostCopy::kPieceBytes);
   device().failing_copies = 1;
   device().slow_copy_ms = 300;
   std::vector<std::unique_ptr<Client>> clients;

@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "hearth/base/function_ref.h"
-#include "hearth/memory/host_buffer.h"
 #include "hearth/base/result.h"
+#include "hearth/memory/host_buffer.h"
 
 namespace hearth {
 
