@@ -121,7 +121,7 @@ def models_table(lines):
     """Llama-3-8B's shapes: decode against the batch from an empty context, and prompts."""
     lines = [x for x in lines if x["bench"] in ("model.decode", "model.prefill") and "repetitions" in x
              and x["config"].startswith("llama-3-8b") and "H100" in x["device"] and x["batch"] in BATCHES
-             and x.get("context", 0) == 0 and x.get("length", 512) in PROMPTS and (x["batch"] == 1 or "length" not in x)]
+             and x.get("context", 0) == 0 and x.get("depth", 0) == 0 and x.get("length", 512) in PROMPTS and (x["batch"] == 1 or "length" not in x)]
     formats = {}
     for line in lines:
         formats.setdefault(line["config"][10:].lstrip("-") or "bf16", {})[line.get("length", -line["batch"])] = line
