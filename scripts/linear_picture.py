@@ -15,7 +15,7 @@ SERIES = (("W4A8 (fireq)", "c1"), ("W4A16 (int4)", "c2"), ("SBVR", "c3"), ("FP8"
 def series_of(line):
     """Which line of the picture it belongs to; None: none."""
     if line["bench"] == "op.linear.lines":
-        return "SBVR"
+        return None if line.get("rival") == "fp8" else "SBVR"
     rival, _, tile = line.get("rival", "").rpartition(" ")
     if line["bench"] == "op.linear.units":
         return {"fireq": "W4A8 (fireq)", "int4-zero": "W4A16 (int4)"}.get(line["rival"])
